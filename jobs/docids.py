@@ -1,0 +1,41 @@
+"""Reads corpus/; writes candidates per shard with Ray Data (work/docids/), resolves their collisions, writes docids/.
+`zerogr docids CONFIG`"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from jobs.shards import run_shards
+from jobs.stages import run_stage
+from zerogr.config import Config
+from zerogr.docids.stage import FOLDER, DocidProposer, assign_docids, docids_inputs
+from zerogr.generation import load_generator
+from zerogr.index import Index, StageRecord
+
+
+def run(config: Config) -> StageRecord:
+    """Runs the docid stage."""
+    return run_stage("docids", config, docids_inputs(config, Index(config.index)), _build)
+
+
+def _build(config: Config, index: Index) -> dict[str, Any]:
+    needs_engine = config.docids.scheme == "keywords"
+    run_shards("docids", index, FOLDER, partial(make_worker, config), config.compute, needs_engine=needs_engine)
+    return assign_docids(config, index)
+
+
+def make_worker(config: Config) -> DocidProposer:
+    """Returns what makes the candidates of a shard; called in the actor."""
+    engine = None
+    if config.docids.scheme == "keywords":
+        engine = load_generator(
+            config.docids, batch_size=config.compute.engine_batch_size, options=config.compute.engine_options
+        )
+    return DocidProposer(config, Index(config.index), engine)
+
+
+if __name__ == "__main__":
+    from jobs.cli import run_module
+
+    run_module("docids")

@@ -1,0 +1,229 @@
+"""The Ray Serve application: an ingress that speaks HTTP, and searchers that hold the model.
+
+    HTTP proxy -> Ingress (validation, page, probes; no model) -> Searcher (one model; autoscaled)
+
+A searcher decodes one request at a time in a thread of its own, so that its event loop always answers health checks;
+more would only share the same cores. Requests wait in the ingress up to `max_queued_requests` and are refused beyond
+it: the refusal reaches the ingress as BackPressureError and the client as JSON. When a client leaves, Serve cancels its
+request: one that waits never starts, one that decodes runs to its end (a forward pass cannot be interrupted) and is
+dropped.
+
+`serve/config.yaml` holds the deployments' options (replicas, limits) and the defaults of a search, which may change
+while the application runs. Cost beyond decoding: two hops between processes, about 13 ms on two shared cores.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
+from ray.serve.metrics import Counter, Histogram
+
+from serve.api import MAX_K, SearchRequest, Unavailable, create_api
+from zerogr.decoding import STRATEGIES
+from zerogr.errors import UserError
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+    from zerogr.retriever import Hit
+
+HIT_FIELDS = ("doc_id", "docid", "rank", "score")
+LATENCY_BOUNDARIES_MS = [10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1e3, 2.5e3, 5e3, 1e4, 3e4, 6e4]
+
+
+class ServeArguments(BaseModel):
+    """What a searcher loads; `args` in the config file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    index: str = Field(min_length=1, description="URI of a finished index; every node must reach it.")
+    device: str | None = Field(None, description="cuda, cpu, ...; null = the GPU where there is one.")
+    dtype: str | None = Field(None, description="Of the weights, such as bfloat16; null = the retriever's choice.")
+    num_threads: int | None = Field(None, ge=1, description="CPU threads of one searcher; null = one per reserved CPU.")
+
+
+class SearchDefaults(BaseModel):
+    """What a search does unless its request says otherwise; `user_config` of Ingress, changeable while running."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    k: int | None = Field(None, ge=1, le=MAX_K, description="Documents per query; null = the index's own.")
+    strategy: str | None = Field(None, description="Decoding strategy; null = the index's own.")
+    timeout_s: float = Field(60, gt=0, description="A search, waiting included, is cancelled after this long.")
+
+
+class LoadedRetriever(Protocol):
+    """The part of `zerogr.retriever.Retriever` that serving uses."""
+
+    @property
+    def manifest(self) -> dict[str, Any]: ...
+
+    @property
+    def index_version(self) -> str: ...
+
+    def search(
+        self, queries: list[str], *, instruction: str | None, k: int | None, strategy: str | None
+    ) -> list[list[Hit]]: ...
+
+
+def load_retriever(arguments: ServeArguments) -> LoadedRetriever:
+    """Returns the retriever of an index, loaded onto its device."""
+    import torch
+
+    from zerogr.retriever import Retriever
+
+    if arguments.num_threads is not None:
+        torch.set_num_threads(arguments.num_threads)
+    return Retriever.load(arguments.index, device=arguments.device, dtype=arguments.dtype)
+
+
+@serve.deployment(name="Searcher")
+class Searcher:
+    """Holds one model and answers with it."""
+
+    def __init__(self, arguments: ServeArguments, loader: Callable[[ServeArguments], LoadedRetriever]) -> None:
+        self._retriever = loader(arguments)
+        # One worker: a cancelled request that still waits for it is dropped, one that has begun keeps it to its end.
+        self._decoding_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decoding")
+
+    async def search(
+        self, queries: list[str], *, instruction: str | None, k: int | None, strategy: str | None
+    ) -> tuple[list[list[dict[str, Any]]], str] | UserError:
+        """Returns the hits of every query and the index's version, or the mistake in the request.
+
+        The mistake is returned, not raised: an exception crosses the process boundary with its traceback as its text.
+        """
+
+        def decode() -> list[list[Hit]]:
+            return self._retriever.search(queries, instruction=instruction, k=k, strategy=strategy)
+
+        try:
+            results = await asyncio.get_running_loop().run_in_executor(self._decoding_thread, decode)
+        except UserError as error:
+            return UserError(str(error))
+        hits = [[{name: getattr(hit, name) for name in HIT_FIELDS} for hit in hits] for hits in results]
+        return hits, self._retriever.index_version
+
+    async def describe(self) -> dict[str, Any]:
+        """Returns the summary of the index it serves."""
+        return summarise(self._retriever.manifest, self._retriever.index_version)
+
+
+@serve.deployment(name="Ingress")
+@serve.ingress()
+class Ingress:
+    """Speaks HTTP for the searchers; `serve.api` says how."""
+
+    def __init__(self, searcher: DeploymentHandle) -> None:
+        self._searcher = searcher
+        self._defaults = SearchDefaults()
+        self._requests = Counter(
+            "zerogr_search_requests", description="Searches answered, by HTTP status.", tag_keys=("status",)
+        )
+        self._queries = Counter("zerogr_search_queries", description="Queries in the searches that succeeded.")
+        self._latency = Histogram(
+            "zerogr_search_latency_ms",
+            description="Milliseconds of a search inside the ingress, by HTTP status.",
+            boundaries=LATENCY_BOUNDARIES_MS,
+            tag_keys=("status",),
+        )
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_api(self)
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Takes over new defaults without a restart; Ray Serve calls it."""
+        self._defaults = SearchDefaults.model_validate(user_config)
+
+    async def search(self, request: SearchRequest) -> tuple[list[list[dict[str, Any]]], str]:
+        answer = await self._ask(
+            self._searcher.search.remote(
+                request.texts,
+                instruction=request.instruction,
+                k=request.k if request.k is not None else self._defaults.k,
+                strategy=request.strategy if request.strategy is not None else self._defaults.strategy,
+            )
+        )
+        if isinstance(answer, UserError):
+            raise answer
+        return answer
+
+    async def describe(self) -> dict[str, Any]:
+        summary = await self._ask(self._searcher.describe.remote())
+        return {**summary, "strategies": list(STRATEGIES), "k": self._defaults.k, "strategy": self._defaults.strategy}
+
+    async def is_ready(self) -> bool:
+        # The controller's view: a probe that asked a searcher would wait behind the searches.
+        application = (await asyncio.to_thread(serve.status)).applications[serve.get_replica_context().app_name]
+        return application.deployments["Searcher"].replica_states.get("RUNNING", 0) > 0
+
+    def observe(self, status: int, num_queries: int, took_ms: float) -> None:
+        self._requests.inc(tags={"status": str(status)})
+        self._latency.observe(took_ms, tags={"status": str(status)})
+        if status == 200:
+            self._queries.inc(num_queries)
+
+    async def _ask(self, response: DeploymentResponse) -> Any:
+        """Returns a searcher's answer.
+
+        Raises:
+            Unavailable: The queue is full, or the searcher was lost on the way (a pre-empted node).
+            TimeoutError: No answer within `timeout_s`.
+        """
+        try:
+            async with asyncio.timeout(self._defaults.timeout_s):
+                return await response
+        except BackPressureError:
+            raise Unavailable("too many searches are waiting; try again soon") from None
+        except (DeploymentUnavailableError, RayActorError):
+            raise Unavailable("the searcher was lost; try again soon") from None
+        except (TimeoutError, asyncio.CancelledError):
+            response.cancel()
+            raise
+
+
+def summarise(manifest: dict[str, Any], index_version: str) -> dict[str, Any]:
+    """Returns what anybody may know of an index: its task, models and stages, but no URIs and no prompts."""
+    config = manifest.get("config", {})
+    stages = manifest.get("stages", {})
+    return {
+        "index_version": index_version,
+        "format": manifest.get("format"),
+        "instruction": config.get("instruction"),
+        "stages": {
+            name: {key: stage.get(key) for key in ("fingerprint", "counts", "files", "seconds")}
+            for name, stage in stages.items()
+        },
+    }
+
+
+def build(arguments: ServeArguments) -> Application:
+    """Returns the application for `arguments`; what `import_path: serve.app:build` in the config file calls."""
+    return application(arguments)
+
+
+def application(
+    arguments: ServeArguments,
+    *,
+    loader: Callable[[ServeArguments], LoadedRetriever] = load_retriever,
+    options: dict[str, dict[str, Any]] | None = None,
+) -> Application:
+    """Returns the application.
+
+    Args:
+        arguments: What the searchers load.
+        loader: Makes a searcher's retriever; runs in the searcher's process.
+        options: Deployment name -> options of Ray Serve's `Deployment.options`, for `Ingress` and `Searcher`.
+    """
+    options = options or {}
+    searcher = Searcher.options(**options.get("Searcher", {})).bind(arguments, loader)
+    return Ingress.options(**options.get("Ingress", {})).bind(searcher)

@@ -1,0 +1,98 @@
+"""Fixtures that many rooms share. Servers are started here and stopped by their own handles."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny models are slower on more threads; workers that Ray starts inherit it
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # the clusters of the tests listen on loopback
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+
+import pytest
+import yaml
+
+from tests import tiny
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a real, tiny causal LM."""
+    return tiny.save_model(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture(scope="session")
+def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BEIR folder with 40 documents and a question for each."""
+    return tiny.write_collection(tmp_path_factory.mktemp("collection"))
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """One small Ray for all tests that need one; logical CPUs are more than the machine has, so that nothing waits for one."""
+    import ray
+
+    ray.init(address="local", include_dashboard=False, num_cpus=8, object_store_memory=200 * 2**20, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_index(tmp_path_factory: pytest.TempPathFactory, collection: Path, tiny_model: Path, local_ray: None) -> str:
+    """The URI of a finished index of `collection`."""
+    from jobs.cli import main
+
+    folder = tmp_path_factory.mktemp("tiny-index")
+    tree = tiny.settings(str(folder / "index"), collection, tiny_model)
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree))
+    assert main(["index", str(folder / "config.yaml")]) == 0
+    return str(folder / "index")
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The endpoint of an S3 server on loopback with a bucket named `zerogr`; the environment points at it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    endpoint = f"http://127.0.0.1:{port}"
+    environment = {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    saved = {key: os.environ.get(key) for key in environment}
+    os.environ.update(environment)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and server.poll() is None:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        import s3fs
+
+        s3fs.S3FileSystem(use_listings_cache=False).mkdir("zerogr")
+        yield endpoint
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+        for key, value in saved.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value

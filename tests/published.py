@@ -1,0 +1,46 @@
+"""What stands in an index: the files of a folder with their content, and with what tells a file from its successor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from zerogr import storage
+
+
+class File(NamedTuple):
+    """A published file. A file made again has another inode, even where its bytes are the same."""
+
+    content: bytes
+    inode: int
+    modified_ns: int
+
+
+def files(index: str, *folders: str) -> dict[str, File]:
+    """Returns every finished file of a local index, or of some of its folders, by its path in the index."""
+    found = {}
+    for folder in folders or ("",):
+        for name in storage.list_files(storage.join(index, folder) if folder else index):
+            path = Path(index, folder, name)
+            stat = path.stat()
+            found[f"{folder}/{name}" if folder else name] = File(path.read_bytes(), stat.st_ino, stat.st_mtime_ns)
+    return found
+
+
+def contents(index: str, *folders: str) -> dict[str, bytes]:
+    """Returns {path in the index: bytes} of some folders of an index, local or remote."""
+    return {
+        f"{folder}/{name}": storage.read_bytes(storage.join(index, folder, name))
+        for folder in folders
+        for name in storage.list_files(storage.join(index, folder))
+    }
+
+
+def rows(index: str, folder: str) -> list[dict[str, Any]]:
+    """Returns the rows of all shards of a folder, in order."""
+    return [
+        row
+        for name in storage.list_files(storage.join(index, folder))
+        if name.endswith(".parquet")
+        for row in storage.read_parquet(storage.join(index, folder, name)).to_pylist()
+    ]

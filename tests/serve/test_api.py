@@ -1,0 +1,223 @@
+"""The HTTP contract of the API alone, in this process: no Ray, no model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from serve.api import MAX_BODY_BYTES, SearchRequest, Unavailable, create_api
+from serve.app import summarise
+from zerogr.decoding import STRATEGIES
+from zerogr.errors import UserError
+
+SECRET = "a secret that only the log may hold"
+MANIFEST = {
+    "format": 1,
+    "config": {"instruction": "Find it.", "corpus": {"source": "s3://private/corpus"}},
+    "stages": {"corpus": {"fingerprint": "f", "inputs": {"prompt": SECRET}, "counts": {"rows": 9}, "files": 1}},
+}
+
+
+class Backend:
+    """Answers with k numbered documents, or fails on demand."""
+
+    def __init__(self) -> None:
+        self.failure: Exception | None = None
+        self.ready = True
+        self.observed: list[tuple[int, int]] = []
+
+    async def search(self, request: SearchRequest) -> tuple[list[list[dict[str, Any]]], str]:
+        if self.failure:
+            raise self.failure
+        hits = [
+            [
+                {
+                    "doc_id": f"{text} {request.instruction} {request.strategy}",
+                    "docid": "x",
+                    "rank": rank,
+                    "score": -rank,
+                }
+                for rank in range(1, (request.k or 2) + 1)
+            ]
+            for text in request.texts
+        ]
+        return hits, "version-1"
+
+    async def describe(self) -> dict[str, Any]:
+        if self.failure:
+            raise self.failure
+        return summarise(MANIFEST, "version-1")
+
+    async def is_ready(self) -> bool:
+        if self.failure:
+            raise self.failure
+        return self.ready
+
+    def observe(self, status: int, num_queries: int, took_ms: float) -> None:
+        self.observed.append((status, num_queries))
+
+
+@pytest.fixture
+def backend() -> Backend:
+    return Backend()
+
+
+@pytest.fixture
+def call(backend: Backend) -> Callable[..., httpx.Response]:
+    def send(method: str, path: str, **arguments: Any) -> httpx.Response:
+        async def request() -> httpx.Response:
+            transport = httpx.ASGITransport(create_api(backend))
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                return await client.request(method, path, **arguments)
+
+        return asyncio.run(request())
+
+    return send
+
+
+class TestApi:
+    """A malformed request must be told so, in JSON, before it costs a forward pass."""
+
+    def test_query_and_queries(self, call: Callable[..., httpx.Response], backend: Backend) -> None:
+        one = call("POST", "/search", json={"query": "wing", "instruction": "Find it.", "k": 1, "strategy": "beam"})
+        assert one.status_code == 200
+        answer = one.json()
+        assert answer.keys() == {"hits", "index_version", "took_ms"}
+        assert answer["hits"] == [{"doc_id": "wing Find it. beam", "docid": "x", "rank": 1, "score": -1}]
+        assert answer["index_version"] == "version-1"
+        assert answer["took_ms"] >= 0
+        many = call("POST", "/search", json={"queries": ["wing", "lift"]}).json()
+        assert [[hit["doc_id"] for hit in hits] for hits in many["hits"]] == [
+            ["wing None None"] * 2,
+            ["lift None None"] * 2,
+        ]
+        assert backend.observed == [(200, 1), (200, 2)]
+
+    def test_a_list_of_one_stays_a_list(self, call: Callable[..., httpx.Response]) -> None:
+        assert isinstance(call("POST", "/search", json={"queries": ["wing"]}).json()["hits"][0], list)
+
+    @pytest.mark.parametrize("strategy", STRATEGIES)
+    def test_every_strategy_is_allowed(self, call: Callable[..., httpx.Response], strategy: str) -> None:
+        assert call("POST", "/search", json={"query": "wing", "strategy": strategy}).status_code == 200
+
+    @pytest.mark.parametrize(
+        ("body", "reason"),
+        [
+            ({}, "give either 'query' (a string) or 'queries' (a list of strings)"),
+            ({"query": "a", "queries": ["b"]}, "give either 'query'"),
+            (
+                {"query": "a", "top_k": 3},
+                "there is no field 'top_k'; allowed: query, queries, instruction, k, strategy",
+            ),
+            ({"query": " \n"}, "query: a query must not be empty"),
+            ({"query": "x" * 4097}, "query: String should have at most 4096 characters"),
+            ({"queries": []}, "queries: List should have at least 1 item"),
+            ({"queries": ["x"] * 65}, "queries: List should have at most 64 items"),
+            ({"queries": ["a", ""]}, "queries: a query must not be empty"),
+            ({"queries": ["a", "x" * 4097]}, "queries: a query has 4097 characters; at most 4096 are allowed"),
+            ({"queries": "a"}, "queries: Input should be a valid"),
+            ({"query": 7}, "query: Input should be a valid string"),
+            ({"query": "a", "instruction": "x" * 4097}, "instruction: String should have at most 4096"),
+            ({"query": "a", "k": 0}, "k: Input should be greater than or equal to 1"),
+            ({"query": "a", "k": 1001}, "k: Input should be less than or equal to 1000"),
+            ({"query": "a", "k": "10"}, "k: Input should be a valid integer"),
+            ({"query": "a", "k": True}, "k: Input should be a valid integer"),
+            ({"query": "a", "strategy": "magic"}, f"strategy: unknown strategy; allowed: {', '.join(STRATEGIES)}"),
+            (["a"], "Input should be an object"),
+        ],
+    )
+    def test_wrong_fields(self, call: Callable[..., httpx.Response], backend: Backend, body: Any, reason: str) -> None:
+        response = call("POST", "/search", json=body)
+        assert response.status_code == 422
+        assert response.json().keys() == {"error"}
+        assert response.json()["error"].startswith(reason)
+        assert backend.observed == [(422, 0)]
+
+    @pytest.mark.parametrize("body", [b"", b"{", b'{"query": "\xff"}', b'{"query": NaN}', b"[" * 10_000])
+    def test_bodies_that_are_no_json(self, call: Callable[..., httpx.Response], body: bytes) -> None:
+        response = call("POST", "/search", content=body)
+        assert response.status_code in (400, 422)
+        assert response.json().keys() == {"error"}
+
+    def test_the_largest_legal_body_and_one_too_large(self, call: Callable[..., httpx.Response]) -> None:
+        largest = json.dumps({"queries": ["\U0001f50d" * 4096] * 64, "k": 1}).encode()
+        assert len(largest) < MAX_BODY_BYTES
+        assert call("POST", "/search", content=largest).status_code == 200
+        response = call("POST", "/search", content=b" " * (MAX_BODY_BYTES + 1))
+        assert response.status_code == 413
+        assert "bytes; send fewer queries" in response.json()["error"]
+
+    @pytest.mark.parametrize(
+        ("failure", "status", "reason"),
+        [
+            (Unavailable("too many searches are waiting; try again soon"), 503, "too many searches are waiting"),
+            (TimeoutError(), 504, "the search took too long"),
+            (UserError("no such instruction"), 422, "no such instruction"),
+            (RuntimeError(SECRET), 500, "internal error"),
+        ],
+    )
+    def test_failures(
+        self, call: Callable[..., httpx.Response], backend: Backend, failure: Exception, status: int, reason: str
+    ) -> None:
+        backend.failure = failure
+        for method, path, body in (
+            ("POST", "/search", {"query": "wing"}),
+            ("GET", "/index", None),
+            ("GET", "/readyz", None),
+        ):
+            response = call(method, path, json=body)
+            assert response.status_code == status
+            assert response.json()["error"].startswith(reason)
+            assert SECRET not in response.text
+            assert ("retry-after" in response.headers) == (status == 503)
+
+    def test_queries_are_never_logged(
+        self, call: Callable[..., httpx.Response], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with caplog.at_level("DEBUG", logger="ray.serve.zerogr"):
+            call("POST", "/search", json={"query": "private words"})
+            call("POST", "/search", json={"query": "private words", "k": 0})
+        lines = [record.getMessage() for record in caplog.records if record.name == "ray.serve.zerogr"]
+        assert [re.sub(r"ms=[\d.]+", "ms=", line) for line in lines] == [
+            "search status=200 queries=1 ms=",
+            "search status=422 queries=0 ms=",
+        ]
+
+    def test_probes(self, call: Callable[..., httpx.Response], backend: Backend) -> None:
+        assert call("GET", "/readyz").json() == {"status": "ready"}
+        backend.ready = False
+        assert call("GET", "/healthz").status_code == 200
+        response = call("GET", "/readyz")
+        assert (response.status_code, response.json()) == (503, {"error": "no model is loaded yet; try again soon"})
+
+    def test_unknown_paths_and_methods(self, call: Callable[..., httpx.Response]) -> None:
+        for method, path, status in (("GET", "/nothing", 404), ("GET", "/search", 405), ("POST", "/index", 405)):
+            response = call(method, path)
+            assert response.status_code == status
+            assert response.json().keys() == {"error"}
+
+    def test_the_page_needs_nothing_from_elsewhere(self, call: Callable[..., httpx.Response]) -> None:
+        response = call("GET", "/")
+        assert response.headers["content-type"] == "text/html; charset=utf-8"
+        policy = response.headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'; script-src 'sha256-")
+        assert "unsafe" not in policy
+        assert not re.search(r"(src|href|action)=\"(https?:)?//", response.text)
+        # What the policy would block, and what could turn a document's text into markup.
+        assert not re.search(r"\s(style|on\w+)=\"", response.text)
+        assert "innerHTML" not in response.text
+
+    def test_the_summary_keeps_uris_and_prompts_to_itself(self, call: Callable[..., httpx.Response]) -> None:
+        response = call("GET", "/index")
+        assert response.json() == {
+            "index_version": "version-1",
+            "format": 1,
+            "instruction": "Find it.",
+            "stages": {"corpus": {"fingerprint": "f", "counts": {"rows": 9}, "files": 1, "seconds": None}},
+        }

@@ -1,0 +1,249 @@
+"""The whole application on a local Ray Serve, with a double in the retriever's place.
+
+No model is needed, and a test decides how long a search takes. The API's own contract is in `test_api`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from serve.app import Searcher, ServeArguments
+from serve.run import serve_index
+from zerogr import storage
+from zerogr.decoding import STRATEGIES
+from zerogr.errors import UserError
+
+HTML_DOCID = "<img src=x onerror=alert(1)>"
+SECRET = "a secret that only the log may hold"
+
+
+@dataclass
+class Hit:
+    doc_id: str
+    docid: str
+    rank: int
+    score: float
+
+
+class RetrieverDouble:
+    """Answers with k numbered documents; some queries wait for a file, or fail."""
+
+    index_version = "version-1"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest: dict[str, Any] = {"format": 1, "config": {"instruction": "Find it."}, "stages": {}}
+
+    def search(
+        self, queries: list[str], *, instruction: str | None = None, k: int = 10, strategy: str | None = None
+    ) -> list[list[Hit]]:
+        if "wait" in queries:
+            while not (self.folder / "release").exists():
+                time.sleep(0.02)
+        if "a mistake" in queries:
+            raise UserError("the index knows no such instruction")
+        if "a bug" in queries:
+            raise RuntimeError(SECRET)
+        return [
+            [Hit(f"{query} {instruction} {strategy}", HTML_DOCID, rank, -0.5 * rank) for rank in range(1, k + 1)]
+            for query in queries
+        ]
+
+
+def load_double(_arguments: ServeArguments, folder: str) -> RetrieverDouble:
+    return RetrieverDouble(Path(folder))
+
+
+class TestSearcher:
+    """One decode at a time, and none for a client that has left."""
+
+    def test_a_cancelled_request_that_waits_never_starts(self) -> None:
+        started: list[str] = []
+        running, release = threading.Event(), threading.Event()
+
+        class Blocking(RetrieverDouble):
+            def search(self, queries: list[str], **_options: Any) -> list[list[Hit]]:
+                started.append(queries[0])
+                running.set()
+                assert release.wait(10)
+                return [[]]
+
+        async def scenario() -> None:
+            arguments = ServeArguments(index="index")
+            searcher = Searcher.func_or_class(arguments, lambda _arguments: Blocking(Path()))
+            options: dict[str, Any] = {"instruction": None, "k": 1, "strategy": None}
+            first = asyncio.create_task(searcher.search(["first"], **options))
+            await asyncio.to_thread(running.wait, 10)
+            second = asyncio.create_task(searcher.search(["second"], **options))
+            third = asyncio.create_task(searcher.search(["third"], **options))
+            await asyncio.sleep(0)
+            second.cancel()
+            await asyncio.sleep(0)
+            release.set()
+            assert await first == await third == ([[]], "version-1")
+            assert second.cancelled()
+
+        asyncio.run(scenario())
+        assert started == ["first", "third"]
+
+
+def finished_index(folder: Path) -> str:
+    record = {"fingerprint": "f", "inputs": {}, "counts": {}, "files": 0, "seconds": 0.0}
+    manifest = {"format": 1, "config": {}, "stages": {"trie": record, "retriever": record}}
+    storage.write_json(str(folder / "index.json"), manifest)
+    return str(folder)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    import ray
+
+    # A replica cannot import a test module by name.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        ray.init(address="local", include_dashboard=False, num_cpus=4, object_store_memory=300 * 2**20)
+        yield
+        ray.shutdown()
+
+
+@dataclass
+class Service:
+    client: httpx.Client
+    folder: Path
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def service(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The application with a queue of one and a default k of 3."""
+    folder = tmp_path_factory.mktemp("service")
+    config = {
+        "applications": [
+            {
+                "name": "zerogr",
+                "import_path": "serve.app:build",
+                "deployments": [
+                    {
+                        "name": "Ingress",
+                        "ray_actor_options": {"num_cpus": 0.1},
+                        "user_config": {"k": 3, "strategy": "beam"},
+                    },
+                    {"name": "Searcher", "max_ongoing_requests": 1, "max_queued_requests": 1},
+                ],
+            }
+        ]
+    }
+    (folder / "serve.yaml").write_text(yaml.safe_dump(config))
+    port = free_port()
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        stop = serve_index(
+            finished_index(folder),
+            port=port,
+            config_file=str(folder / "serve.yaml"),
+            blocking=False,
+            loader=partial(load_double, folder=str(folder)),
+        )
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        yield Service(client, folder, printed.getvalue())
+    stop()
+
+
+class TestService:
+    def test_prints_one_line_with_the_url(self, service: Service) -> None:
+        assert service.printed == f"Serving {service.folder} at {service.client.base_url}/\n"
+
+    def test_search(self, service: Service) -> None:
+        answer = service.client.post("/search", json={"query": "wing", "instruction": "Find it.", "k": 2}).json()
+        assert answer.keys() == {"hits", "index_version", "took_ms"}
+        assert answer["hits"] == [
+            {"doc_id": "wing Find it. beam", "docid": HTML_DOCID, "rank": 1, "score": -0.5},
+            {"doc_id": "wing Find it. beam", "docid": HTML_DOCID, "rank": 2, "score": -1.0},
+        ]
+
+    def test_defaults_come_from_the_config_file(self, service: Service) -> None:
+        hits = service.client.post("/search", json={"queries": ["wing", "lift"], "strategy": "greedy"}).json()["hits"]
+        assert [len(each) for each in hits] == [3, 3]
+        assert {hit["doc_id"] for hit in hits[1]} == {"lift None greedy"}
+
+    def test_bad_input(self, service: Service) -> None:
+        for body, status in (({"query": "wing", "k": 0}, 422), ({"query": "a mistake"}, 422), ("{", 400)):
+            response = service.client.post(
+                "/search", **({"content": body} if isinstance(body, str) else {"json": body})
+            )
+            assert response.status_code == status
+            assert response.json().keys() == {"error"}
+        assert service.client.post("/search", json={"query": "a mistake"}).json() == {
+            "error": "the index knows no such instruction"
+        }
+
+    def test_a_bug_shows_no_traceback(self, service: Service) -> None:
+        response = service.client.post("/search", json={"query": "a bug"})
+        assert (response.status_code, response.json()) == (500, {"error": "internal error; the server's log says more"})
+
+    def test_page_probes_and_index(self, service: Service) -> None:
+        assert service.client.get("/").text.startswith("<!doctype html>")
+        assert service.client.get("/healthz").json() == {"status": "alive"}
+        assert service.client.get("/readyz").json() == {"status": "ready"}
+        summary = service.client.get("/index").json()
+        assert summary["index_version"] == "version-1"
+        assert summary["strategies"] == list(STRATEGIES)
+        assert (summary["k"], summary["strategy"]) == (3, "beam")
+
+    def test_probes_answer_while_a_search_runs_and_a_full_queue_sheds(self, service: Service) -> None:
+        def search(_number: int) -> httpx.Response:
+            response = service.client.post("/search", json={"query": "wait"})
+            if response.status_code == 503:
+                (service.folder / "release").touch()
+            return response
+
+        # One decodes, one waits; of the others at least one must be refused, and the first refusal lets the rest end.
+        with ThreadPoolExecutor(6) as threads:
+            pending = [threads.submit(search, number) for number in range(6)]
+            assert service.client.get("/healthz").status_code == 200
+            assert service.client.get("/readyz").status_code == 200
+            responses = [each.result(timeout=30) for each in pending]
+        statuses = sorted(response.status_code for response in responses)
+        assert set(statuses) == {200, 503}
+        refused = next(response for response in responses if response.status_code == 503)
+        assert refused.json() == {"error": "too many searches are waiting; try again soon"}
+        assert refused.headers["retry-after"] == "1"
+        assert service.client.post("/search", json={"query": "wait"}).status_code == 200
+
+
+def test_a_real_index(request: pytest.FixtureRequest, service: Service) -> None:
+    """With a session fixture `tiny_index` (the URI of a finished index), the real retriever answers too."""
+    try:
+        index: str = request.getfixturevalue("tiny_index")
+    except pytest.FixtureLookupError:
+        pytest.skip("no fixture tiny_index gives the URI of a finished index")
+    config = {"applications": [{"name": "real", "route_prefix": "/real", "import_path": "serve.app:build"}]}
+    (service.folder / "real.yaml").write_text(yaml.safe_dump(config))
+    port = service.client.base_url.port
+    stop = serve_index(index, port=port, config_file=str(service.folder / "real.yaml"), blocking=False)
+    answer = service.client.post("/real/search", json={"query": "open a file", "k": 3}).json()
+    stop()
+    assert [hit["rank"] for hit in answer["hits"]] == [1, 2, 3]
+    assert len({hit["doc_id"] for hit in answer["hits"]}) == 3

@@ -1,0 +1,84 @@
+"""What `zerogr serve` reads and refuses before it starts anything."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+import yaml
+
+from serve.app import SearchDefaults, ServeArguments
+from serve.run import load_serve_config, serve_index
+from zerogr import storage
+from zerogr.errors import UserError
+
+
+class TestConfigFile:
+    def test_the_default_file(self) -> None:
+        from ray.serve.schema import ServeDeploySchema
+
+        config = load_serve_config()
+        assert (config.http_options["host"], config.http_options["port"]) == ("127.0.0.1", 8000)
+        assert config.options.keys() == {"Ingress", "Searcher"}
+        searcher = config.options["Searcher"]
+        assert searcher["max_queued_requests"] > 0
+        assert {"min_replicas", "max_replicas", "target_ongoing_requests"} <= searcher["autoscaling_config"].keys()
+        assert SearchDefaults.model_validate(config.options["Ingress"]["user_config"]) == SearchDefaults()
+        with_index = {**config.args, "index": "s3://bucket/index"}
+        assert ServeArguments.model_validate(with_index).index == "s3://bucket/index"
+        # `serve deploy` checks the options of every deployment too.
+        schema = ServeDeploySchema.model_validate(
+            yaml.safe_load((Path(__file__).parents[2] / "serve" / "config.yaml").read_text())
+        )
+        assert {deployment.name for deployment in schema.applications[0].deployments} == {"Ingress", "Searcher"}
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ("applications: []", "must hold one application"),
+            ("applications: [{import_path: other.app}]", "with import_path serve.app:build"),
+            ("- ]", "cannot be read"),
+            ("[1]", "is no config file of Ray Serve"),
+            (
+                "applications: [{import_path: serve.app:build, deployments: [{name: Searchers}]}]",
+                "has 'Searchers', which .* allowed: Ingress, Searcher",
+            ),
+            (
+                "applications: [{import_path: serve.app:build, runtime_env: {}}]",
+                "has 'runtime_env', which `zerogr serve` does not take over",
+            ),
+            (
+                "applications: [{import_path: serve.app:build, deployments: [{name: Searcher, num_replicas: -1}]}]",
+                r"is no config file of Ray Serve: applications.0.deployments.0.num_replicas",
+            ),
+        ],
+    )
+    def test_wrong_files(self, tmp_path: Path, change: str, message: str) -> None:
+        path = tmp_path / "serve.yaml"
+        path.write_text(change)
+        with pytest.raises(UserError, match=message):
+            load_serve_config(str(path))
+
+    def test_a_missing_file(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="cannot be read"):
+            load_serve_config(str(tmp_path / "absent.yaml"))
+
+    def test_an_unfinished_index_is_refused_before_ray_starts(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="has no finished stage 'trie'"):
+            serve_index(str(tmp_path))
+
+    def test_a_taken_port_is_refused_before_ray_starts(self, tmp_path: Path) -> None:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = taken.getsockname()[1]
+            with pytest.raises(UserError, match=rf"cannot listen on 127\.0\.0\.1:{port} .*; choose another port"):
+                serve_index(finished_index(tmp_path), port=port, address="local")
+
+
+def finished_index(folder: Path) -> str:
+    record = {"fingerprint": "f", "inputs": {}, "counts": {}, "files": 0, "seconds": 0.0}
+    manifest = {"format": 1, "config": {}, "stages": {"trie": record, "retriever": record}}
+    storage.write_json(str(folder / "index.json"), manifest)
+    return str(folder)

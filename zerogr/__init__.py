@@ -1,0 +1,20 @@
+"""ZeroGR: generative retrieval, a language model as the search index."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zerogr.retriever import Hit, Retriever
+
+__version__ = "0.1.0"
+__all__ = ["Hit", "Retriever", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: `zerogr --help` must not wait for pyarrow and torch.
+    if name in ("Hit", "Retriever"):
+        from zerogr import retriever
+
+        return getattr(retriever, name)
+    raise AttributeError(f"module 'zerogr' has no attribute '{name}'")

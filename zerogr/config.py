@@ -1,0 +1,329 @@
+"""The configuration: one YAML file, one validated tree, one default that documents itself.
+
+Every field carries its unit and meaning; `default_yaml` prints them as the comments of the default file, so the
+documentation cannot drift from the code. `compute` says how much hardware to use and never enters a fingerprint;
+everything else decides what the index holds, and does.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from zerogr.errors import UserError
+
+EMBEDDED_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+Strategy = Literal["greedy", "beam", "nucleus", "reverse_annealing", "stochastic_beam", "best_first"]
+EngineName = Literal["auto", "transformers", "vllm", "fake"]
+
+
+class Section(BaseModel):
+    """A part of the tree: unknown keys are errors, values never change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class CorpusConfig(Section):
+    source: str = Field(
+        "pystdlib:",
+        min_length=1,
+        description="What to index: a BEIR folder, a .jsonl or .parquet file or a folder of them (a path or an s3:// URI), "
+        "or `pystdlib:`, the reference text inside CPython.",
+    )
+    format: Literal["auto", "beir", "jsonl", "parquet", "pystdlib"] = Field(
+        "auto", description="How to read it; auto looks at the source."
+    )
+    doc_id_column: str = Field("_id", description="Column (JSON key) of the document's own key.")
+    title_column: str = Field("title", description="Column of the title; a corpus without it is read as untitled.")
+    text_column: str = Field("text", description="Column of the body; a list of lists is read as the rows of a table.")
+    kind: Literal["auto", "text", "table", "code"] = Field(
+        "auto", description="Kind of every document; auto asks the row, then its look."
+    )
+    max_document_bytes: int = Field(
+        4 * 2**20, ge=1, description="Larger documents (title + text, UTF-8 bytes) are rejected as too_large."
+    )
+    max_documents: int | None = Field(
+        None, ge=1, description="Index only this many documents, sampled by hash; null = all."
+    )
+    keep_judged: str | None = Field(
+        None, description="With max_documents: a BEIR folder whose judged documents are kept first."
+    )
+    keep_judged_split: str | None = Field(None, description="Only those of this split; null = of all splits.")
+    shard_size: int = Field(
+        256, ge=1, description="Documents per shard, the unit of resuming; 64 on a laptop, thousands on a cluster."
+    )
+
+
+class GenerationConfig(Section):
+    """What the two generating stages share."""
+
+    engine: EngineName = Field(
+        "auto", description="auto = vllm where it is installed with a GPU, else transformers; fake = for tests."
+    )
+    model: str = Field(
+        EMBEDDED_MODEL, min_length=1, description="Instruction-tuned causal LM: a folder, a Hub name, an s3:// URI."
+    )
+    document_words: int = Field(128, ge=1, description="Words of the document that the model sees.")
+    top_p: float = Field(0.95, gt=0, le=1, description="Nucleus mass of the sampler.")
+
+
+class DocidsConfig(GenerationConfig):
+    scheme: Literal["keywords", "title", "tfidf", "random"] = Field(
+        "keywords",
+        description="keywords = proposed by the LM, validated and repaired; title, tfidf, random = made without an LM.",
+    )
+    min_words: int = Field(6, ge=1, le=32, description="Fewest words of a docid (fewer where the document has fewer).")
+    max_words: int = Field(8, ge=1, le=32, description="Most words of a docid.")
+    min_core_terms: int = Field(3, ge=0, le=32, description="Words of the docid that must occur in the document.")
+    max_foreign_words: int = Field(
+        0,
+        ge=0,
+        le=32,
+        description="Words that need not occur in it; 0 for small models, 2 or 3 for ones of 1B and more.",
+    )
+    candidates: int = Field(
+        2, ge=1, le=16, description="Docids the LM proposes per document; later ones serve when earlier ones collide."
+    )
+    temperature: float = Field(0.3, ge=0, le=2, description="0 = the likeliest words.")
+    max_tokens: int = Field(32, ge=4, le=256, description="Tokens per proposal.")
+
+    @model_validator(mode="after")
+    def _word_limits(self) -> DocidsConfig:
+        if self.min_words > self.max_words:
+            raise ValueError(f"min_words is {self.min_words}; it must not exceed max_words = {self.max_words}")
+        return self
+
+
+class QueriesConfig(GenerationConfig):
+    num_queries_per_document: int = Field(
+        8, ge=0, le=256, description="B, pseudo-queries sampled from the LM per document; 0 = spans only."
+    )
+    num_spans_per_document: int = Field(
+        16, ge=0, le=256, description="Passages and keyword sets of the document itself, used as queries."
+    )
+    temperature: float = Field(0.7, ge=0, le=2, description="Sampling temperature; 1.0 for models of 1B and more.")
+    max_tokens: int = Field(32, ge=4, le=256, description="Tokens per pseudo-query.")
+
+
+class RetrieverConfig(Section):
+    model: str = Field(EMBEDDED_MODEL, min_length=1, description="Causal LM that becomes the retriever.")
+    num_layers: int | None = Field(
+        None, ge=1, description="Keep only the first layers (fast, much weaker); null = all."
+    )
+
+
+class TrainingConfig(Section):
+    num_epochs: int = Field(4, ge=1, le=1000, description="Passes over the (query, docid) pairs.")
+    batch_size: int = Field(32, ge=1, description="Examples per optimiser step, over all workers.")
+    learning_rate: float = Field(2e-4, gt=0, lt=1, description="Peak of AdamW.")
+    schedule: Literal["constant", "linear"] = Field(
+        "linear", description="After the warm-up: constant, or linear decay to zero."
+    )
+    warmup_fraction: float = Field(0.05, ge=0, lt=1, description="Share of all steps over which the rate rises.")
+    weight_decay: float = Field(0.0, ge=0, lt=1, description="Of AdamW.")
+    max_gradient_norm: float = Field(1.0, gt=0, description="Gradient clipping.")
+    max_query_tokens: int = Field(64, ge=4, description="Longer queries are cut.")
+    max_instruction_tokens: int = Field(64, ge=0, description="Longer instructions are cut.")
+    precision: Literal["bf16", "fp32"] = Field(
+        "bf16", description="Of the matrix products; weights and optimiser stay fp32."
+    )
+    row_tokens: int = Field(256, ge=64, description="Examples are packed into rows of this many tokens.")
+    evaluation_fraction: float = Field(
+        0.02, ge=0, lt=0.5, description="Share of the pairs held out for the evaluation loss."
+    )
+    evaluate_every: int = Field(200, ge=1, description="Steps between two evaluations.")
+    checkpoint_every: int = Field(
+        200, ge=1, description="Steps between two checkpoints; a killed run resumes from the last one."
+    )
+
+
+class DecodingConfig(Section):
+    strategy: Strategy = Field(
+        "beam", description="How docids are drawn from the model, unless a search says otherwise."
+    )
+    k: int = Field(10, ge=1, le=10_000, description="Documents per search, unless a search says otherwise.")
+    normalise: Literal["allowed", "vocabulary"] = Field(
+        "allowed", description="Probabilities over the allowed tokens, or over all of them."
+    )
+    max_temperature: float = Field(1.5, gt=0, description="T_max of reverse annealing.")
+    top_p: float = Field(0.9, gt=0, le=1, description="Mass of the nucleus strategy.")
+
+
+class ComputeConfig(Section):
+    """How much hardware; never part of a fingerprint."""
+
+    num_engine_workers: int = Field(
+        1, ge=1, description="Most engine actors; the pool grows from one to this as work waits."
+    )
+    num_cpus_per_engine: int = Field(
+        0, ge=0, description="Threads of one engine actor; 0 = an equal share of the machine."
+    )
+    num_gpus_per_engine: float = Field(0, ge=0, description="GPUs of one engine actor.")
+    engine_batch_size: int = Field(32, ge=1, description="Sequences the transformers engine decodes together.")
+    engine_options: dict[str, Any] = Field(
+        default_factory=dict, description="Passed to vLLM: tensor_parallel_size, max_model_len, ..."
+    )
+    num_training_workers: int = Field(
+        1, ge=1, description="Ranks of the trainer; more than one shard the model with FSDP2."
+    )
+    num_cpus_per_trainer: int = Field(0, ge=0, description="Threads of one rank; 0 = an equal share of the machine.")
+    num_gpus_per_trainer: int = Field(0, ge=0, le=1, description="1 = every rank on its own GPU.")
+    max_retries: int = Field(
+        3, ge=0, description="Of a shard or a rank lost to an infrastructure fault; a user's mistake is never retried."
+    )
+    max_rejected_fraction: float = Field(
+        0.1, ge=0, le=1, description="A stage fails when more of its rows are rejected."
+    )
+
+
+class EvaluationConfig(Section):
+    dataset: str | None = Field(
+        None, description="A BEIR folder with queries.jsonl and qrels/; null = `zerogr index` does not evaluate."
+    )
+    split: str = Field("test", description="qrels/<split>.tsv.")
+    k: int = Field(100, ge=1, le=10_000, description="Documents per query.")
+    strategies: list[Strategy] = Field(
+        default_factory=lambda: list[Strategy](["beam", "reverse_annealing"]),
+        description="Decoding strategies to compare.",
+    )
+    baselines: list[Literal["bm25"]] = Field(
+        default_factory=lambda: list[Literal["bm25"]](["bm25"]), description="Other systems in the same table."
+    )
+
+
+class Config(Section):
+    """Everything `zerogr index` needs to know."""
+
+    index: str = Field("index", min_length=1, description="Where the index lives: a path or an s3:// URI.")
+    seed: int = Field(0, ge=0, description="Of every draw: sampling, shuffling, training order.")
+    instruction: str = Field(
+        "Given a question, retrieve the document that answers it.",
+        min_length=1,
+        description="The retrieval task in one sentence.",
+    )
+    corpus: CorpusConfig = Field(default_factory=CorpusConfig, description="What to index.")
+    docids: DocidsConfig = Field(default_factory=DocidsConfig, description="How documents get their identifiers.")
+    queries: QueriesConfig = Field(
+        default_factory=QueriesConfig, description="Pseudo-queries the retriever learns from."
+    )
+    retriever: RetrieverConfig = Field(default_factory=RetrieverConfig, description="The model that becomes the index.")
+    training: TrainingConfig = Field(default_factory=TrainingConfig, description="How it learns.")
+    decoding: DecodingConfig = Field(default_factory=DecodingConfig, description="How it answers.")
+    compute: ComputeConfig = Field(
+        default_factory=ComputeConfig, description="How much hardware to use. Never part of a fingerprint."
+    )
+    evaluation: EvaluationConfig = Field(
+        default_factory=EvaluationConfig, description="What `zerogr index` measures at its end."
+    )
+
+
+def load_config(path: str | None, overrides: list[str] | None = None) -> Config:
+    """Returns the validated configuration of a YAML file with `key.sub=value` overrides on top.
+
+    Raises:
+        UserError: The file is missing or not YAML; a key is unknown; a value is not allowed.
+    """
+    tree: Any = {}
+    if path is not None:
+        try:
+            tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except FileNotFoundError:
+            raise UserError(
+                f"there is no config file '{path}'; `zerogr config > {path}` writes a documented one"
+            ) from None
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(f"'{path}' cannot be read as YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(tree, dict):
+            raise UserError(
+                f"'{path}' holds a {type(tree).__name__}; it must be a mapping with the keys of `zerogr config`"
+            )
+    for override in overrides or []:
+        _apply_override(tree, override)
+    return validate_config(tree)
+
+
+def validate_config(tree: dict[str, Any]) -> Config:
+    """Returns the configuration of a parsed tree.
+
+    Raises:
+        UserError: One sentence that names the path, the value seen, what is allowed, or the nearest right key.
+    """
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(_explain(error)) from None
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--set {override}: write it as key.sub=value, for example --set training.num_epochs=2")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(
+            f"--set {override}: '{text}' is not a YAML value; quote it, for example --set 'instruction=\"Find: it\"'"
+        ) from None
+    if isinstance(value, str) and _is_float(value):
+        value = float(value)  # YAML 1.1 reads 1e-4, which has no dot, as a string
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"--set {override}: '{parent}' is a value, not a section")
+    tree[last] = value
+
+
+def _is_float(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _explain(error: ValidationError) -> str:
+    sentences = []
+    for item in error.errors():
+        path = ".".join(str(part) for part in item["loc"]) or "the configuration"
+        if item["type"] == "extra_forbidden":
+            *parents, wrong = (str(part) for part in item["loc"])
+            names = list(_section_at(parents).model_fields)
+            near = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5)
+            hint = f"did you mean '{'.'.join([*parents, near[0]])}'?" if near else f"allowed there: {', '.join(names)}"
+            sentences.append(f"there is no key '{path}'; {hint}")
+        else:
+            reason = item["msg"].removeprefix("Value error, ")
+            seen = "" if isinstance(item["input"], dict) else f" is {item['input']!r}"
+            sentences.append(f"{path}{seen}: {reason[0].lower()}{reason[1:]}")
+    return "; ".join(sentences)
+
+
+def _section_at(path: list[str]) -> type[Section]:
+    section: type[Section] = Config
+    for part in path:
+        section = section.model_fields[part].annotation  # type: ignore[assignment]
+    return section
+
+
+def default_yaml() -> str:
+    """Returns the documented default configuration file."""
+    lines = ["# The configuration of ZeroGR. Every key is optional; what stands here is the default."]
+    for name, field in Config.model_fields.items():
+        default = getattr(Config(), name)
+        lines += ["", f"# {field.description}"]
+        if not isinstance(default, Section):
+            lines.append(f"{name}: {_yaml_value(default)}")
+            continue
+        lines.append(f"{name}:")
+        for key, sub in type(default).model_fields.items():
+            lines += [f"  # {sub.description}", f"  {key}: {_yaml_value(getattr(default, key))}"]
+    return "\n".join(lines) + "\n"
+
+
+def _yaml_value(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")

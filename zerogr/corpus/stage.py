@@ -1,0 +1,163 @@
+"""The corpus stage: the source becomes numbered Parquet shards, and the corpus' document frequencies are counted.
+
+One stream on one core: rows are read, checked, numbered and written, nothing but one shard and eight bytes per document is
+held in memory. A row is known by the 64-bit hash of its `doc_id`; two different ids among ten million share one with a
+chance of three in a million, and the second would be rejected, with its id, as a duplicate.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from zerogr import storage
+from zerogr.config import Config
+from zerogr.corpus.document import Document, Rejected
+from zerogr.corpus.readers import detect_format, read_corpus, source_hash
+from zerogr.corpus.sampling import judged_doc_ids, sample
+from zerogr.errors import UserError
+from zerogr.index import Index, shards_in
+from zerogr.progress import Progress
+from zerogr.words import DocumentFrequency, words
+
+VERSION = 1
+FREQUENCY = "work/document_frequency.bin"
+SCHEMA = pa.schema(
+    [
+        ("row_id", pa.int64()),
+        ("doc_id", pa.string()),
+        ("title", pa.string()),
+        ("text", pa.string()),
+        ("kind", pa.string()),
+        ("metadata", pa.string()),
+    ]
+)
+
+
+def corpus_inputs(config: Config) -> dict[str, Any]:
+    """Returns what the corpus stage is made from."""
+    corpus = config.corpus.model_dump(exclude={"source", "keep_judged", "keep_judged_split", "format"})
+    return {
+        **{f"corpus.{key}": value for key, value in corpus.items()},
+        "corpus.format": detect_format(config.corpus),
+        "corpus.source": source_hash(config.corpus),
+        "corpus.keep_judged": hashlib.sha256("\n".join(sorted(_judged(config))).encode()).hexdigest()[:16],
+        "seed": config.seed if config.corpus.max_documents else None,
+        "version": VERSION,
+    }
+
+
+def _judged(config: Config) -> set[str]:
+    corpus = config.corpus
+    return judged_doc_ids(corpus.keep_judged, corpus.keep_judged_split) if corpus.keep_judged else set()
+
+
+def build_corpus(config: Config, index: Index) -> dict[str, Any]:
+    """Writes the corpus shards and the document frequencies; returns the stage's counts.
+
+    Raises:
+        UserError: The source is unusable, has no document, or too many of its rows are rejected.
+    """
+    rows, num_rejected = _checked(config), 0
+    frequency = DocumentFrequency()
+    done = set(shards_in(index.path("corpus")))
+    shard = 0
+    pending: list[dict[str, Any]] = []
+    rejected: list[Rejected] = []
+    progress = Progress("corpus", unit="documents")
+
+    def publish() -> None:
+        nonlocal shard
+        if shard not in done:
+            table = pa.Table.from_pylist(pending, schema=SCHEMA)
+            index.publish_shard(
+                "corpus", "corpus", shard, table, [(row.doc_id, row.reason, row.detail) for row in rejected]
+            )
+        progress.advance(len(pending))
+        pending.clear()
+        rejected.clear()
+        shard += 1
+
+    for row in rows:
+        if isinstance(row, Rejected):
+            rejected.append(row)
+            num_rejected += 1
+            continue
+        frequency.add(words(f"{row.title}\n{row.text}"))
+        pending.append(
+            {
+                "row_id": frequency.num_documents - 1,
+                "doc_id": row.doc_id,
+                "title": row.title,
+                "text": row.text,
+                "kind": row.kind,
+                "metadata": json.dumps(row.metadata, ensure_ascii=False),
+            }
+        )
+        if len(pending) == config.corpus.shard_size:
+            publish()
+    if not frequency.num_documents:
+        first = f" (the first: {rejected[0].reason}, {rejected[0].detail})" if rejected else ""
+        raise UserError(
+            f"corpus.source '{config.corpus.source}' has no usable document; {num_rejected} rows were rejected{first}"
+        )
+    if pending or rejected:
+        publish()
+    storage.write_bytes(index.path(FREQUENCY), frequency.to_bytes())
+    progress.close()
+    return {"rows": frequency.num_documents, "rejected": num_rejected, "rejected_reasons": index.num_rejected("corpus")}
+
+
+def load_frequency(index: Index) -> DocumentFrequency:
+    """Returns the corpus' document frequencies."""
+    return DocumentFrequency.from_bytes(storage.read_bytes(index.path(FREQUENCY)))
+
+
+def _checked(config: Config) -> Iterator[Document | Rejected]:
+    """Yields the (sampled) source with every `doc_id` at most once."""
+
+    def read() -> Iterator[Document | Rejected]:
+        return read_corpus(config.corpus)
+
+    rows = read()
+    if config.corpus.max_documents:
+        judged = (
+            judged_doc_ids(config.corpus.keep_judged, config.corpus.keep_judged_split)
+            if config.corpus.keep_judged
+            else set()
+        )
+        rows = sample(read, config.corpus.max_documents, judged=judged, seed=config.seed)
+    seen = _SeenIds()
+    for row in rows:
+        if isinstance(row, Document) and not seen.add(row.doc_id):
+            yield Rejected(row.doc_id, "duplicate_doc_id", "an earlier row has the same doc_id")
+        else:
+            yield row
+
+
+class _SeenIds:
+    """A set of 64-bit hashes: a small Python set in front of one sorted array. 8 bytes per id."""
+
+    LIMIT = 1_000_000
+
+    def __init__(self) -> None:
+        self._recent: set[int] = set()
+        self._sorted = np.zeros(0, dtype=np.uint64)
+
+    def add(self, doc_id: str) -> bool:
+        """Returns whether the id is new, and remembers it."""
+        key = int.from_bytes(hashlib.blake2b(doc_id.encode(), digest_size=8).digest(), "little")
+        place = int(np.searchsorted(self._sorted, np.uint64(key)))
+        if key in self._recent or (place < len(self._sorted) and int(self._sorted[place]) == key):
+            return False
+        self._recent.add(key)
+        if len(self._recent) == self.LIMIT:
+            recent = np.fromiter(self._recent, dtype=np.uint64, count=self.LIMIT)
+            self._sorted = np.sort(np.concatenate([self._sorted, recent]))
+            self._recent.clear()
+        return True

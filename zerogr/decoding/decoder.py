@@ -1,0 +1,121 @@
+"""Decoding one query: from a language model, a trie and a strategy to a ranked list of documents."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import logging
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from zerogr.decoding.strategies import STRATEGIES, Outcome, Policy
+from zerogr.decoding.tree import NORMALISATIONS, ScoredTree, Scores
+from zerogr.trie import DocidTrie
+
+logger = logging.getLogger(__name__)
+
+
+class Decoded(NamedTuple):
+    """One retrieved document."""
+
+    row: int
+    """The document's row in the input of `DocidTrie.build`."""
+    tokens: tuple[int, ...]
+    """Its docid, without the end token."""
+    score: float
+    """Natural-log probability of the docid and its end at temperature 1."""
+
+
+class DecodedList(list[Decoded]):
+    """The retrieved documents, best first, and what they cost."""
+
+    bound_hit: bool = False
+    """True if a bound on the work ended an exact search early: the documents are good, but maybe not the best."""
+    num_scored: int = 0
+    """Prefixes the model has scored."""
+    num_rounds: int = 0
+    """Calls of the model."""
+
+
+def decode(
+    scores: Scores,
+    trie: DocidTrie,
+    k: int,
+    *,
+    eos_token_id: int,
+    strategy: str,
+    seed: int = 0,
+    normalise: str = "allowed",
+    **options: Any,
+) -> DecodedList:
+    """The k distinct documents a strategy finds, best first, or all of them when there are fewer.
+
+    Args:
+        scores: The language model: prefixes -> float array [len(prefixes), V] of unnormalised log-probabilities of the
+            next token. Never asked twice for the same prefix.
+        trie: The docids, built without an end token.
+        k: The number of documents. Documents that share a docid come out together, in row order, and are cut at k.
+        eos_token_id: Ends a docid; allowed exactly where some docid ends.
+        strategy: A key of `STRATEGIES`. Sampling strategies return documents in the order of the draws.
+        seed: The same seed gives the same answer, given the same scores.
+        normalise: `allowed` is the softmax over the tokens the trie allows, `vocabulary` over all V, then masked.
+            Sampling always chooses among the allowed tokens; there it only decides about the returned scores.
+        options: The strategy's own, see `zerogr.decoding.strategies`.
+
+    Returns:
+        A list of `Decoded` that also tells what it cost and whether a bound was hit.
+
+    Raises:
+        ValueError: An unknown strategy, option or normalisation, a value outside its limits, k < 1, or a docid that
+            contains the end token.
+    """
+    policy_of = STRATEGIES.get(strategy)
+    if policy_of is None:
+        raise ValueError(_unknown("strategy", strategy, STRATEGIES))
+    parameters = inspect.signature(policy_of).parameters.values()
+    known_options = [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+    for option in options:
+        if option not in known_options:
+            raise ValueError(_unknown(f"option of {strategy}", option, known_options))
+    if normalise not in NORMALISATIONS:
+        raise ValueError(_unknown("normalisation", normalise, NORMALISATIONS))
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    if np.isin(eos_token_id, trie.vocabulary):
+        raise ValueError(f"the end token {eos_token_id} occurs inside a docid; build the trie without end tokens")
+
+    decoded = DecodedList()
+    if trie.num_docids == 0:
+        return decoded
+    tree = ScoredTree(scores, trie, eos_token_id, normalise)
+    outcome = _run(policy_of(tree, k, seed, **options), tree)
+    for leaf in outcome.leaves:
+        tokens = (leaf.path + leaf.tail)[:-1]
+        decoded += [Decoded(row, tokens, leaf.known_total) for row in tree.rows(leaf).tolist()]
+    del decoded[k:]
+    decoded.bound_hit, decoded.num_scored, decoded.num_rounds = outcome.bound_hit, tree.num_scored, tree.num_rounds
+    if outcome.bound_hit:
+        logger.warning(
+            "%s reached its bound after %d scored prefixes: the ranking may be inexact", strategy, tree.num_scored
+        )
+    return decoded
+
+
+def _run(policy: Policy, tree: ScoredTree) -> Outcome:
+    """Evaluates what the policy asks for until it returns its outcome."""
+    while True:
+        try:
+            nodes = next(policy)
+        except StopIteration as finished:
+            outcome: Outcome = finished.value
+            return outcome
+        tree.evaluate(nodes)
+
+
+def _unknown(kind: str, value: str, known: Iterable[str]) -> str:
+    known = list(known)
+    nearest = difflib.get_close_matches(value, known, n=1, cutoff=0.0)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    return f"unknown {kind} {value!r}{hint} Known: {', '.join(known) or 'none'}."

@@ -1,0 +1,105 @@
+"""Engines: a batch of prompts in, n sampled texts per prompt out.
+
+Three engines stand behind one protocol: `transformers` (any machine), `vllm` (GPUs; CPU builds too) and `fake`
+(a deterministic function of prompt and seed, for tests of everything around a language model).
+An engine never raises for one bad prompt: that `Generation` carries an `error` and no texts. It raises when it is
+broken itself, so that its worker dies and the work is retried elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from zerogr.errors import UserError
+
+ENGINES = ("auto", "transformers", "vllm", "fake")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One request: a user turn, the first words of the answer, and a seed per sample."""
+
+    user: str
+    """The user turn, plain text; the engine puts it into the model's chat template."""
+    prefill: str = ""
+    """What the assistant's turn already says; the model continues from here. Not part of the returned texts."""
+    seeds: tuple[int, ...]
+    """One 63-bit seed per sample; their number is n. All samples share one prefill of the prompt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn; the same for every prompt of a call."""
+
+    max_tokens: int
+    """Most tokens per sample."""
+    temperature: float = 1.0
+    """0 = argmax."""
+    top_p: float = 1.0
+    """Nucleus mass, in (0, 1]."""
+    stop: tuple[str, ...] = ()
+    """A sample ends before the first of these strings; the string itself is not returned."""
+    max_prompt_tokens: int = 1024
+    """Longer prompts lose the end of the user turn, never fail."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Generation:
+    """The samples of one prompt."""
+
+    texts: list[str]
+    """n texts in the order of the seeds; empty if `error` is set."""
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+    """Summed over the samples."""
+    error: str = ""
+    """Why this prompt got no answer; empty if it did."""
+
+
+class Engine(Protocol):
+    """What every engine can do. `name` is the engine's own, resolved name."""
+
+    name: str
+
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Generation]:
+        """Returns one `Generation` per prompt, in the order of the prompts."""
+        ...
+
+
+def load_engine(name: str, model: str, *, batch_size: int = 32, **options: Any) -> Engine:
+    """Returns the engine `name` with `model` loaded.
+
+    Args:
+        name: One of `ENGINES`; `auto` is vLLM where it is installed and a GPU is present, else transformers.
+        model: A model name or path as `zerogr.models.resolve_model` takes it; ignored by `fake`.
+        batch_size: Sequences (prompts x samples) that are decoded together by `transformers`.
+        **options: Engine arguments passed on (vLLM's `tensor_parallel_size`, `gpu_memory_utilization`, ...).
+
+    Raises:
+        UserError: The name is unknown, or vLLM was asked for and is not installed.
+    """
+    if name == "auto":
+        name = _best_engine()
+    if name == "fake":
+        from zerogr.engines.fake import FakeEngine
+
+        return FakeEngine()
+    if name == "transformers":
+        from zerogr.engines.transformers import TransformersEngine
+
+        return TransformersEngine(model, batch_size=batch_size, **options)
+    if name == "vllm":
+        from zerogr.engines.vllm import VLLMEngine
+
+        return VLLMEngine(model, **options)
+    raise UserError(f"engine is '{name}'; it must be one of {', '.join(ENGINES)}")
+
+
+def _best_engine() -> str:
+    import torch
+
+    from zerogr.engines.vllm import is_vllm_installed
+
+    return "vllm" if torch.cuda.is_available() and is_vllm_installed() else "transformers"

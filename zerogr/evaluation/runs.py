@@ -1,0 +1,80 @@
+"""TREC run files: `query_id Q0 doc_id rank score system`, one line per result, score 1/rank.
+
+The format separates columns by white space, and ids are the user's own strings. White space in an id is therefore
+percent-encoded (`a b` is written `a%20b`), with the percent signs of that id and of any id that would otherwise be
+decoded on reading; every other id stands as it is, and reading gives every id back. Judgements for other tools need the
+same encoding.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import quote, unquote
+
+from zerogr.errors import UserError
+from zerogr.evaluation.metrics import Run, scored_by_rank
+
+_SPACE_OR_PERCENT = re.compile(r"[\s%\x1c-\x1f]")
+
+
+def run_file_name(system: str) -> str:
+    """Returns `<system>.run`.
+
+    Raises:
+        ValueError: The name holds anything but ASCII letters, digits, `.`, `_`, `+` and `-`, or starts with a dot.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*", system):
+        raise ValueError(f"the system name {system!r} must be letters, digits, '.', '_', '+' and '-'")
+    return f"{system}.run"
+
+
+def format_run(run: Run, system: str) -> str:
+    """Returns the text of the run file; queries in the order of `run`.
+
+    Raises:
+        ValueError: An id is empty, a document is named twice for one query, or `system` is no valid name.
+    """
+    run_file_name(system)
+    lines = []
+    for query_id, doc_ids in run.items():
+        quoted_query = _quote(query_id)
+        for rank, (doc_id, score) in enumerate(scored_by_rank(doc_ids).items(), start=1):
+            lines.append(f"{quoted_query} Q0 {_quote(doc_id)} {rank} {score:.9g} {system}\n")
+    return "".join(lines)
+
+
+def parse_run(text: str, name: str = "run") -> Run:
+    """Returns the run of a run file's text, each query's documents by falling score (equal scores: by rank).
+
+    Args:
+        text: The content of the file, ours or another system's.
+        name: The file's name, for error messages.
+
+    Raises:
+        UserError: A line has not six columns, a rank or score is no number, or a document appears twice for a query.
+    """
+    results: dict[str, dict[str, tuple[float, int]]] = {}
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        columns = line.split()
+        if len(columns) != 6:
+            raise UserError(f"{name}:{number} must hold six columns, query Q0 document rank score system, not {line!r}")
+        query_id, doc_id = unquote(columns[0]), unquote(columns[2])
+        try:
+            rank, score = int(columns[3]), float(columns[4])
+        except ValueError:
+            raise UserError(f"{name}:{number}: rank and score must be numbers, not {columns[3:5]}") from None
+        ranked = results.setdefault(query_id, {})
+        if doc_id in ranked:
+            raise UserError(f"{name}:{number} names the document {doc_id!r} a second time for query {query_id!r}")
+        ranked[doc_id] = (-score, rank)
+    return {query_id: sorted(ranked, key=ranked.__getitem__) for query_id, ranked in results.items()}
+
+
+def _quote(identifier: str) -> str:
+    if not identifier:
+        raise ValueError("a run file cannot hold an empty id")
+    if unquote(identifier) == identifier and not any(character.isspace() for character in identifier):
+        return identifier
+    return _SPACE_OR_PERCENT.sub(lambda match: quote(match.group(), safe=""), identifier)

@@ -1,0 +1,246 @@
+"""The index: a folder of stages, a manifest that is written last, and the rule of when a stage may run.
+
+A stage's *fingerprint* is the hash of its inputs: the configuration keys it reads, its prompts, the content hashes of the
+models it runs, the fingerprints of the stages it reads, and the version of its own code. Nothing about hardware enters.
+A stage is cut into shards with deterministic names; a published shard file is a finished shard, so a rerun lists and goes
+on. A stage that was begun with one fingerprint refuses another, naming the keys that differ, until it is rebuilt.
+
+    index.json          {"format", "config", "stages": {name: {"fingerprint", "inputs", "counts", "files", "seconds", ...}}}
+    work/<stage>.json   {"fingerprint", "inputs"} of a stage that has begun
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from zerogr import storage
+from zerogr.errors import StageRefused, UserError
+
+FORMAT = 1
+UPSTREAM = {
+    "corpus": (),
+    "docids": ("corpus",),
+    "queries": ("corpus",),
+    "trie": ("docids",),
+    "retriever": ("docids", "queries"),
+    "evaluation": ("trie", "retriever"),
+}
+STAGES = tuple(UPSTREAM)
+FOLDERS = {
+    "corpus": ("corpus", "work/document_frequency.bin"),
+    "docids": ("docids", "work/docids"),
+    "queries": ("queries",),
+    "trie": ("trie",),
+    "retriever": ("retriever", "work/training"),
+    "evaluation": ("evaluation",),
+}
+"""What a rebuild of each stage deletes."""
+
+REJECTED_SCHEMA = pa.schema(
+    [("doc_id", pa.string()), ("stage", pa.string()), ("reason", pa.string()), ("detail", pa.string())]
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class StageRecord:
+    """What the manifest says of a finished stage."""
+
+    fingerprint: str
+    inputs: dict[str, Any]
+    counts: dict[str, Any] = field(default_factory=dict)
+    """Rows, rates and tokens, as the stage reports them."""
+    files: int = 0
+    seconds: float = 0.0
+    """Wall time of the run that finished the stage, without earlier interrupted runs."""
+
+
+def fingerprint(inputs: dict[str, Any]) -> str:
+    """Returns the hash of a stage's inputs, 16 hex digits."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def shard_name(shard: int) -> str:
+    """Returns the file name of a shard."""
+    return f"part-{shard:06d}.parquet"
+
+
+def shards_in(folder: str) -> list[int]:
+    """Returns the numbers of the shards published in a folder, ascending."""
+    matches = (re.fullmatch(r"part-(\d{6,})\.parquet", name) for name in storage.list_files(folder))
+    return sorted(int(match[1]) for match in matches if match)
+
+
+class Index:
+    """An index at a URI. Holds no state of its own beyond the URI: every question is asked of the storage."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri.rstrip("/") or "/"
+
+    def path(self, *parts: str) -> str:
+        """Returns the URI of something in the index."""
+        return storage.join(self.uri, *parts)
+
+    def shard(self, folder: str, shard: int) -> str:
+        """Returns the URI of one shard of a folder."""
+        return self.path(folder, shard_name(shard))
+
+    def manifest(self) -> dict[str, Any]:
+        """Returns index.json; an empty one if the index has no finished stage.
+
+        Raises:
+            UserError: The manifest is damaged or of another format version.
+        """
+        try:
+            manifest = storage.read_json(self.path("index.json"))
+        except FileNotFoundError:
+            return {"format": FORMAT, "config": {}, "stages": {}}
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            seen = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+            raise UserError(
+                f"'{self.path('index.json')}' has format {seen}; this version reads {FORMAT}: build the index anew"
+            )
+        return manifest
+
+    def record(self, stage: str) -> StageRecord | None:
+        """Returns what the manifest says of a finished stage, or None."""
+        entry = self.manifest()["stages"].get(stage)
+        return StageRecord(**entry) if entry else None
+
+    def require(self, stage: str) -> StageRecord:
+        """Returns the record of a stage another one needs.
+
+        Raises:
+            UserError: The stage has not been finished.
+        """
+        record = self.record(stage)
+        if record is None:
+            command = {"retriever": "train"}.get(stage, stage)
+            raise UserError(
+                f"'{self.uri}' has no finished stage '{stage}'; run `zerogr {command} CONFIG` or `zerogr index CONFIG` first"
+            )
+        return record
+
+    def begin(self, stage: str, inputs: dict[str, Any]) -> bool:
+        """Returns whether there is anything left to do, and claims the stage for these inputs if so.
+
+        Raises:
+            StageRefused: The stage was begun or finished with other inputs; the differing keys are named.
+        """
+        print_ = fingerprint(inputs)
+        stored = self.record(stage)
+        begun = None if stored else self._begun(stage)
+        known = stored.inputs if stored else begun["inputs"] if begun else None
+        if known is not None and fingerprint(known) != print_:
+            raise StageRefused(_refusal(self.uri, stage, known, inputs))
+        if stored:
+            return False
+        if not begun:
+            storage.write_json(self.path("work", f"{stage}.json"), {"fingerprint": print_, "inputs": inputs})
+        return True
+
+    def _begun(self, stage: str) -> dict[str, Any] | None:
+        try:
+            return storage.read_json(self.path("work", f"{stage}.json"))
+        except FileNotFoundError:
+            return None
+
+    def begun(self) -> list[str]:
+        """Returns the stages that were begun and not finished."""
+        finished = self.manifest()["stages"]
+        return [stage for stage in STAGES if stage not in finished and self._begun(stage)]
+
+    def finish(
+        self, stage: str, inputs: dict[str, Any], *, config: dict[str, Any], counts: dict[str, Any], seconds: float
+    ) -> None:
+        """Writes the stage into the manifest: from here on it is done."""
+        manifest = self.manifest()
+        files = sum(
+            len(storage.list_files(self.path(folder))) for folder in FOLDERS[stage] if not folder.startswith("work/")
+        )
+        manifest["config"] = config
+        manifest["stages"][stage] = {
+            "fingerprint": fingerprint(inputs),
+            "inputs": inputs,
+            "counts": counts,
+            "files": files,
+            "seconds": round(seconds, 3),
+        }
+        storage.write_json(self.path("index.json"), manifest)
+
+    def rebuild(self, stage: str) -> list[str]:
+        """Forgets a stage and everything made from it; returns their names.
+
+        The manifest goes first, so that an interrupted rebuild leaves a stage to do and never a half-deleted finished one.
+        """
+        doomed = [name for name in STAGES if name == stage or _depends(name, stage)]
+        manifest = self.manifest()
+        manifest["stages"] = {name: entry for name, entry in manifest["stages"].items() if name not in doomed}
+        if storage.exists(self.path("index.json")):
+            storage.write_json(self.path("index.json"), manifest)
+        for name in doomed:
+            for folder in FOLDERS[name]:
+                storage.delete(self.path(folder))
+            for file in storage.list_files(self.path("rejected")):
+                if file.startswith(f"{name}-"):
+                    storage.delete(self.path("rejected", file))
+            storage.delete(self.path("work", f"{name}.json"))
+        logger.info("rebuilding %s", ", ".join(doomed))
+        return doomed
+
+    def pending_shards(self, folder: str) -> list[int]:
+        """Returns the shards of the corpus that `folder` does not hold yet."""
+        done = set(shards_in(self.path(folder)))
+        return [shard for shard in shards_in(self.path("corpus")) if shard not in done]
+
+    def publish_shard(
+        self, stage: str, folder: str, shard: int, table: pa.Table, rejected: Iterable[tuple[str, str, str]]
+    ) -> None:
+        """Publishes a finished shard; its rejected rows (doc_id, reason, detail) go first, so that none is lost."""
+        rows = [
+            {"doc_id": doc_id, "stage": stage, "reason": reason, "detail": detail}
+            for doc_id, reason, detail in rejected
+        ]
+        if rows:
+            storage.write_parquet(
+                self.path("rejected", f"{stage}-{shard_name(shard)}"),
+                pa.Table.from_pylist(rows, schema=REJECTED_SCHEMA),
+            )
+        storage.write_parquet(self.shard(folder, shard), table)
+
+    def num_rejected(self, stage: str) -> dict[str, int]:
+        """Returns {reason: rows} of a stage's rejected rows."""
+        counts: dict[str, int] = {}
+        for name in storage.list_files(self.path("rejected")):
+            if name.startswith(f"{stage}-"):
+                for reason in (
+                    storage.read_parquet(self.path("rejected", name), ["reason"]).column("reason").to_pylist()
+                ):
+                    counts[reason] = counts.get(reason, 0) + 1
+        return dict(sorted(counts.items()))
+
+
+def _depends(stage: str, on: str) -> bool:
+    return any(upstream == on or _depends(upstream, on) for upstream in UPSTREAM[stage])
+
+
+def _refusal(uri: str, stage: str, old: dict[str, Any], new: dict[str, Any]) -> str:
+    def show(inputs: dict[str, Any], key: str) -> str:
+        text = json.dumps(inputs[key], ensure_ascii=False) if key in inputs else "absent"
+        return text if len(text) <= 60 else text[:57] + "..."
+
+    differing = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    named = ", ".join(f"{key} ({show(old, key)} there, {show(new, key)} now)" for key in differing)
+    return (
+        f"stage '{stage}' of '{uri}' was made with another {named}; run again with --rebuild {stage}, "
+        "or with another index URI"
+    )

@@ -1,0 +1,188 @@
+"""The retriever: an index opened for search.
+
+    retriever = Retriever.load("s3://bucket/index")
+    retriever.search(["wing slipstream"], k=10)
+
+A search encodes the prompt once and lets a strategy walk the trie; see `zerogr.decoding`. The model sits on one device, the
+trie is a memory map, doc_ids and docids are two Arrow columns.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from zerogr import storage
+from zerogr.chat import SETTINGS_FILE, ChatFormat
+from zerogr.decoding import decode
+from zerogr.errors import UserError
+from zerogr.index import Index
+from zerogr.trie import DocidTrie
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One document of an answer."""
+
+    doc_id: str
+    docid: str
+    rank: int
+    """From 1."""
+    score: float
+    """Natural-log probability of the docid; see DESIGN of the decoding options for its normalisation."""
+
+
+class Retriever:
+    """A loaded index. Not thread-safe: one search at a time."""
+
+    def __init__(
+        self,
+        model: Any,
+        chat: ChatFormat,
+        trie: DocidTrie,
+        doc_ids: pa.Array,
+        docids: pa.Array,
+        *,
+        instruction: str,
+        decoding: dict[str, Any],
+        manifest: dict[str, Any] | None = None,
+    ) -> None:
+        """Puts the parts together; `load` is the usual way.
+
+        Args:
+            model: Causal LM in eval mode.
+            chat: How it is prompted.
+            trie: Over the docids' tokens; its row i is `doc_ids[i]`.
+            doc_ids: string [N].
+            docids: string [N].
+            instruction: Used where a search gives none.
+            decoding: Defaults of `search`: the fields of `zerogr.config.DecodingConfig`.
+            manifest: The index's manifest.
+        """
+        self.manifest = manifest or {}
+        self.instruction = instruction
+        self._model, self._chat, self._trie = model, chat, trie
+        self._doc_ids, self._docids = doc_ids, docids
+        self._decoding = decoding
+
+    @classmethod
+    def load(cls, uri: str, *, device: str | None = None, dtype: Any = None) -> Retriever:
+        """Returns the index at `uri`, ready to search.
+
+        Args:
+            uri: A path or an s3:// URI; remote files are copied into the cache once per version.
+            device: "cuda", "cpu", ...; None = the GPU if there is one.
+            dtype: Of the weights; None = float32 on the CPU, bfloat16 elsewhere.
+
+        Raises:
+            UserError: The index is missing or unfinished, or its trie was made with another tokenizer.
+        """
+        from zerogr.models import load_model, tokenizer_hash
+        from zerogr.trie_stage import read_docids
+
+        index = Index(uri)
+        manifest = index.manifest()
+        if not manifest["stages"]:
+            raise UserError(f"there is no index at '{uri}'; `zerogr index CONFIG` makes one")
+        for stage in ("docids", "trie", "retriever"):
+            index.require(stage)
+        trie = DocidTrie.load(storage.local_folder(index.path("trie")))
+        folder = storage.local_folder(index.path("retriever"))
+        if trie.extra.get("tokenizer") != tokenizer_hash(str(folder)):
+            raise UserError(
+                f"the trie of '{uri}' was made with another tokenizer than its retriever; "
+                "run `zerogr index` with --rebuild trie"
+            )
+        settings = storage.read_json(str(folder / SETTINGS_FILE))
+        model, tokenizer = load_model(str(folder), device=device, dtype=dtype)
+        chat = ChatFormat.of(
+            tokenizer,
+            max_instruction_tokens=settings["max_instruction_tokens"],
+            max_query_tokens=settings["max_query_tokens"],
+        )
+        table = read_docids(index)
+        return cls(
+            model,
+            chat,
+            trie,
+            table.column("doc_id").combine_chunks(),
+            table.column("docid").combine_chunks(),
+            instruction=settings["instruction"],
+            decoding=manifest["config"]["decoding"],
+            manifest=manifest,
+        )
+
+    @property
+    def index_version(self) -> str:
+        """A short name of what is served; it changes whenever the trie or the retriever does."""
+        stages = self.manifest.get("stages", {})
+        return "-".join(stages[stage]["fingerprint"][:8] for stage in ("trie", "retriever") if stage in stages)
+
+    @property
+    def num_documents(self) -> int:
+        """Documents that can be found."""
+        return len(self._doc_ids)
+
+    def doc_ids(self) -> set[str]:
+        """Returns the keys of all documents that can be found."""
+        return set(self._doc_ids.to_pylist())
+
+    def search(
+        self,
+        queries: Sequence[str],
+        *,
+        instruction: str | Sequence[str | None] | None = None,
+        k: int | None = None,
+        strategy: str | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> list[list[Hit]]:
+        """Returns at most `k` hits per query, best first.
+
+        Args:
+            queries: Texts; longer than the training limit, they are cut as in training.
+            instruction: For all queries, or one per query; None = the index's own.
+            k: Documents per query; None = the index's default.
+            strategy: One of `zerogr.decoding.STRATEGIES`; None = the index's default.
+            seed: Of the sampling strategies.
+            **options: Passed to `decode`: `normalise`, `beam_width`, `max_temperature`, ...
+
+        Raises:
+            ValueError: `queries` is a bare string, or an option does not fit the strategy.
+        """
+        if isinstance(queries, str):
+            raise ValueError("queries must be a list of strings, not one string")
+        instructions = (
+            [instruction] * len(queries) if isinstance(instruction, str) or instruction is None else list(instruction)
+        )
+        strategy = strategy or self._decoding["strategy"]
+        options = {"normalise": self._decoding["normalise"], **self._strategy_options(strategy), **options}
+        return [
+            self._search_one(query, text or self.instruction, k or self._decoding["k"], strategy, seed, options)
+            for query, text in zip(queries, instructions, strict=True)
+        ]
+
+    def _strategy_options(self, strategy: str) -> dict[str, Any]:
+        """Returns the index's settings that mean something to this strategy."""
+        keys = {"reverse_annealing": ("max_temperature",), "nucleus": ("top_p",)}.get(strategy, ())
+        return {key: self._decoding[key] for key in keys}
+
+    def _search_one(
+        self, query: str, instruction: str, k: int, strategy: str, seed: int, options: dict[str, Any]
+    ) -> list[Hit]:
+        from zerogr.decoding.language_model import CachedTreeScorer
+
+        scorer = CachedTreeScorer(self._model, self._chat.prompt(instruction, query))
+        decoded = decode(
+            scorer, self._trie, k, eos_token_id=self._chat.end_token_id, strategy=strategy, seed=seed, **options
+        )
+        return [
+            Hit(self._doc_ids[hit.row].as_py(), self._docids[hit.row].as_py(), rank, hit.score)
+            for rank, hit in enumerate(decoded, 1)
+        ]

@@ -1,0 +1,224 @@
+"""Bytes, JSON, Parquet and folders at a URI: a plain path, `file://`, `s3://`, `gs://`, through one code path (fsspec).
+
+What is written is published whole: a local file is written beside its place and renamed over it, an object is one put.
+A reader therefore sees the old content or the new, never half. Names that start with a dot are unfinished files and
+are invisible to `list_files`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from zerogr.errors import UserError
+
+
+def join(uri: str, *parts: str) -> str:
+    """Returns the URI of something below `uri`."""
+    return "/".join([uri.rstrip("/") or "/", *parts]) if parts else uri
+
+
+def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Returns the filesystem that serves `uri`, and its path there.
+
+    Raises:
+        UserError: No filesystem is known for the scheme, or its package is not installed.
+    """
+    remote = "://" in uri and not uri.startswith("file://")
+    try:
+        # Another process may have published since we last looked: a cached listing would hide its shards.
+        return fsspec.core.url_to_fs(uri, **({"use_listings_cache": False} if remote else {}))
+    except (ValueError, ImportError) as error:
+        raise UserError(
+            f"'{uri}' cannot be opened: {error}; use a path, file://, s3:// or another scheme fsspec knows"
+        ) from None
+
+
+def is_local(uri: str) -> bool:
+    """Whether `uri` names a file of this machine."""
+    return filesystem(uri)[0].protocol[0] == "file"
+
+
+def exists(uri: str) -> bool:
+    """Whether there is a file or folder at `uri`."""
+    fs, path = filesystem(uri)
+    return bool(fs.exists(path))
+
+
+def open_binary(uri: str) -> IO[bytes]:
+    """Returns a seekable stream of the file's bytes. Raises FileNotFoundError if there is none."""
+    fs, path = filesystem(uri)
+    return fs.open(path, "rb")
+
+
+def read_bytes(uri: str) -> bytes:
+    """Returns the file's content. Raises FileNotFoundError if there is none."""
+    fs, path = filesystem(uri)
+    return fs.cat_file(path)
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Publishes `data` at `uri`, whole or not at all.
+
+    Raises:
+        UserError: The place cannot be written to (permission, missing bucket).
+    """
+    fs, path = filesystem(uri)
+    try:
+        if is_local(uri):
+            _write_local(Path(path), data)
+        else:
+            fs.pipe_file(path, data)
+    except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(
+            f"'{uri}' cannot be written: {error}; check that the place exists and that you may write there"
+        ) from error
+
+
+def _write_local(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with unfinished.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read_json(uri: str) -> Any:
+    """Returns the parsed file. Raises FileNotFoundError if there is none, UserError if it is not JSON."""
+    try:
+        return json.loads(read_bytes(uri))
+    except ValueError as error:
+        raise UserError(f"'{uri}' is not valid JSON: {error}") from None
+
+
+def write_json(uri: str, value: Any) -> None:
+    """Publishes `value` as indented JSON, keys in the order given."""
+    write_bytes(uri, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def list_files(uri: str) -> dict[str, int]:
+    """Returns {name relative to `uri`: bytes} of every finished file below it; empty if there is no such folder."""
+    fs, path = filesystem(uri)
+    try:
+        found = fs.find(path, detail=True)
+    except FileNotFoundError:
+        return {}
+    names = {name[len(path) :].lstrip("/"): int(info["size"]) for name, info in found.items()}
+    return {name: size for name, size in sorted(names.items()) if name and not name.rpartition("/")[2].startswith(".")}
+
+
+def delete(uri: str) -> None:
+    """Removes the file or folder at `uri`; nothing happens if there is none."""
+    fs, path = filesystem(uri)
+    if fs.exists(path):
+        fs.rm(path, recursive=True)
+
+
+def upload_folder(folder: Path, uri: str) -> None:
+    """Publishes every file below the local `folder` under `uri`, each whole."""
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        target = join(uri, file.relative_to(folder).as_posix())
+        fs, path = filesystem(target)
+        if is_local(target):
+            _copy_local(file, Path(path))
+        else:
+            fs.put_file(str(file), path)
+
+
+def _copy_local(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        shutil.copyfile(source, unfinished)
+        unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def cache_folder() -> Path:
+    """Returns where downloads and converted models are kept: `$ZEROGR_CACHE`, else `~/.cache/zerogr`."""
+    return Path(os.environ.get("ZEROGR_CACHE") or Path.home() / ".cache" / "zerogr")
+
+
+def local_folder(uri: str) -> Path:
+    """Returns a local folder with the files below `uri`: the place itself, or a cached download of this very version.
+
+    The cache is keyed by the files' names, sizes and version tags, so a folder published anew is fetched anew.
+
+    Raises:
+        FileNotFoundError: There are no files below `uri`.
+    """
+    fs, path = filesystem(uri)
+    if is_local(uri):
+        if not Path(path).is_dir():
+            raise FileNotFoundError(uri)
+        return Path(path)
+    found = fs.find(path, detail=True)
+    if not found:
+        raise FileNotFoundError(uri)
+    version = [
+        (name, info["size"], str(info.get("ETag") or info.get("etag") or info.get("mtime")))
+        for name, info in sorted(found.items())
+    ]
+    target = cache_folder() / "downloads" / hashlib.sha256(repr((uri, version)).encode()).hexdigest()[:24]
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+            for name in found:
+                local = Path(temporary) / "files" / name[len(path) :].lstrip("/")
+                local.parent.mkdir(parents=True, exist_ok=True)
+                fs.get_file(name, str(local))
+            try:
+                (Path(temporary) / "files").rename(target)
+            except OSError:
+                if not target.exists():  # else another process won the race with the same content
+                    raise
+    return target
+
+
+@contextmanager
+def staging_folder(uri: str) -> Iterator[Path]:
+    """Yields an empty local folder whose files are published under `uri` when the block ends without an error."""
+    with tempfile.TemporaryDirectory(prefix="zerogr-") as temporary:
+        yield Path(temporary)
+        upload_folder(Path(temporary), uri)
+
+
+def write_parquet(uri: str, table: pa.Table) -> None:
+    """Publishes `table` as one Parquet file. The same table gives the same bytes."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    write_bytes(uri, buffer.getvalue())
+
+
+def read_parquet(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """Returns the file as a table, with only `columns` if given."""
+    with open_binary(uri) as file:
+        return pq.read_table(file, columns=columns)
+
+
+def parquet_num_rows(uri: str) -> int:
+    """Returns the row count in the file's footer. Raises UserError if the file is damaged."""
+    try:
+        with open_binary(uri) as file:
+            return int(pq.ParquetFile(file).metadata.num_rows)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"'{uri}' is damaged ({error}); delete it and run the stage again") from None

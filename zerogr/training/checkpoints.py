@@ -1,0 +1,87 @@
+"""Checkpoints: weights and AdamW state as safetensors, whole tensors under their parameters' names.
+
+Because tensors are stored whole, a checkpoint of two ranks is read by one and the other way round. Rank 0 gathers them in
+host memory, 12 bytes per parameter. `latest.json` is written last and names the only complete one; older ones are deleted.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from zerogr import storage
+
+logger = logging.getLogger(__name__)
+_STATE = ("exp_avg", "exp_avg_sq")
+
+
+class StorageCheckpointer:
+    """Keeps the newest checkpoint of a run below a URI."""
+
+    def __init__(self, uri: str, *, rank: int = 0) -> None:
+        self._uri, self._rank = uri, rank
+
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Publishes the state after `step` steps, then forgets the one before."""
+        tensors = {f"weights/{name}": value for name, value in full_tensors(model).items()}
+        for name, parameter in model.named_parameters():
+            for key in _STATE:
+                tensors[f"{key}/{name}"] = _full(optimizer.state[parameter][key])
+        if self._rank:
+            return
+        from safetensors.torch import save_file
+
+        name = f"step-{step:08d}"
+        with tempfile.TemporaryDirectory() as folder:
+            save_file(
+                {key: value.contiguous().cpu() for key, value in tensors.items()}, Path(folder) / "state.safetensors"
+            )
+            storage.upload_folder(Path(folder), storage.join(self._uri, name))
+        previous = self._latest()
+        storage.write_json(storage.join(self._uri, "latest.json"), {"step": step, "folder": name})
+        if previous and previous["folder"] != name:
+            storage.delete(storage.join(self._uri, previous["folder"]))
+        logger.info("checkpoint after step %d", step)
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        """Loads the newest checkpoint into model and optimiser; returns its step, 0 if there is none."""
+        latest = self._latest()
+        if latest is None:
+            return 0
+        from safetensors import safe_open
+
+        folder = storage.local_folder(storage.join(self._uri, latest["folder"]))
+        with safe_open(str(folder / "state.safetensors"), "pt") as file, torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(_like(file.get_tensor(f"weights/{name}"), parameter))
+                state: dict[str, Any] = {key: _like(file.get_tensor(f"{key}/{name}"), parameter) for key in _STATE}
+                optimizer.state[parameter] = {"step": torch.tensor(float(latest["step"])), **state}
+        return int(latest["step"])
+
+    def _latest(self) -> dict[str, Any] | None:
+        try:
+            return storage.read_json(storage.join(self._uri, "latest.json"))
+        except FileNotFoundError:
+            return None
+
+
+def full_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Returns the model's parameters, whole, by name. With several ranks all must call it."""
+    return {name: _full(parameter.detach()) for name, parameter in model.named_parameters()}
+
+
+def _full(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """Returns a whole tensor laid out like `parameter`."""
+    if isinstance(parameter, DTensor):
+        return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return tensor.to(parameter.device)

@@ -1,0 +1,141 @@
+"""Training examples: (instruction, query) -> docid as token arrays, and batches of them packed into rows.
+
+A row is the shared prefix (chat header and instruction) once, then whole examples one behind the other; an example sees the
+prefix and itself, its positions restart behind the prefix, so a packed example is computed exactly as if it stood alone.
+With a 25-token prefix and 30-token examples a row of 256 tokens holds 7 examples where padding to the longest would hold 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from zerogr.chat import ChatFormat
+
+
+@dataclass(slots=True)
+class Examples:
+    """N examples as ragged token arrays; example i belongs to the task `task[i]`."""
+
+    prefixes: list[list[int]]
+    """Tokens that all examples of a task share, one list per task."""
+    tokens: np.ndarray
+    """int32 [T]: query, turn marks, docid and end token of all examples."""
+    offsets: np.ndarray
+    """int64 [N+1] into `tokens`."""
+    num_targets: np.ndarray
+    """int32 [N]: how many tokens at the end of an example are to be learnt (docid and end token)."""
+    task: np.ndarray
+    """int32 [N]."""
+
+    def __len__(self) -> int:
+        return len(self.num_targets)
+
+    @classmethod
+    def build(cls, triples: Iterable[tuple[str, str, str]], chat: ChatFormat) -> Examples:
+        """Returns the examples of (instruction, query, docid) triples, in their order."""
+        tasks: dict[str, int] = {}
+        docids: dict[str, list[int]] = {}
+        tokens: list[np.ndarray] = []
+        num_targets, task = [], []
+        for instruction, query, docid in triples:
+            target = docids.get(docid) or docids.setdefault(docid, [*chat.docid(docid), chat.end_token_id])
+            tokens.append(np.array([*chat.query(query), *target], dtype=np.int32))
+            num_targets.append(len(target))
+            task.append(tasks.setdefault(instruction, len(tasks)))
+        offsets = np.zeros(len(tokens) + 1, dtype=np.int64)
+        np.cumsum([len(example) for example in tokens], out=offsets[1:])
+        flat = np.concatenate(tokens) if tokens else np.zeros(0, dtype=np.int32)
+        prefixes = [chat.prefix(instruction) for instruction in tasks]
+        return cls(prefixes, flat, offsets, np.array(num_targets, dtype=np.int32), np.array(task, dtype=np.int32))
+
+    def split(self, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (training ids, held-out ids), int64, each ascending; at least one example stays for training."""
+        order = np.random.default_rng([seed, 0xE7A1]).permutation(len(self))
+        num_held_out = min(int(round(fraction * len(self))), len(self) - 1)
+        return np.sort(order[num_held_out:]), np.sort(order[:num_held_out])
+
+
+def epoch_order(ids: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """Returns the ids in the order of an epoch: a function of seed and epoch alone, so a position is a resumable state."""
+    return np.random.default_rng([seed, epoch]).permutation(ids)
+
+
+@dataclass(slots=True)
+class PackedBatch:
+    """R rows of L tokens. Padding is token 0 that nothing attends to and that is no target."""
+
+    tokens: torch.Tensor
+    """int64 [R, L]"""
+    positions: torch.Tensor
+    """int64 [R, L]"""
+    segments: torch.Tensor
+    """int64 [R, L]: 0 = the shared prefix, 1.. = an example, -1 = padding."""
+    target_index: torch.Tensor
+    """int64 [M]: flat places in [R * L] whose hidden state predicts a target."""
+    targets: torch.Tensor
+    """int64 [M]"""
+
+    def mask(self) -> torch.Tensor:
+        """Returns bool [R, 1, L, L]: True where a token may look: backwards, at the prefix and at its own example."""
+        length = self.tokens.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=self.tokens.device).tril()
+        query, key = self.segments[:, :, None], self.segments[:, None, :]
+        return (causal & ((key == 0) | (key == query)))[:, None]
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        """Returns the batch on a device."""
+        return PackedBatch(*(getattr(self, name).to(device) for name in self.__slots__))
+
+
+def pack(examples: Examples, ids: Iterable[int], row_tokens: int) -> PackedBatch:
+    """Returns the examples packed into rows of at most `row_tokens` tokens (longer only for an example that needs it).
+
+    First-fit decreasing: the longest example first, each into the first row of its task with room for it.
+    """
+    rows: list[tuple[int, list[int], int]] = []  # task, examples, tokens
+    sizes = {int(i): int(examples.offsets[i + 1] - examples.offsets[i]) for i in ids}
+    for i in sorted(sizes, key=lambda i: (-sizes[i], i)):
+        task = int(examples.task[i])
+        for number, (row_task, members, used) in enumerate(rows):
+            if row_task == task and used + sizes[i] <= row_tokens:
+                members.append(i)
+                rows[number] = (task, members, used + sizes[i])
+                break
+        else:
+            rows.append((task, [i], len(examples.prefixes[task]) + sizes[i]))
+    length = max(used for _, _, used in rows)
+    tokens = np.zeros((len(rows), length), dtype=np.int64)
+    positions = np.zeros((len(rows), length), dtype=np.int64)
+    segments = np.full((len(rows), length), -1, dtype=np.int64)
+    target_index, targets = [], []
+    for row, (task, members, _) in enumerate(rows):
+        prefix = examples.prefixes[task]
+        start = len(prefix)
+        tokens[row, :start], positions[row, :start], segments[row, :start] = prefix, np.arange(start), 0
+        for segment, i in enumerate(members, 1):
+            end = start + sizes[i]
+            piece = examples.tokens[examples.offsets[i] : examples.offsets[i + 1]]
+            tokens[row, start:end] = piece
+            positions[row, start:end] = len(prefix) + np.arange(sizes[i])
+            segments[row, start:end] = segment
+            count = int(examples.num_targets[i])
+            target_index.append(row * length + np.arange(end - count - 1, end - 1))
+            targets.append(piece[-count:].astype(np.int64))
+            start = end
+    return PackedBatch(
+        torch.from_numpy(tokens),
+        torch.from_numpy(positions),
+        torch.from_numpy(segments),
+        torch.from_numpy(np.concatenate(target_index)),
+        torch.from_numpy(np.concatenate(targets)),
+    )
+
+
+def batches(order: np.ndarray, batch_size: int, start: int = 0) -> Iterator[np.ndarray]:
+    """Yields the ids of one optimiser step after the other, from position `start` of the epoch's order."""
+    for position in range(start, len(order), batch_size):
+        yield order[position : position + batch_size]

@@ -1,0 +1,52 @@
+"""The trie stage: the docids of the index, tokenised as the retriever will write them, become a memory-mappable trie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from zerogr import storage
+from zerogr.chat import ChatFormat
+from zerogr.config import Config
+from zerogr.errors import UserError
+from zerogr.index import Index, shards_in
+from zerogr.models import load_tokenizer, resolve_model, tokenizer_hash
+from zerogr.trie import DocidTrie
+
+VERSION = 1
+
+
+def trie_inputs(config: Config, index: Index) -> dict[str, Any]:
+    """Returns what the trie is made from."""
+    tokenizer = tokenizer_hash(resolve_model(config.retriever.model))
+    return {"docids": index.require("docids").fingerprint, "retriever.tokenizer": tokenizer, "version": VERSION}
+
+
+def build_trie(config: Config, index: Index) -> dict[str, Any]:
+    """Builds and publishes the trie; returns the stage's counts."""
+    folder = resolve_model(config.retriever.model)
+    chat = ChatFormat.of(load_tokenizer(folder))
+    docids = read_docids(index).column("docid").to_pylist()
+    if not docids:
+        raise UserError(f"'{index.uri}' has no docid; every document was rejected, see `zerogr status {index.uri}`")
+    trie = DocidTrie.build(chat.docids(docids))
+    with storage.staging_folder(index.path("trie")) as target:
+        trie.save(target, extra={"tokenizer": tokenizer_hash(folder)})
+    return {"rows": len(docids), "docids": trie.num_docids, "nodes": trie.num_nodes, "bytes": trie.nbytes}
+
+
+def read_docids(index: Index) -> pa.Table:
+    """Returns doc_id and docid of every document of the index, in row order: row i is row i of the trie."""
+    tables = list(_shards(index))
+    return (
+        pa.concat_tables(tables).combine_chunks()
+        if tables
+        else pa.table({"doc_id": pa.array([], pa.string()), "docid": pa.array([], pa.string())})
+    )
+
+
+def _shards(index: Index) -> Iterator[pa.Table]:
+    for shard in shards_in(index.path("docids")):
+        yield storage.read_parquet(index.shard("docids", shard), ["doc_id", "docid"])
