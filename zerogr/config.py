@@ -8,6 +8,7 @@ everything else decides what the index holds, and does.
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,15 +96,25 @@ class DocidsConfig(GenerationConfig):
     def _word_limits(self) -> DocidsConfig:
         if self.min_words > self.max_words:
             raise ValueError(f"min_words is {self.min_words}; it must not exceed max_words = {self.max_words}")
+        if self.min_core_terms > self.max_words:
+            raise ValueError(
+                f"min_core_terms is {self.min_core_terms}; it must not exceed max_words = {self.max_words}"
+            )
         return self
 
 
 class QueriesConfig(GenerationConfig):
     num_queries_per_document: int = Field(
-        8, ge=0, le=256, description="B, pseudo-queries sampled from the LM per document; 0 = spans only."
+        12,
+        ge=0,
+        le=256,
+        description="B, pseudo-queries sampled from the LM per document, before filtering; 0 = spans only.",
     )
     num_spans_per_document: int = Field(
-        16, ge=0, le=256, description="Passages and keyword sets of the document itself, used as queries."
+        64,
+        ge=0,
+        le=256,
+        description="Different passages and keyword sets of the document, used as queries; 12 to 16 with a larger LM.",
     )
     temperature: float = Field(0.7, ge=0, le=2, description="Sampling temperature; 1.0 for models of 1B and more.")
     max_tokens: int = Field(32, ge=4, le=256, description="Tokens per pseudo-query.")
@@ -117,7 +128,9 @@ class RetrieverConfig(Section):
 
 
 class TrainingConfig(Section):
-    num_epochs: int = Field(4, ge=1, le=1000, description="Passes over the (query, docid) pairs.")
+    num_epochs: int = Field(
+        1, ge=1, le=1000, description="Passes over the (query, docid) pairs; more different pairs beat more passes."
+    )
     batch_size: int = Field(32, ge=1, description="Examples per optimiser step, over all workers.")
     learning_rate: float = Field(2e-4, gt=0, lt=1, description="Peak of AdamW.")
     schedule: Literal["constant", "linear"] = Field(
@@ -221,6 +234,9 @@ class Config(Section):
     )
 
 
+_SECTIONS = {name for name in Config.model_fields if isinstance(getattr(Config(), name), Section)}
+
+
 def load_config(path: str | None, overrides: list[str] | None = None) -> Config:
     """Returns the validated configuration of a YAML file with `key.sub=value` overrides on top.
 
@@ -241,6 +257,8 @@ def load_config(path: str | None, overrides: list[str] | None = None) -> Config:
             raise UserError(
                 f"'{path}' holds a {type(tree).__name__}; it must be a mapping with the keys of `zerogr config`"
             )
+        # A section whose lines are all commented out is read as null.
+        tree = {key: {} if value is None and key in _SECTIONS else value for key, value in tree.items()}
     for override in overrides or []:
         _apply_override(tree, override)
     return validate_config(tree)
@@ -268,7 +286,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         raise UserError(
             f"--set {override}: '{text}' is not a YAML value; quote it, for example --set 'instruction=\"Find: it\"'"
         ) from None
-    if isinstance(value, str) and _is_float(value):
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", text.strip()):
         value = float(value)  # YAML 1.1 reads 1e-4, which has no dot, as a string
     *parents, last = key.strip().split(".")
     for parent in parents:
@@ -276,14 +294,6 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         if not isinstance(tree, dict):
             raise UserError(f"--set {override}: '{parent}' is a value, not a section")
     tree[last] = value
-
-
-def _is_float(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _explain(error: ValidationError) -> str:

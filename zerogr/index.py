@@ -148,6 +148,11 @@ class Index:
             storage.write_json(self.path("work", f"{stage}.json"), {"fingerprint": print_, "inputs": inputs})
         return True
 
+    def release(self, stage: str) -> None:
+        """Forgets that a stage was begun, if it has published nothing: a mistake that made nothing binds nobody."""
+        if not any(storage.list_files(self.path(folder)) for folder in FOLDERS[stage]):
+            storage.delete(self.path("work", f"{stage}.json"))
+
     def _begun(self, stage: str) -> dict[str, Any] | None:
         try:
             return storage.read_json(self.path("work", f"{stage}.json"))

@@ -28,7 +28,7 @@ from zerogr.errors import UserError
 
 def join(uri: str, *parts: str) -> str:
     """Returns the URI of something below `uri`."""
-    return "/".join([uri.rstrip("/") or "/", *parts]) if parts else uri
+    return "/".join([uri.rstrip("/"), *parts]) if parts else uri
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -82,7 +82,7 @@ def write_bytes(uri: str, data: bytes) -> None:
             _write_local(Path(path), data)
         else:
             fs.pipe_file(path, data)
-    except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
+    except (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise UserError(
             f"'{uri}' cannot be written: {error}; check that the place exists and that you may write there"
         ) from error

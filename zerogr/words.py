@@ -43,7 +43,8 @@ FUNCTION_WORDS = frozenset(
 
 def words(text: str) -> list[str]:
     """Returns the normalised words of a text, in order: NFKC, lower case."""
-    return _WORD.findall(unicodedata.normalize("NFKC", text).lower())
+    lowered = unicodedata.normalize("NFKC", text).lower()
+    return _WORD.findall(unicodedata.normalize("NFKC", lowered))  # lower case may compose what upper case could not
 
 
 def is_topical(word: str) -> bool:

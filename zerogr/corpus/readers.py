@@ -134,12 +134,15 @@ def _read_json_lines(uri: str, config: CorpusConfig) -> Iterator[tuple[str, dict
             if not line.strip():
                 continue
             try:
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                row = json.loads(line.rstrip().decode("utf-8-sig" if number == 1 else "utf-8"))
             except UnicodeDecodeError as error:
                 yield place, Rejected(place, "invalid_utf8", f"byte {error.start} of the line is not UTF-8")
                 continue
             except json.JSONDecodeError as error:
                 yield place, Rejected(place, "invalid_json", f"{error.msg} at column {error.colno}")
+                continue
+            except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 100,000 brackets
+                yield place, Rejected(place, "invalid_json", f"Python cannot read it: {error}")
                 continue
             if not isinstance(row, dict):
                 yield place, Rejected(place, "invalid_row", f"the line holds a {type(row).__name__}, not an object")
@@ -172,11 +175,17 @@ def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
         try:
             columns[name] = column.to_pylist()
         except UnicodeDecodeError:
-            columns[name] = column.cast(
-                pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary()
-            ).to_pylist()
+            as_bytes = column.cast(pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary())
+            columns[name] = [_decoded(cell) for cell in as_bytes.to_pylist()]
     for i in range(batch.num_rows):
         yield {name: values[i] for name, values in columns.items()}
+
+
+def _decoded(cell: bytes | None) -> str | bytes | None:
+    try:
+        return None if cell is None else cell.decode()
+    except UnicodeDecodeError:
+        return cell
 
 
 def _check_columns(names: list[str], uri: str, config: CorpusConfig) -> None:
@@ -193,6 +202,14 @@ def _check_columns(names: list[str], uri: str, config: CorpusConfig) -> None:
         raise missing("text_column", config.text_column)
 
 
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _to_document(row: dict[str, Any], place: str, config: CorpusConfig) -> Document | Rejected:
     key = row.get(config.doc_id_column)
     if isinstance(key, bytes):
@@ -204,6 +221,8 @@ def _to_document(row: dict[str, Any], place: str, config: CorpusConfig) -> Docum
     doc_id = "" if key is None else str(key).strip()
     if not doc_id:
         return Rejected(place, "empty_doc_id", f"'{config.doc_id_column}' is empty")
+    if not _is_utf8(doc_id):
+        return Rejected(place, "invalid_utf8", f"'{config.doc_id_column}' holds half of a surrogate pair")
     title, text = row.get(config.title_column), row.get(config.text_column)
     metadata = row.get("metadata")
     metadata = metadata if isinstance(metadata, dict) else {}
@@ -219,10 +238,10 @@ def _to_document(row: dict[str, Any], place: str, config: CorpusConfig) -> Docum
     if not title and not text.strip():
         return Rejected(doc_id, "empty_document", "title and text are both empty")
     try:
-        num_bytes = len((doc_id + title + text).encode()) - len(doc_id.encode("utf-8", "surrogatepass"))
+        num_bytes = len((title + text).encode())
         json.dumps(metadata, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        return Rejected(doc_id.encode("utf-8", "replace").decode(), "invalid_utf8", "it holds half of a surrogate pair")
+        return Rejected(doc_id, "invalid_utf8", "it holds half of a surrogate pair")
     except TypeError as error:
         return Rejected(doc_id, "invalid_row", f"'metadata' cannot be written as JSON: {error}")
     if num_bytes > config.max_document_bytes:
