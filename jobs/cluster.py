@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import Iterator
 
 logger = logging.getLogger(__name__)
@@ -21,6 +22,9 @@ def ray_session() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    # Workers run the hook before they know the driver's import path: sent by reference, it would only be found where this
+    # package is installed, and elsewhere every worker would die and be started again, for ever.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.WARNING, runtime_env={"worker_process_setup_hook": prepare_worker})
         logger.info("joined the Ray cluster at %s", os.environ["RAY_ADDRESS"])

@@ -35,7 +35,11 @@ def run_stage(
         logger.info("%s: done before (%s)", stage, summary(record.counts))
         return record
     start = time.monotonic()
-    counts = build(config, index)
+    try:
+        counts = build(config, index)
+    except UserError:
+        index.release(stage)  # with another column name, say, the same command must not be refused
+        raise
     _check_rejected(stage, config, index, counts)
     seconds = time.monotonic() - start
     index.finish(stage, inputs, config=config.model_dump(mode="json"), counts=counts, seconds=seconds)

@@ -9,15 +9,17 @@ import uuid
 from typing import Any
 
 from jobs.cluster import ray_session, share_of_cpus
-from jobs.shards import user_error_in
 from jobs.stages import run_stage
 from zerogr import storage
 from zerogr.config import Config, validate_config
+from zerogr.errors import UserError
 from zerogr.index import Index, StageRecord
 from zerogr.training.stage import retriever_inputs
 
 logger = logging.getLogger(__name__)
 FOLDER = "work/training"
+OUTCOME = "outcome.json"
+"""What the workers have to say at the end: the stage's counts, or {"mistake": a sentence for the user}."""
 
 
 def run(config: Config) -> StageRecord:
@@ -47,17 +49,16 @@ def _build(config: Config, index: Index) -> dict[str, Any]:
             ),
             run_config=RunConfig(
                 name=f"run-{uuid.uuid4().hex[:8]}",  # resuming is ours, from the newest checkpoint in the index
-                storage_path=_absolute(index.path(FOLDER, "ray")),
+                storage_path=index.path(FOLDER, "ray"),
                 failure_config=FailureConfig(max_failures=compute.max_retries),
             ),
         )
-        try:
-            trainer.fit()
-        except Exception as error:
-            raise user_error_in(error) or error from None
-    counts: dict[str, Any] = storage.read_json(index.path(FOLDER, "counts.json"))
+        trainer.fit()
+    outcome: dict[str, Any] = storage.read_json(index.path(FOLDER, OUTCOME))
+    if "mistake" in outcome:
+        raise UserError(outcome["mistake"])
     storage.delete(index.path(FOLDER))
-    return counts
+    return outcome
 
 
 def train_on_worker(arguments: dict[str, Any]) -> None:
@@ -76,24 +77,24 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
     config = validate_config(arguments["config"])
     index, context, device = Index(config.index), ray_train.get_context(), get_device()
     rank, num_ranks = context.get_world_rank(), context.get_world_size()
-    model, chat = load_base(config, device)
-    counts = train(
-        model,
-        load_examples(index, chat),
-        training_settings(config),
-        checkpointer=StorageCheckpointer(index.path(FOLDER, "checkpoints"), rank=rank),
-        report=lambda metrics: ray_train.report(metrics),
-        device=device,
-        rank=rank,
-        num_ranks=num_ranks,
-    )
-    publish_retriever(config, index, model, rank=rank)
+    try:
+        model, chat = load_base(config, device)
+        outcome = train(
+            model,
+            load_examples(index, chat),
+            training_settings(config),
+            checkpointer=StorageCheckpointer(index.path(FOLDER, "checkpoints"), rank=rank),
+            report=lambda metrics: ray_train.report(metrics),
+            device=device,
+            rank=rank,
+            num_ranks=num_ranks,
+        )
+        publish_retriever(config, index, model, rank=rank)
+    except (UserError, FloatingPointError) as error:
+        # Raised here, it would be taken for a fault of the machine and tried again; every rank meets the same mistake.
+        outcome = {"mistake": str(error)}
     if rank == 0:
-        storage.write_json(index.path(FOLDER, "counts.json"), counts)
-
-
-def _absolute(uri: str) -> str:
-    return uri if "://" in uri else os.path.abspath(uri)
+        storage.write_json(index.path(FOLDER, OUTCOME), outcome)
 
 
 if __name__ == "__main__":

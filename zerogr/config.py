@@ -8,6 +8,7 @@ everything else decides what the index holds, and does.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -261,7 +262,26 @@ def load_config(path: str | None, overrides: list[str] | None = None) -> Config:
         tree = {key: {} if value is None and key in _SECTIONS else value for key, value in tree.items()}
     for override in overrides or []:
         _apply_override(tree, override)
-    return validate_config(tree)
+    return _with_absolute_paths(validate_config(tree))
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    """Returns the configuration as a worker with another working directory can read it."""
+
+    def absolute(uri: str) -> str:
+        return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+
+    def model(name: str) -> str:
+        return absolute(name) if os.path.isdir(os.path.expanduser(name)) else name
+
+    return config.model_copy(
+        update={
+            "index": absolute(config.index),
+            "docids": config.docids.model_copy(update={"model": model(config.docids.model)}),
+            "queries": config.queries.model_copy(update={"model": model(config.queries.model)}),
+            "retriever": config.retriever.model_copy(update={"model": model(config.retriever.model)}),
+        }
+    )
 
 
 def validate_config(tree: dict[str, Any]) -> Config:

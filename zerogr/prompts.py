@@ -38,7 +38,10 @@ def excerpt(title: str, text: str, num_words: int) -> str:
             break
         kept.append(line)
         count += size
-    return "\n".join(kept).strip().replace("<<<", "").replace(">>>", "")
+    cut = "\n".join(kept).strip()
+    while "<<<" in cut or ">>>" in cut:  # once is not enough: without its arrows, "<<>>><" is a marker
+        cut = cut.replace("<<<", "").replace(">>>", "")
+    return cut
 
 
 def docid_prompt(document: str, min_words: int, max_words: int) -> str:
