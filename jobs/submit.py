@@ -10,7 +10,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -37,8 +36,7 @@ def submit(config: Config, address: str, *, wait: bool = True, rebuild: list[str
             f"no Ray cluster answers at '{address}': {' '.join(str(error).split())}; start one with `ray up cluster.yaml`"
         ) from error
     with tempfile.TemporaryDirectory() as folder:
-        tree = _with_absolute_paths(config.model_dump(mode="json"))
-        (Path(folder) / "config.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+        (Path(folder) / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
         modules = [str(Path(module.__path__[0])) for module in (zerogr, jobs, serve)]
         options = "".join(f" --rebuild {stage}" for stage in rebuild or [])
         job_id = client.submit_job(
@@ -59,20 +57,3 @@ def submit(config: Config, address: str, *, wait: bool = True, rebuild: list[str
             last = [line for line in logs.splitlines() if line.strip()][-1:] or ["it wrote nothing"]
             raise UserError(f"job {job_id} on '{address}' ended as {status}: {last[0]}")
         time.sleep(2)
-
-
-def _with_absolute_paths(tree: dict[str, Any]) -> dict[str, Any]:
-    """Returns the configuration with its relative paths made absolute: the job runs in a folder that is thrown away."""
-
-    def absolute(section: dict[str, Any], key: str, *, is_path: bool = True) -> None:
-        value = section[key]
-        if value and is_path and ":" not in value:
-            section[key] = str(Path(value).absolute())
-
-    absolute(tree, "index")
-    absolute(tree["corpus"], "source")
-    absolute(tree["corpus"], "keep_judged")
-    absolute(tree["evaluation"], "dataset")
-    for section in ("docids", "queries", "retriever"):
-        absolute(tree[section], "model", is_path=Path(tree[section]["model"]).is_dir())  # else the name of a model
-    return tree

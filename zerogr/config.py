@@ -268,18 +268,23 @@ def load_config(path: str | None, overrides: list[str] | None = None) -> Config:
 def _with_absolute_paths(config: Config) -> Config:
     """Returns the configuration as a worker with another working directory can read it."""
 
-    def absolute(uri: str) -> str:
-        return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+    def absolute(value: str | None) -> str | None:
+        return value if value is None or ":" in value else os.path.abspath(os.path.expanduser(value))
 
-    def model(name: str) -> str:
-        return absolute(name) if os.path.isdir(os.path.expanduser(name)) else name
+    def changed(section: Section, *keys: str) -> Section:
+        return section.model_copy(update={key: absolute(getattr(section, key)) for key in keys})
+
+    def with_model(section: GenerationConfig | RetrieverConfig) -> Section:  # it may be a name on a hub, and no folder
+        return changed(section, "model") if os.path.isdir(os.path.expanduser(section.model)) else section
 
     return config.model_copy(
         update={
             "index": absolute(config.index),
-            "docids": config.docids.model_copy(update={"model": model(config.docids.model)}),
-            "queries": config.queries.model_copy(update={"model": model(config.queries.model)}),
-            "retriever": config.retriever.model_copy(update={"model": model(config.retriever.model)}),
+            "corpus": changed(config.corpus, "source", "keep_judged"),
+            "docids": with_model(config.docids),
+            "queries": with_model(config.queries),
+            "retriever": with_model(config.retriever),
+            "evaluation": changed(config.evaluation, "dataset"),
         }
     )
 

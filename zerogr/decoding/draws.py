@@ -88,8 +88,8 @@ class Walk:
     def advance(self, tree: ScoredTree, overlay: Overlay) -> None:
         """Walks on until a leaf or an unscored node, and takes the path out of the tree."""
         while not self.node.is_leaf and self.node.is_evaluated:
-            is_greedy = not self._temperature
-            weights = overlay.log_probs(self.node) if is_greedy else overlay.log_weights(self.node, self._temperature)
+            node, temperature = self.node, self._temperature
+            weights = overlay.log_weights(node, temperature) if temperature else overlay.log_probs(node)
             option = self._choose(weights, self._random.random())
             step = (self.node, option, tree.child(self.node, option))
             overlay.take(*step)
