@@ -1,4 +1,4 @@
-"""How fast is the docid trie built, opened and read, and how many bytes does a docid take? `python -m benchmarks.trie [--quick]`
+"""How fast is the docid trie built, opened and read, and what does a docid take? `python -m benchmarks.trie [--quick]`
 
 Synthetic keyword docids: 8 to 11 tokens, Zipf-distributed within one of many topics, so that docids of a topic share
 prefixes as real ones do. The last line printed is one JSON object.

@@ -35,8 +35,11 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
-    """One small Ray for all tests that need one; logical CPUs are more than the machine has, so that nothing waits for one."""
+def local_ray(s3_server: str) -> Iterator[None]:
+    """One small Ray for all tests that need one; logical CPUs are more than the machine has, so that nothing waits for one.
+
+    Its workers inherit the environment, so the S3 server must be known before it starts.
+    """
     import ray
 
     ray.init(address="local", include_dashboard=False, num_cpus=8, object_store_memory=200 * 2**20, log_to_driver=False)

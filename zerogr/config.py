@@ -313,6 +313,8 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         ) from None
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", text.strip()):
         value = float(value)  # YAML 1.1 reads 1e-4, which has no dot, as a string
+    if isinstance(value, dict) and not text.lstrip().startswith("{"):
+        value = text.strip()  # YAML reads `pystdlib:` and `Find: it` as mappings
     *parents, last = key.strip().split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})
@@ -333,7 +335,7 @@ def _explain(error: ValidationError) -> str:
             sentences.append(f"there is no key '{path}'; {hint}")
         else:
             reason = item["msg"].removeprefix("Value error, ")
-            seen = "" if isinstance(item["input"], dict) else f" is {item['input']!r}"
+            seen = "" if item["type"] == "value_error" else f" is {item['input']!r}"
             sentences.append(f"{path}{seen}: {reason[0].lower()}{reason[1:]}")
     return "; ".join(sentences)
 

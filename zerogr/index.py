@@ -104,7 +104,7 @@ class Index:
             manifest = storage.read_json(self.path("index.json"))
         except FileNotFoundError:
             return {"format": FORMAT, "config": {}, "stages": {}}
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or "stages" not in manifest:
             seen = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
             raise UserError(
                 f"'{self.path('index.json')}' has format {seen}; this version reads {FORMAT}: build the index anew"

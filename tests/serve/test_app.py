@@ -28,6 +28,7 @@ from serve.run import serve_index
 from zerogr import storage
 from zerogr.decoding import STRATEGIES
 from zerogr.errors import UserError
+from zerogr.retriever import Retriever
 
 HTML_DOCID = "<img src=x onerror=alert(1)>"
 SECRET = "a secret that only the log may hold"
@@ -116,19 +117,6 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    import ray
-
-    # A replica cannot import a test module by name.
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        ray.init(address="local", include_dashboard=False, num_cpus=4, object_store_memory=300 * 2**20)
-        yield
-        ray.shutdown()
-
-
 @dataclass
 class Service:
     client: httpx.Client
@@ -139,6 +127,9 @@ class Service:
 @pytest.fixture(scope="module")
 def service(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """The application with a queue of one and a default k of 3."""
+    import ray
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a replica cannot import a test module by name
     folder = tmp_path_factory.mktemp("service")
     config = {
         "applications": [
@@ -233,17 +224,13 @@ class TestService:
         assert service.client.post("/search", json={"query": "wait"}).status_code == 200
 
 
-def test_a_real_index(request: pytest.FixtureRequest, service: Service) -> None:
-    """With a session fixture `tiny_index` (the URI of a finished index), the real retriever answers too."""
-    try:
-        index: str = request.getfixturevalue("tiny_index")
-    except pytest.FixtureLookupError:
-        pytest.skip("no fixture tiny_index gives the URI of a finished index")
+def test_a_real_index(tiny_index: str, service: Service) -> None:
+    """The real retriever answers over HTTP what it answers in this process."""
     config = {"applications": [{"name": "real", "route_prefix": "/real", "import_path": "serve.app:build"}]}
     (service.folder / "real.yaml").write_text(yaml.safe_dump(config))
     port = service.client.base_url.port
-    stop = serve_index(index, port=port, config_file=str(service.folder / "real.yaml"), blocking=False)
+    stop = serve_index(tiny_index, port=port, config_file=str(service.folder / "real.yaml"), blocking=False)
     answer = service.client.post("/real/search", json={"query": "open a file", "k": 3}).json()
     stop()
-    assert [hit["rank"] for hit in answer["hits"]] == [1, 2, 3]
-    assert len({hit["doc_id"] for hit in answer["hits"]}) == 3
+    expected = Retriever.load(tiny_index).search(["open a file"], k=3)[0]
+    assert [(hit["rank"], hit["doc_id"]) for hit in answer["hits"]] == [(hit.rank, hit.doc_id) for hit in expected]

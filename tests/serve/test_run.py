@@ -68,7 +68,10 @@ class TestConfigFile:
         with pytest.raises(UserError, match="has no finished stage 'trie'"):
             serve_index(str(tmp_path))
 
-    def test_a_taken_port_is_refused_before_ray_starts(self, tmp_path: Path) -> None:
+    def test_a_taken_port_is_refused_before_ray_starts(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(
+            "ray.is_initialized", lambda: False
+        )  # other tests of this process may have left Ray running
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             taken.listen()

@@ -162,7 +162,9 @@ def _read_parquet(uri: str, config: CorpusConfig) -> Iterator[tuple[str, dict[st
             raise UserError(f"'{uri}' is not a Parquet file: {error}") from None
         _check_columns(file.schema_arrow.names, uri, config)
         number = 0
-        for batch in file.iter_batches(batch_size=256):
+        read = {config.doc_id_column, config.title_column, config.text_column, "metadata", "kind"}
+        columns = [name for name in file.schema_arrow.names if name in read]
+        for batch in file.iter_batches(batch_size=256, columns=columns):
             for row in _rows(batch):
                 number += 1
                 yield f"{name}:{number}", row

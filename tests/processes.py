@@ -1,0 +1,50 @@
+"""Processes that a test started, found by who started whom, and ended by their own ids."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+
+def descendants(pid: int) -> list[int]:
+    """Returns the processes below one, parents before their children."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (stat := _stat(int(entry.name))):
+            children.setdefault(int(stat[1]), []).append(int(entry.name))
+    found, queue = [], [pid]
+    while queue:
+        below = children.get(queue.pop(), [])
+        found += below
+        queue += below
+    return found
+
+
+def command_line(pid: int) -> str:
+    """Returns the command of a process, empty if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def kill_with_descendants(pid: int) -> None:
+    """Sends SIGKILL to a process, then to all that it had started; returns when they have ended (zombies count as ended)."""
+    pids = [pid, *descendants(pid)]
+    for each in pids:
+        try:
+            os.kill(each, signal.SIGKILL)
+        except ProcessLookupError:
+            continue  # Ray's own watchdog was faster
+    while any((stat := _stat(each)) and stat[0] != "Z" for each in pids):
+        time.sleep(0.01)
+
+
+def _stat(pid: int) -> list[str]:
+    """Returns state, parent, ... of a process; empty if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []

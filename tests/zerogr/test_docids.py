@@ -1,0 +1,394 @@
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zerogr import storage
+from zerogr.config import Config, validate_config
+from zerogr.corpus.stage import build_corpus
+from zerogr.docids.resolve import Resolution, resolve
+from zerogr.docids.rules import Limits, Terms, repair, validate
+from zerogr.docids.schemes import keyword_candidates, random_candidates, tfidf_candidates, title_candidates
+from zerogr.docids.stage import FOLDER, PROPOSAL_SCHEMA, DocidProposer, assign_docids, check_docids, docids_inputs
+from zerogr.engines.fake import FakeEngine
+from zerogr.index import Index, shards_in
+from zerogr.words import DocumentFrequency, words
+
+BREAD = "Sourdough bread needs flour, water and salt; the starter ferments the dough and the oven bakes the crust."
+CORPUS = [BREAD, "A knight moves in the shape of an L on the board.", "To be or not to be", "Naïve café 東京 c++ 3.11"]
+
+
+def frequency_of(texts: list[str]) -> DocumentFrequency:
+    frequency = DocumentFrequency()
+    for text in texts:
+        frequency.add(words(text))
+    return frequency
+
+
+@pytest.fixture(scope="module")
+def frequency() -> DocumentFrequency:
+    return frequency_of(CORPUS)
+
+
+def broken(docid: str, text: str, frequency: DocumentFrequency, **limits: int) -> list[str]:
+    return validate(docid.split(), Terms.of("", text, frequency), Limits(**limits), frequency)
+
+
+class TestValidate:
+    @pytest.mark.parametrize(
+        ("docid", "limits", "rules"),
+        [
+            ("sourdough bread flour starter dough oven", {}, []),
+            ("sourdough bread flour", {}, ["too_few_words"]),
+            (
+                "sourdough bread flour water salt starter ferments dough oven bakes crust",
+                {},
+                ["too_many_words"],
+            ),
+            ("sourdough bread flour starter dough dough", {}, ["repeated_word"]),
+            ("sourdough bread and flour starter dough", {}, ["function_word"]),
+            ("knight board shape moves bread flour", {"max_foreign_words": 4}, ["too_few_core_terms"]),
+            ("sourdough bread flour starter dough knight", {}, ["too_many_foreign_words"]),
+            ("sourdough bread flour starter dough knight", {"max_foreign_words": 1}, []),
+            (
+                "sourdough bread flour starter dough baguette",
+                {"max_foreign_words": 1},
+                ["unknown_word"],
+            ),
+            ("", {}, ["too_few_words", "too_few_core_terms"]),
+        ],
+    )
+    def test_names_the_rules_that_are_broken(
+        self, frequency: DocumentFrequency, docid: str, limits: dict[str, int], rules: list[str]
+    ) -> None:
+        assert broken(docid, BREAD, frequency, **limits) == rules
+
+    def test_a_short_document_is_held_to_what_it_has(self, frequency: DocumentFrequency) -> None:
+        assert broken("naïve café", "Naïve café", frequency) == []
+        assert broken("café", "Naïve café", frequency) == ["too_few_words", "too_few_core_terms"]
+
+    def test_a_document_of_function_words_is_named_by_them(self, frequency: DocumentFrequency) -> None:
+        terms = Terms.of("", "To be or not to be", frequency)
+        assert terms.ranked == ["to", "be", "or", "not"]
+        assert broken("to be or not", "To be or not to be", frequency) == []
+        assert repair([], terms, Limits(), frequency) == ["to", "be", "or", "not"]
+
+
+class TestRepair:
+    def test_keeps_what_is_good_in_its_order_and_fills_with_the_heaviest_terms(
+        self, frequency: DocumentFrequency
+    ) -> None:
+        terms = Terms.of("", BREAD, frequency)
+        fixed = repair("oven the knight oven flour unheard".split(), terms, Limits(), frequency)
+        assert fixed[:2] == ["oven", "flour"]
+        assert fixed[2:] == [term for term in terms.ranked if term not in ("oven", "flour")][:4]
+
+    def test_cuts_the_end(self, frequency: DocumentFrequency) -> None:
+        candidate = words(BREAD.replace("and", "").replace("the", ""))
+        fixed = repair(candidate, Terms.of("", BREAD, frequency), Limits(), frequency)
+        assert fixed == [word for word in candidate if word != "needs"][:8]
+
+    @given(
+        texts=st.lists(
+            st.lists(st.sampled_from("to be or not the a bread oven c++ 東京 3.11 x y1".split())), min_size=2
+        ),
+        own=st.integers(0, 1),
+        candidate=st.lists(st.sampled_from("to the bread oven c++ 東京 3.11 x y1 unheard".split()), max_size=12),
+        limits=st.builds(
+            lambda low, more, core, foreign: Limits(
+                min_words=low, max_words=low + more, min_core_terms=min(core, low + more), max_foreign_words=foreign
+            ),
+            st.integers(1, 5),
+            st.integers(0, 3),
+            st.integers(0, 8),
+            st.integers(0, 6),
+        ),
+    )
+    @settings(max_examples=200, deadline=None)
+    def test_result_always_validates(
+        self, texts: list[list[str]], own: int, candidate: list[str], limits: Limits
+    ) -> None:
+        joined = [" ".join(text) for text in texts]
+        frequency = _Counted(joined)
+        terms = Terms.of("", joined[own], frequency)
+        fixed = repair(candidate, terms, limits, frequency)
+        assert validate(fixed, terms, limits, frequency) == []
+        if not validate(candidate, terms, limits, frequency):
+            assert fixed == candidate  # what obeys the rules is not touched
+
+
+class _Counted(DocumentFrequency):
+    """Exact and small: 16 MiB of counters for each of two hundred examples would take longer than the test."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.num_documents = len(texts)
+        self._sets = [set(words(text)) for text in texts]
+
+    def of(self, term: str) -> int:
+        return sum(term in terms for terms in self._sets)
+
+
+class TestSchemes:
+    def test_keywords_are_valid_at_first_try_or_repaired(self, frequency: DocumentFrequency) -> None:
+        terms = Terms.of("", BREAD, frequency)
+        first, second = keyword_candidates(
+            [
+                " Sourdough, bread, flour; starter - dough\n* Oven",
+                "the bread",
+                "SOURDOUGH bread flour starter dough oven",
+            ],
+            terms,
+            Limits(),
+            frequency,
+        )
+        assert (first.docid, first.source, first.violations) == ("sourdough bread flour starter dough oven", "lm", ())
+        assert second.source == "repaired"
+        assert second.docid.startswith("bread ")
+        assert set(second.violations) == {"too_few_words", "function_word", "too_few_core_terms"}
+
+    def test_title(self) -> None:
+        limits = Limits(min_words=2, max_words=3)
+        assert title_candidates("The Art of War, again", "x", limits)[0].docid == "the art of"
+        assert title_candidates("", "Some text that is long", limits)[0].docid == "some text that"
+        assert title_candidates("?!", "…", limits) == []
+
+    def test_tfidf_takes_the_heaviest(self, frequency: DocumentFrequency) -> None:
+        terms = Terms.of("Bread", BREAD, frequency)
+        (candidate,) = tfidf_candidates(terms, Limits())
+        assert candidate.docid.split() == terms.ranked[:8]
+        assert terms.ranked[0] == "bread"
+        assert tfidf_candidates(Terms.of("", "…", frequency), Limits()) == []
+
+    def test_random_depends_on_seed_and_document_alone(self) -> None:
+        def docid(seed: int, doc_id: str) -> str:
+            return random_candidates(seed, doc_id, Limits())[0].docid
+
+        assert docid(0, "a") == docid(0, "a")
+        assert len({docid(0, "a"), docid(1, "a"), docid(0, "b")}) == 3
+        assert len(docid(0, "a").split()) == 6
+        assert words(docid(0, "a")) == docid(0, "a").split()
+
+
+def resolved(rows: list[tuple[str, list[str], list[str]]], max_words: int = 8) -> Resolution:
+    content, candidates, terms = ([row[i] for row in rows] for i in range(3))
+    texts = pa.list_(pa.string())
+    return resolve(pa.array(content, pa.string()), pa.array(candidates, texts), pa.array(terms, texts), max_words)
+
+
+class TestResolve:
+    """Two documents under one docid could never be told apart by any query."""
+
+    def test_without_collisions_the_first_candidate_stays(self) -> None:
+        resolution = resolved([("1", ["a b", "x y"], []), ("2", ["c d"], [])])
+        assert resolution.docids == ["a b", "c d"]
+        assert set(resolution.counts.values()) == {0}
+
+    def test_equal_content_shares_its_docid(self) -> None:
+        resolution = resolved([("1", ["a b"], []), ("2", ["c"], []), ("1", ["other"], [])])
+        assert resolution.docids == ["a b", "c", "a b"]
+        assert resolution.counts["duplicates"] == 1
+        assert resolution.counts["collisions"] == 0
+
+    def test_the_next_candidate(self) -> None:
+        resolution = resolved([("1", ["a b"], []), ("2", ["a b", "c d"], [])])
+        assert resolution.docids == ["a b", "c d"]
+        assert resolution.choice.tolist() == [0, 1]
+        assert resolution.counts["resolved_by_candidate"] == 1
+
+    def test_nobody_loses_a_first_candidate_to_a_second(self) -> None:
+        resolution = resolved([("1", ["a"], []), ("2", ["a", "b", "c"], []), ("3", ["b"], [])])
+        assert resolution.docids == ["a", "c", "b"]
+
+    def test_terms_that_the_owner_lacks(self) -> None:
+        resolution = resolved([("1", ["a b"], ["a", "b", "p"]), ("2", ["a b"], ["a", "p", "q", "b"])])
+        assert resolution.docids == ["a b", "a b q"]
+        assert resolution.choice.tolist() == [0, -1]
+        assert resolution.counts["resolved_by_terms"] == 1
+
+    def test_terms_replace_the_last_word_of_a_full_docid(self) -> None:
+        resolution = resolved([("1", ["a b"], ["a", "b"]), ("2", ["a b"], ["a", "b", "q"])], max_words=2)
+        assert resolution.docids == ["a b", "a q"]
+
+    def test_an_ordinal_as_the_last_resort(self) -> None:
+        rows = [(str(i), ["a b"], ["a", "b"]) for i in range(4)]
+        resolution = resolved(rows)
+        assert resolution.docids == ["a b", "a b 2", "a b 3", "a b 4"]
+        assert resolution.counts["resolved_by_ordinal"] == 3
+        assert resolved(rows, max_words=1).docids == ["a b", "2", "3", "4"]
+
+    def test_an_ordinal_skips_a_docid_that_has_it(self) -> None:
+        rows = [("1", ["a"], ["a"]), ("2", ["a 2"], ["a"]), ("3", ["a"], ["a"])]
+        assert resolved(rows).docids == ["a", "a 2", "a 3"]
+
+    def test_no_rows(self) -> None:
+        assert resolved([]).docids == []
+
+    @given(
+        rows=st.lists(
+            st.tuples(
+                st.sampled_from("123456789"),
+                st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=3, unique=True), min_size=1, max_size=3),
+                st.lists(st.sampled_from("abcde"), max_size=4, unique=True),
+            ),
+            max_size=14,
+        ),
+        max_words=st.integers(3, 4),
+        cut=st.integers(0, 14),
+    )
+    @settings(max_examples=300, deadline=None)
+    def test_only_equal_content_shares_a_docid(
+        self, rows: list[tuple[str, list[list[str]], list[str]]], max_words: int, cut: int
+    ) -> None:
+        # Equal content has equal words, so equal candidates and terms.
+        first = {content: (candidates, terms) for content, candidates, terms in reversed(rows)}
+        table = [
+            (content, [" ".join(words) for words in first[content][0]], first[content][1]) for content, _, _ in rows
+        ]
+        resolution = resolved(table, max_words)
+        assert len(resolution.docids) == len(table)
+        pairs = {(row[0], docid) for row, docid in zip(table, resolution.docids, strict=True)}
+        assert len(pairs) == len(first)  # equal content, equal docid
+        assert len(set(resolution.docids)) == len(first)
+        assert all(len(docid.split()) <= max_words for docid in resolution.docids)
+        for (_, candidates, _), docid, choice in zip(table, resolution.docids, resolution.choice, strict=True):
+            assert choice < 0 or docid == candidates[choice]
+
+        # Arrow arrays in two pieces, as from two shards, are the same rows.
+        texts = pa.list_(pa.string())
+        columns = [
+            pa.chunked_array([pa.array(part, kind) for part in (values[:cut], values[cut:])]).combine_chunks()
+            for values, kind in (
+                ([row[0] for row in table], pa.string()),
+                ([row[1] for row in table], texts),
+                ([row[2] for row in table], texts),
+            )
+        ]
+        again = resolve(*columns, max_words)
+        assert again.docids == resolution.docids
+        assert again.counts == resolution.counts
+
+
+def config_of(tmp_path: Path, collection: Path, *, index: str, shard_size: int = 8, **docids: Any) -> Config:
+    return validate_config(
+        {
+            "index": str(tmp_path / index),
+            "corpus": {"source": str(collection), "shard_size": shard_size},
+            "docids": {"engine": "fake", **docids},
+        }
+    )
+
+
+def assigned(config: Config) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Runs the corpus and docid stages without Ray; returns the docid rows and the counts."""
+    index = Index(config.index)
+    build_corpus(config, index)
+    proposer = DocidProposer(config, index, FakeEngine() if config.docids.scheme == "keywords" else None)
+    for shard in index.pending_shards(FOLDER)[::-1]:  # workers finish in any order
+        proposer(shard)
+    counts = assign_docids(config, index)
+    return [
+        row
+        for shard in shards_in(index.path("docids"))
+        for row in storage.read_parquet(index.shard("docids", shard)).to_pylist()
+    ], counts
+
+
+class TestStage:
+    @pytest.mark.parametrize("scheme", ["keywords", "title", "tfidf", "random"])
+    def test_every_scheme_names_every_document_apart(self, tmp_path: Path, collection: Path, scheme: str) -> None:
+        config = config_of(tmp_path, collection, index="index", scheme=scheme)
+        rows, counts = assigned(config)
+        assert [row["row_id"] for row in rows] == list(range(40))
+        assert len({row["docid"] for row in rows}) == 40
+        assert {row["source"] for row in rows} <= (
+            {"lm", "repaired", "resolved"} if scheme == "keywords" else {"scheme", "resolved"}
+        )
+        assert counts["rows"] == 40
+        assert counts["collisions"] == sum(row["source"] == "resolved" for row in rows)
+        if scheme == "keywords":
+            assert check_docids(config, Index(config.index)) == {}
+            assert counts["output_tokens"] > 0
+
+    def test_shards_do_not_change_the_docids(self, tmp_path: Path, collection: Path) -> None:
+        def docids(shard_size: int) -> list[tuple[str, str]]:
+            config = config_of(tmp_path, collection, index=f"index-{shard_size}", shard_size=shard_size, max_words=6)
+            return [(row["doc_id"], row["docid"]) for row in assigned(config)[0]]
+
+        assert docids(3) == docids(40) == docids(17)
+
+    def test_a_repeated_shard_is_the_same_shard(self, tmp_path: Path, collection: Path) -> None:
+        config = config_of(tmp_path, collection, index="index")
+        index = Index(config.index)
+        build_corpus(config, index)
+        contents = []
+        for _ in range(2):
+            DocidProposer(config, index, FakeEngine())(2)
+            contents.append(storage.read_bytes(index.shard(FOLDER, 2)))
+        assert contents[0] == contents[1]
+
+    def test_rejected_documents_and_duplicates(self, tmp_path: Path) -> None:
+        rows = [
+            {"_id": "fails", "text": "a question with <<fail>> inside, and bread"},
+            {"_id": "wordless", "text": "?!…"},
+            {"_id": "one", "text": BREAD},
+            {"_id": "two", "text": BREAD},
+        ]
+        source = tmp_path / "corpus.jsonl"
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        config = config_of(tmp_path, source, index="index", shard_size=2, document_words=50)
+        docids, counts = assigned(config)
+        assert [row["doc_id"] for row in docids] == ["one", "two"]
+        assert docids[0]["docid"] == docids[1]["docid"]
+        assert (counts["rows"], counts["rejected"], counts["duplicates"]) == (2, 2, 1)
+        assert Index(config.index).num_rejected("docids") == {"engine_error": 1, "no_words": 1}
+
+    def test_documents_of_one_title_are_told_apart_and_say_so(self, tmp_path: Path) -> None:
+        source = tmp_path / "corpus.jsonl"
+        texts = ["flour", "water", "flour", "flour"]  # the last two have nothing of their own
+        rows = [{"_id": str(i), "title": "Daily Bread", "text": "bread " * i + text} for i, text in enumerate(texts)]
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        docids, counts = assigned(config_of(tmp_path, source, index="index", scheme="title"))
+        assert [row["docid"] for row in docids] == [
+            "daily bread",
+            "daily bread water",
+            "daily bread flour",
+            "daily bread 2",
+        ]
+        assert [row["source"] for row in docids] == ["scheme", "resolved", "resolved", "resolved"]
+        assert (counts["resolved_by_terms"], counts["resolved_by_ordinal"]) == (2, 1)
+
+    def test_every_document_rejected(self, tmp_path: Path) -> None:
+        source = tmp_path / "corpus.jsonl"
+        source.write_text('{"_id": "a", "text": "?!"}\n{"_id": "b", "text": "…"}\n')
+        rows, counts = assigned(config_of(tmp_path, source, index="index", scheme="title"))
+        assert rows == []
+        assert (counts["rows"], counts["rejected"]) == (0, 2)
+
+    def test_proposals_keep_their_columns(self, tmp_path: Path, collection: Path) -> None:
+        config = config_of(tmp_path, collection, index="index")
+        assigned(config)
+        table = storage.read_parquet(Index(config.index).shard(FOLDER, 0))
+        assert table.schema.remove_metadata() == PROPOSAL_SCHEMA
+        assert all(earlier < later for earlier, later in pairwise(table.column("row_id").to_pylist()))
+
+
+def test_inputs_without_a_language_model_hold_none_of_its_settings(tmp_path: Path, collection: Path) -> None:
+    config = config_of(tmp_path, collection, index="index")
+    index = Index(config.index)
+    counts = build_corpus(config, index)
+    index.finish("corpus", {}, config={}, counts=counts, seconds=0)
+
+    def inputs(**docids: Any) -> dict[str, Any]:
+        return docids_inputs(config_of(tmp_path, collection, index="index", **docids), index)
+
+    assert inputs(scheme="tfidf") == inputs(scheme="tfidf", temperature=1.0, candidates=5)
+    differing = {key for key, value in inputs().items() if value != inputs(temperature=1.0, candidates=5)[key]}
+    assert differing == {"docids.temperature", "docids.candidates"}
+    assert "docids.prompt" in inputs()

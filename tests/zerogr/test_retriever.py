@@ -1,0 +1,257 @@
+"""An index made by calling the library's stages one after the other, without Ray, and opened for search."""
+
+from __future__ import annotations
+
+import shutil
+from math import exp, fsum
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+
+from tests import tiny
+from zerogr import storage
+from zerogr.chat import SETTINGS_FILE
+from zerogr.config import Config, validate_config
+from zerogr.corpus.stage import build_corpus, corpus_inputs
+from zerogr.decoding import STRATEGIES
+from zerogr.docids.stage import FOLDER, DocidProposer, assign_docids, docids_inputs
+from zerogr.engines.fake import FakeEngine
+from zerogr.errors import UserError
+from zerogr.index import Index
+from zerogr.models import load_model
+from zerogr.queries import QueryWriter, queries_counts, queries_inputs
+from zerogr.retriever import Hit, Retriever
+from zerogr.training.checkpoints import StorageCheckpointer, full_tensors
+from zerogr.training.loop import train
+from zerogr.training.stage import (
+    load_base,
+    load_examples,
+    publish_retriever,
+    retriever_inputs,
+    training_settings,
+)
+from zerogr.trie import DocidTrie
+from zerogr.trie_stage import build_trie, read_docids, trie_inputs
+
+QUERIES = ["what about the roast beans of coffee", "the knight and the bishop", "  "]
+
+
+def build_index(config: Config) -> dict[str, torch.Tensor]:
+    """Runs the five stages that a search needs; returns the trained weights."""
+    index = Index(config.index)
+
+    def finish(stage: str, inputs: dict[str, Any], counts: dict[str, Any]) -> None:
+        index.finish(stage, inputs, config=config.model_dump(mode="json"), counts=counts, seconds=0)
+
+    finish("corpus", corpus_inputs(config), build_corpus(config, index))
+    proposer, writer = DocidProposer(config, index, FakeEngine()), QueryWriter(config, index, FakeEngine())
+    for shard in index.pending_shards(FOLDER):
+        proposer(shard)
+        writer(shard)
+    finish("docids", docids_inputs(config, index), assign_docids(config, index))
+    finish("queries", queries_inputs(config, index), queries_counts(index))
+    finish("trie", trie_inputs(config, index), build_trie(config, index))
+    model, chat = load_base(config)
+    counts = train(
+        model,
+        load_examples(index, chat),
+        training_settings(config),
+        checkpointer=StorageCheckpointer(index.path("work", "training")),
+        report=lambda _: None,
+    )
+    publish_retriever(config, index, model, rank=0)
+    finish("retriever", retriever_inputs(config, index), counts)
+    return full_tensors(model)
+
+
+@pytest.fixture(scope="module")
+def built_and_trained(
+    tmp_path_factory: pytest.TempPathFactory, collection: Path, tiny_model: Path
+) -> tuple[str, dict[str, torch.Tensor]]:
+    uri = str(tmp_path_factory.mktemp("by-hand") / "index")
+    return uri, build_index(validate_config(tiny.settings(uri, collection, tiny_model, decoding__k=7)))
+
+
+@pytest.fixture(scope="module")
+def built(built_and_trained: tuple[str, dict[str, torch.Tensor]]) -> str:
+    return built_and_trained[0]
+
+
+@pytest.fixture(scope="module")
+def trained(built_and_trained: tuple[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return built_and_trained[1]
+
+
+@pytest.fixture(scope="module")
+def retriever(built: str) -> Retriever:
+    return Retriever.load(built, device="cpu")
+
+
+@pytest.fixture
+def copy(built: str, tmp_path: Path) -> str:
+    """The index, to be damaged."""
+    shutil.copytree(built, tmp_path / "index")
+    return str(tmp_path / "index")
+
+
+class TestSearch:
+    @pytest.mark.parametrize("strategy", STRATEGIES)
+    def test_every_strategy_finds_documents_of_the_index(self, retriever: Retriever, built: str, strategy: str) -> None:
+        table = read_docids(Index(built)).to_pylist()
+        docid_of = {row["doc_id"]: row["docid"] for row in table}
+        for hits in retriever.search(QUERIES, k=5, strategy=strategy):
+            assert len({hit.doc_id for hit in hits}) == len(hits) == 5
+            assert [hit.rank for hit in hits] == [1, 2, 3, 4, 5]
+            assert all(hit.docid == docid_of[hit.doc_id] for hit in hits)
+            assert all(hit.score <= 0 for hit in hits)
+
+    def test_score_is_the_probability_of_the_docid(self, retriever: Retriever) -> None:
+        """Over all documents the probabilities under `allowed` sum to one: nothing else can be written."""
+        (hits,) = retriever.search([QUERIES[0]], k=1000, strategy="best_first", normalise="allowed")
+        assert len(hits) == 40 == retriever.num_documents
+        scores = [hit.score for hit in hits]
+        assert scores == sorted(scores, reverse=True)
+        assert fsum(exp(hit.score) for hit in hits) == pytest.approx(1, abs=1e-4)
+        (beam,) = retriever.search([QUERIES[0]], k=1000, strategy="beam", beam_width=1000)
+        assert {hit.doc_id: pytest.approx(hit.score, abs=1e-4) for hit in beam} == {
+            hit.doc_id: hit.score for hit in hits
+        }
+
+    def test_score_equals_one_pass_over_the_whole_text(self, retriever: Retriever) -> None:
+        """The slow reference: instruction, query, docid and end as one text through the stock model, no trie, no cache."""
+        model, chat = retriever._model, retriever._chat
+        answers = retriever.search(QUERIES, instruction="Name it.", k=4, strategy="best_first", normalise="vocabulary")
+        for query, hits in zip(QUERIES, answers, strict=True):
+            for hit in hits:
+                prompt, docid = chat.prompt("Name it.", query), [*chat.docid(hit.docid), chat.end_token_id]
+                with torch.no_grad():
+                    logits = model(input_ids=torch.tensor([prompt + docid])).logits[0, len(prompt) - 1 : -1]
+                expected = logits.log_softmax(-1).gather(1, torch.tensor(docid)[:, None]).sum().item()
+                assert hit.score == pytest.approx(expected, abs=1e-3)
+        assert len({hits[0].score for hits in answers}) == len(QUERIES)
+
+    def test_searches_with_the_weights_that_were_trained(
+        self, retriever: Retriever, trained: dict[str, torch.Tensor], tiny_model: Path
+    ) -> None:
+        served = full_tensors(retriever._model)
+        base = full_tensors(load_model(str(tiny_model), device="cpu")[0])
+        assert served.keys() == trained.keys()
+        assert all(torch.equal(served[name], trained[name]) for name in trained)
+        assert any(not torch.equal(served[name], base[name]) for name in base)
+
+    def test_answers_do_not_depend_on_their_company(self, retriever: Retriever) -> None:
+        together = retriever.search(QUERIES, strategy="reverse_annealing", seed=3)
+        alone = [retriever.search([query], strategy="reverse_annealing", seed=3)[0] for query in QUERIES]
+        assert together == alone
+
+    def test_defaults_are_those_of_the_index(self, retriever: Retriever) -> None:
+        (hits,) = retriever.search([QUERIES[0]])
+        assert len(hits) == 7
+        assert hits == retriever.search([QUERIES[0]], k=7, strategy="beam", instruction=tiny_instruction())[0]
+        assert isinstance(hits[0], Hit)
+
+    def test_instructions_per_query(self, retriever: Retriever) -> None:
+        other = "Name the game."
+        mixed = retriever.search([QUERIES[0]] * 3, instruction=[None, other, tiny_instruction()])
+        assert mixed[0] == mixed[2]
+        assert mixed[1] == retriever.search([QUERIES[0]], instruction=other)[0]
+        assert [hit.score for hit in mixed[1]] != [hit.score for hit in mixed[0]]
+        with pytest.raises(ValueError, match="zip"):
+            retriever.search(QUERIES, instruction=[other])
+
+    def test_misuse_is_named(self, retriever: Retriever) -> None:
+        with pytest.raises(ValueError, match="queries must be a list of strings, not one string"):
+            retriever.search("one string")
+        with pytest.raises(ValueError, match="strategy"):
+            retriever.search(QUERIES, strategy="magic")
+
+    def test_no_queries(self, retriever: Retriever) -> None:
+        assert retriever.search([]) == []
+
+    def test_names_what_it_serves(self, retriever: Retriever, built: str) -> None:
+        index = Index(built)
+        prints = [index.require(stage).fingerprint[:8] for stage in ("trie", "retriever")]
+        assert retriever.index_version == "-".join(prints)
+        assert retriever.doc_ids() == {row["_id"] for row in tiny.documents()}
+
+
+def tiny_instruction() -> str:
+    return str(tiny.settings("", Path(), Path())["instruction"])
+
+
+class TestLoad:
+    def test_no_index(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"there is no index at '.*nowhere'; `zerogr index CONFIG` makes one"):
+            Retriever.load(str(tmp_path / "nowhere"))
+
+    @pytest.mark.parametrize(("stage", "command"), [("trie", "trie"), ("retriever", "train")])
+    def test_an_unfinished_index_names_what_is_missing(self, copy: str, stage: str, command: str) -> None:
+        Index(copy).rebuild(stage)
+        with pytest.raises(UserError, match=f"has no finished stage '{stage}'; run `zerogr {command} CONFIG`"):
+            Retriever.load(copy)
+
+    def test_a_trie_of_another_tokenizer(self, copy: str) -> None:
+        trie = DocidTrie.load(Path(copy) / "trie")
+        shutil.rmtree(Path(copy) / "trie")
+        (Path(copy) / "trie").mkdir()
+        trie.save(Path(copy) / "trie", extra={"tokenizer": "of something else"})
+        with pytest.raises(UserError, match=r"made with another tokenizer than its retriever; run .*--rebuild trie"):
+            Retriever.load(copy)
+
+    def test_the_trie_knows_the_rows_of_every_docid(self, built: str, retriever: Retriever) -> None:
+        table = read_docids(Index(built))
+        trie = DocidTrie.load(Path(built) / "trie")
+        assert trie.num_docids == table.num_rows == 40
+        assert sorted(trie.rows(trie.root).tolist()) == list(range(40))
+
+    def test_settings_travel_with_the_model(self, built: str) -> None:
+        assert storage.read_json(f"{built}/retriever/{SETTINGS_FILE}") == {
+            "instruction": tiny_instruction(),
+            "max_instruction_tokens": 64,
+            "max_query_tokens": 64,
+        }
+
+
+class TestStages:
+    def test_a_document_without_a_docid_teaches_nothing(self, copy: str, tiny_model: Path, collection: Path) -> None:
+        config = validate_config(tiny.settings(copy, collection, tiny_model))
+        index, chat = Index(copy), load_base(config)[1]
+        before = len(load_examples(index, chat))
+        queries = storage.read_parquet(index.shard("queries", 0)).to_pylist()
+        docids = storage.read_parquet(index.shard("docids", 0))
+        storage.write_parquet(index.shard("docids", 0), docids.slice(1))
+        lost = len(queries[0]["queries"]) + len(queries[0]["spans"])
+        assert lost > 0
+        assert len(load_examples(index, chat)) == before - lost
+
+    def test_no_query_at_all_is_one_error(self, copy: str, tiny_model: Path, collection: Path) -> None:
+        config = validate_config(tiny.settings(copy, collection, tiny_model))
+        index, chat = Index(copy), load_base(config)[1]
+        storage.delete(index.path("queries"))
+        with pytest.raises(UserError, match="has no pseudo-query to train on; raise queries.num_spans_per_document"):
+            load_examples(index, chat)
+
+    def test_no_docid_at_all_is_one_error(self, copy: str, tiny_model: Path, collection: Path) -> None:
+        config = validate_config(tiny.settings(copy, collection, tiny_model))
+        index = Index(copy)
+        for shard in range(5):
+            table: pa.Table = storage.read_parquet(index.shard("docids", shard))
+            storage.write_parquet(index.shard("docids", shard), table.slice(0, 0))
+        with pytest.raises(UserError, match="has no docid; every document was rejected, see `zerogr status"):
+            build_trie(config, index)
+
+    def test_a_changed_model_or_setting_changes_the_retriever_and_hardware_does_not(
+        self, built: str, tiny_model: Path, collection: Path
+    ) -> None:
+        def inputs(**changes: Any) -> dict[str, Any]:
+            return retriever_inputs(
+                validate_config(tiny.settings(built, collection, tiny_model, **changes)), Index(built)
+            )
+
+        plain = inputs()
+        assert inputs(compute__num_training_workers=2, training__checkpoint_every=9) == plain
+        changed = inputs(training__num_epochs=9, seed=1)
+        assert {key for key in plain if plain[key] != changed[key]} == {"training.num_epochs", "seed"}

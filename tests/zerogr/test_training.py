@@ -1,0 +1,356 @@
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from zerogr import storage
+from zerogr.chat import ChatFormat
+from zerogr.models import load_model
+from zerogr.training import loop
+from zerogr.training.checkpoints import StorageCheckpointer, full_tensors
+from zerogr.training.examples import Examples, PackedBatch, batches, epoch_order, pack
+from zerogr.training.loop import SelectedTargetLoss, TrainingSettings, evaluate_loss, learning_rate_at, train
+
+WORDS = "coffee grind water keel mast wind knight rook pawn flour yeast oven gear chain brake".split()
+SETTINGS = TrainingSettings(
+    num_epochs=2,
+    batch_size=4,
+    learning_rate=1e-2,
+    precision="fp32",
+    evaluation_fraction=0.1,
+    evaluate_every=5,
+    checkpoint_every=3,
+    weight_decay=0.01,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums in another order round otherwise, and some tests below ask for equal bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def load(folder: Path) -> tuple[Any, ChatFormat]:
+    model, tokenizer = load_model(str(folder), device="cpu", dtype=torch.float32)
+    return model, ChatFormat.of(tokenizer)
+
+
+def make_examples(chat: ChatFormat, count: int = 19) -> Examples:
+    """Returns examples of two tasks, of very different lengths."""
+    draw = np.random.default_rng(0)
+    return Examples.build(
+        (
+            (
+                "Find the text." if i % 3 else "What is it about?",
+                " ".join(draw.choice(WORDS, 1 + i % 7)),
+                " ".join(draw.choice(WORDS, 1 + i % 4)),
+            )
+            for i in range(count)
+        ),
+        chat,
+    )
+
+
+class NoCheckpoints:
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+        pass
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        return 0
+
+
+class TestPacking:
+    """A packed example that sees its neighbour learns to copy from it: the loss falls and the retriever is worse."""
+
+    @pytest.mark.parametrize("row_tokens", [1, 64, 128, 100_000])
+    def test_loss_and_gradients_equal_those_of_whole_logits_one_by_one(self, tiny_model: Path, row_tokens: int) -> None:
+        model, chat = load(tiny_model)
+        examples = make_examples(chat)
+        packed = pack(examples, range(len(examples)), row_tokens)
+        loss = SelectedTargetLoss(model)(packed)
+        loss.backward()
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+
+        reference, _ = load(tiny_model)
+        total = sum(self.loss_alone(reference, examples, i) for i in range(len(examples)))
+        total.backward()
+        assert loss.item() == pytest.approx(total.item(), rel=1e-5)
+        for name, parameter in reference.named_parameters():
+            assert gradients[name].abs().max() > 0, name
+            torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-4, rtol=1e-4)
+
+    @staticmethod
+    def loss_alone(model: Any, examples: Examples, i: int) -> torch.Tensor:
+        """The slow reference: the stock model on one sequence, logits everywhere, cross-entropy where a docid stands."""
+        own = examples.tokens[examples.offsets[i] : examples.offsets[i + 1]].tolist()
+        tokens = torch.tensor([[*examples.prefixes[examples.task[i]], *own]])
+        logits = model(input_ids=tokens).logits[0, :-1]
+        labels = tokens[0, 1:].clone()
+        labels[: -int(examples.num_targets[i])] = -100
+        return functional.cross_entropy(logits, labels, reduction="sum")
+
+    @pytest.mark.parametrize("row_tokens", [1, 64, 128])
+    def test_every_example_is_in_one_row_of_its_task(self, tiny_model: Path, row_tokens: int) -> None:
+        examples = make_examples(load(tiny_model)[1])
+        ids = [3, 0, 18, 7, 11, 4]
+        batch = pack(examples, ids, row_tokens)
+        found = Counter((tuple(prefix), tuple(piece)) for prefix, piece in self.pieces(batch))
+        assert found == Counter(
+            (
+                tuple(examples.prefixes[examples.task[i]]),
+                tuple(examples.tokens[examples.offsets[i] : examples.offsets[i + 1]].tolist()),
+            )
+            for i in ids
+        )
+        for row, segments in enumerate(batch.segments.tolist()):
+            num_tokens = sum(segment >= 0 for segment in segments)
+            assert num_tokens <= row_tokens or max(segments) == 1, row  # longer only for one that needs it
+
+    @staticmethod
+    def pieces(batch: PackedBatch) -> Iterator[tuple[list[int], list[int]]]:
+        """Yields (prefix, example) of every example of the batch, and checks its positions."""
+        for tokens, positions, segments in zip(batch.tokens, batch.positions, batch.segments, strict=True):
+            prefix = tokens[segments == 0].tolist()
+            for segment in range(1, int(segments.max()) + 1):
+                piece = tokens[segments == segment].tolist()
+                start = len(prefix)
+                assert positions[segments == segment].tolist() == list(range(start, start + len(piece)))
+                yield prefix, piece
+
+    def test_the_mask_by_hand(self) -> None:
+        examples = Examples(
+            prefixes=[[9]],
+            tokens=np.array([1, 2, 3, 4], dtype=np.int32),
+            offsets=np.array([0, 2, 4]),
+            num_targets=np.array([1, 1], dtype=np.int32),
+            task=np.array([0, 0], dtype=np.int32),
+        )
+        batch = pack(examples, [0, 1], 64)
+        assert batch.tokens.tolist() == [[9, 1, 2, 3, 4]]
+        assert batch.positions.tolist() == [[0, 1, 2, 1, 2]]
+        assert batch.mask()[0, 0].int().tolist() == [
+            [1, 0, 0, 0, 0],
+            [1, 1, 0, 0, 0],
+            [1, 1, 1, 0, 0],
+            [1, 0, 0, 1, 0],
+            [1, 0, 0, 1, 1],
+        ]
+        assert batch.target_index.tolist() == [1, 3]
+        assert batch.targets.tolist() == [2, 4]
+
+
+class TestExamples:
+    def test_of_nothing(self, tiny_model: Path) -> None:
+        model, chat = load(tiny_model)
+        examples = Examples.build([], chat)
+        assert len(examples) == 0
+        with pytest.raises(ValueError, match="no example to train on"):
+            train(model, examples, SETTINGS, checkpointer=NoCheckpoints(), report=lambda _: None)
+
+    @pytest.mark.parametrize(("fraction", "num_held_out"), [(0, 0), (0.1, 2), (0.49, 9), (1.0, 18)])
+    def test_split(self, tiny_model: Path, fraction: float, num_held_out: int) -> None:
+        examples = make_examples(load(tiny_model)[1])
+        training, held_out = examples.split(fraction, seed=0)
+        assert len(held_out) == num_held_out
+        assert sorted([*training, *held_out]) == list(range(19))
+        assert (np.diff(training) > 0).all() and (np.diff(held_out) > 0).all()
+        again = examples.split(fraction, seed=0)
+        assert np.array_equal(again[0], training)
+        if 1 < num_held_out < 10:
+            assert not np.array_equal(examples.split(fraction, seed=1)[1], held_out)
+
+
+class TestOrder:
+    def test_an_epoch_takes_every_example_once(self) -> None:
+        ids = np.array([2, 3, 5, 7, 11, 13, 17])
+        orders = [epoch_order(ids, 0, epoch) for epoch in range(3)]
+        assert all(sorted(order) == ids.tolist() for order in orders)
+        assert not np.array_equal(orders[0], orders[1])
+        assert np.array_equal(orders[1], epoch_order(ids, 0, 1))
+        assert not np.array_equal(orders[0], epoch_order(ids, 1, 0))
+
+    def test_batches_go_on_where_they_stopped(self) -> None:
+        order = np.arange(10)
+        whole = [batch.tolist() for batch in batches(order, 4)]
+        assert whole == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+        assert [batch.tolist() for batch in batches(order, 4, start=4)] == whole[1:]
+
+    def test_training_sees_every_example_once_per_epoch_even_when_interrupted(
+        self, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[int] = []
+        take_step = loop._step
+
+        def note(module: Any, optimizer: Any, examples: Any, ids: np.ndarray, *args: Any, **options: Any) -> float:
+            seen.extend(ids.tolist())
+            return take_step(module, optimizer, examples, ids, *args, **options)
+
+        monkeypatch.setattr(loop, "_step", note)
+        model, chat = load(tiny_model)
+        examples = make_examples(chat)
+        training_ids, held_out = examples.split(SETTINGS.evaluation_fraction, SETTINGS.seed)
+        interrupted_at = 6
+        with pytest.raises(KeyboardInterrupt):
+            run(model, examples, DiesAfter(interrupted_at, str(tmp_path)))
+        run(load(tiny_model)[0], examples, StorageCheckpointer(str(tmp_path)))
+        assert Counter(seen) == Counter({int(i): SETTINGS.num_epochs for i in training_ids})
+        assert not set(seen) & set(held_out.tolist())
+
+
+class DiesAfter(StorageCheckpointer):
+    """A checkpointer whose process is killed right after a checkpoint."""
+
+    def __init__(self, step: int, uri: str) -> None:
+        super().__init__(uri)
+        self._last = step
+
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+        super().save(model, optimizer, step)
+        if step == self._last:
+            raise KeyboardInterrupt
+
+
+def run(model: Any, examples: Examples, checkpointer: Any) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]], Any]:
+    """Trains; returns the weights, the reports and the final counts."""
+    reports: list[dict[str, Any]] = []
+    counts = train(model, examples, SETTINGS, checkpointer=checkpointer, report=reports.append)
+    return full_tensors(model), reports, counts
+
+
+class TestResume:
+    """A run on spot machines is interrupted a dozen times: small differences would make every index another one."""
+
+    @pytest.mark.parametrize("step", [3, 6, 9])
+    def test_gives_exactly_the_weights_of_an_undisturbed_run(self, tiny_model: Path, tmp_path: Path, step: int) -> None:
+        model, chat = load(tiny_model)
+        examples = make_examples(chat)
+        expected, reports, counts = run(model, examples, StorageCheckpointer(str(tmp_path / "undisturbed")))
+        assert counts["steps"] == 10
+
+        with pytest.raises(KeyboardInterrupt):
+            run(load(tiny_model)[0], examples, DiesAfter(step, str(tmp_path / "killed")))
+        weights, later, resumed = run(load(tiny_model)[0], examples, StorageCheckpointer(str(tmp_path / "killed")))
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
+        assert [report["step"] for report in later] == [number for number in (5, 10) if number > step]
+        assert later[-1]["evaluation_loss"] == reports[-1]["evaluation_loss"]
+        assert resumed["evaluation_loss"] == counts["evaluation_loss"]
+
+        start = full_tensors(load(tiny_model)[0])
+        assert any((expected[name] - start[name]).abs().max() > 1e-3 for name in start)
+
+    def test_from_nothing(self, tiny_model: Path, tmp_path: Path) -> None:
+        model = SelectedTargetLoss(load(tiny_model)[0])
+        optimizer = torch.optim.AdamW(model.parameters())
+        assert StorageCheckpointer(str(tmp_path)).restore(model, optimizer) == 0
+        assert not optimizer.state
+
+    def test_only_the_newest_checkpoint_is_kept(self, tiny_model: Path, tmp_path: Path) -> None:
+        model, chat = load(tiny_model)
+        run(model, make_examples(chat), StorageCheckpointer(str(tmp_path)))
+        assert set(storage.list_files(str(tmp_path))) == {"latest.json", "step-00000009/state.safetensors"}
+
+    def test_killed_while_saving_it_goes_on_from_the_one_before(
+        self, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model, chat = load(tiny_model)
+        examples = make_examples(chat)
+        expected, _, _ = run(model, examples, NoCheckpoints())
+        publish = storage.write_json
+
+        def die_at_six(uri: str, value: Any) -> None:
+            if value["step"] == 6:
+                raise KeyboardInterrupt
+            publish(uri, value)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(storage, "write_json", die_at_six)
+            run(load(tiny_model)[0], examples, StorageCheckpointer(str(tmp_path)))
+        assert storage.read_json(str(tmp_path / "latest.json"))["step"] == 3
+        weights, _, _ = run(load(tiny_model)[0], examples, StorageCheckpointer(str(tmp_path)))
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+    def test_another_rank_writes_nothing(self, tiny_model: Path, tmp_path: Path) -> None:
+        module = SelectedTargetLoss(load(tiny_model)[0])
+        optimizer = torch.optim.AdamW(module.parameters())
+        sum(parameter.sum() for parameter in module.parameters()).backward()
+        optimizer.step()
+        StorageCheckpointer(str(tmp_path), rank=1).save(module, optimizer, 1)
+        assert storage.list_files(str(tmp_path)) == {}
+
+
+class TestLearningRate:
+    def test_linear_by_hand(self) -> None:
+        settings = TrainingSettings(num_epochs=1, batch_size=1, learning_rate=1.0, warmup_fraction=0.2)
+        rates = [learning_rate_at(step, 10, settings) for step in range(10)]
+        assert rates == pytest.approx([1 / 2, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
+
+    def test_constant_by_hand(self) -> None:
+        settings = TrainingSettings(
+            num_epochs=1, batch_size=1, learning_rate=2.0, warmup_fraction=0.5, schedule="constant"
+        )
+        assert [learning_rate_at(step, 4, settings) for step in range(4)] == [1, 2, 2, 2]
+
+    def test_without_warm_up(self) -> None:
+        settings = TrainingSettings(num_epochs=1, batch_size=1, learning_rate=1.0, warmup_fraction=0)
+        assert [learning_rate_at(step, 2, settings) for step in range(2)] == [1, 0.5]
+
+
+class TestLoop:
+    def test_it_learns(self, tiny_model: Path) -> None:
+        model, chat = load(tiny_model)
+        _, reports, counts = run(model, make_examples(chat), NoCheckpoints())
+        assert [report["step"] for report in reports] == [5, 10]
+        assert reports[-1]["loss"] < reports[0]["loss"] < math.log(512)
+        assert (counts["examples"], counts["held_out"], counts["steps"]) == (17, 2, 10)
+        assert counts["evaluation_loss"] == reports[-1]["evaluation_loss"]
+
+    def test_a_loss_that_is_no_number_stops_it(self, tiny_model: Path, tmp_path: Path) -> None:
+        model, chat = load(tiny_model)
+        with torch.no_grad():
+            model.model.layers[0].mlp.down_proj.weight[0, 0] = math.nan
+        with pytest.raises(FloatingPointError) as caught:
+            run(model, make_examples(chat), StorageCheckpointer(str(tmp_path)))
+        assert str(caught.value) == (
+            "the loss is nan at step 1; lower training.learning_rate (it is 0.01) and run again"
+        )
+        assert storage.list_files(str(tmp_path)) == {}  # and no checkpoint to go on from
+
+    def test_evaluation_loss_is_the_mean_over_target_tokens(self, tiny_model: Path) -> None:
+        model, chat = load(tiny_model)
+        examples = make_examples(chat)
+        module = SelectedTargetLoss(model)
+        ids = np.array([0, 5, 6, 7, 9])
+        with torch.no_grad():
+            alone = [float(TestPacking.loss_alone(model, examples, int(i))) for i in ids]
+        measured = evaluate_loss(module, examples, ids, SETTINGS, device="cpu")
+        assert measured == pytest.approx(sum(alone) / examples.num_targets[ids].sum(), abs=1e-4)
+        assert evaluate_loss(module, examples, ids[:0], SETTINGS, device="cpu") is None
+        assert all(parameter.grad is None for parameter in module.parameters())
+
+    def test_ranks_share_the_examples_of_a_step(self, tiny_model: Path) -> None:
+        model, chat = load(tiny_model)
+        examples, module = make_examples(chat), SelectedTargetLoss(model)
+
+        def loss(ids: list[int], rank: int, num_ranks: int) -> tuple[float, int]:
+            total, count = loop._loss_of(
+                module, examples, np.array(ids), SETTINGS, device="cpu", rank=rank, num_ranks=num_ranks
+            )
+            return float(total.detach()), count
+
+        whole, count = loss([0, 5, 6, 7, 9], 0, 1)
+        shares = [loss([0, 5, 6, 7, 9], rank, 3) for rank in range(3)]
+        assert sum(share for share, _ in shares) == pytest.approx(whole, rel=1e-5)
+        assert [total for _, total in shares] == [count] * 3
+        assert loss([4], 1, 2)[0] == 0  # more ranks than examples

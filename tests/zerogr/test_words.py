@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zerogr.words import FUNCTION_WORDS, DocumentFrequency, is_topical, rank_terms, words
+
+
+class TestWords:
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("Hello, World!", ["hello", "world"]),
+            ("C++ and C# on Python 3.11.", ["c++", "and", "c#", "on", "python", "3.11"]),
+            ("os.path.join(a, b)", ["os.path.join", "a", "b"]),
+            ("state-of-the-art -- really", ["state-of-the-art", "really"]),
+            ("don't snake_case", ["don", "t", "snake", "case"]),
+            ("ภาษาไทย นี่", ["ภาษาไทย", "นี่"]),
+            ("東京タワー、日本", ["東京タワー", "日本"]),
+            ("한국어 العربية हिन्दी", ["한국어", "العربية", "हिन्दी"]),
+            ("ﬁne ＡＢＣ ①", ["fine", "abc", "1"]),  # ligature, full width, circled
+            ("cafe\u0301", ["café"]),
+            ("?! … — 😀", []),
+            ("", []),
+        ],
+    )
+    def test_of_any_script(self, text: str, expected: list[str]) -> None:
+        assert words(text) == expected
+
+    @given(st.text())
+    def test_joined_words_are_the_same_words(self, text: str) -> None:
+        """A docid is words joined by spaces; read again it must be itself."""
+        assert words(" ".join(words(text))) == words(text)
+
+    def test_composed_after_lowering(self) -> None:
+        assert words("J\u030cJ") == words("\u01f0j")
+
+
+class TestTopical:
+    @pytest.mark.parametrize("word", ["bread", "c++", "3.11", "東", "ก", "r2", "é"])
+    def test_topics(self, word: str) -> None:
+        assert is_topical(word)
+
+    @pytest.mark.parametrize("word", ["the", "and", "q", "7", "of"])
+    def test_others(self, word: str) -> None:
+        assert not is_topical(word)
+
+    def test_function_words_are_written_as_words_are(self) -> None:
+        assert all(word == word.lower() for word in FUNCTION_WORDS)
+
+
+class TestDocumentFrequency:
+    def test_counts_documents_and_not_occurrences(self) -> None:
+        frequency = DocumentFrequency()
+        frequency.add(["bread", "bread", "oven"])
+        frequency.add(["bread"])
+        assert (frequency.num_documents, frequency.of("bread"), frequency.of("oven"), frequency.of("rye")) == (
+            2,
+            2,
+            1,
+            0,
+        )
+
+    def test_idf_by_hand(self) -> None:
+        frequency = DocumentFrequency()
+        for terms in (["a", "b"], ["a"], ["a", "c"]):
+            frequency.add(terms)
+        assert frequency.idf("a") == pytest.approx(math.log(4 / 3.5))
+        assert frequency.idf("b") == pytest.approx(math.log(4 / 1.5))
+        assert frequency.idf("unheard") == pytest.approx(math.log(4 / 0.5))
+
+    def test_bytes_round_trip(self) -> None:
+        frequency, again = DocumentFrequency(), DocumentFrequency()
+        for table in (frequency, again):
+            table.add(["bread", "東京"])
+            table.add([])
+        assert frequency.to_bytes() == again.to_bytes()
+        restored = DocumentFrequency.from_bytes(frequency.to_bytes())
+        assert (restored.num_documents, restored.of("東京"), restored.of("rye")) == (2, 1, 0)
+        restored.add(["東京"])
+        assert restored.of("東京") == 2
+
+
+class TestRankTerms:
+    def test_weights_by_hand(self) -> None:
+        frequency = DocumentFrequency()
+        frequency.add(["bread", "oven"])
+        frequency.add(["bread"])
+        ranked = rank_terms("Oven", "the bread and the bread", frequency)
+        assert ranked == [
+            ("oven", pytest.approx((1 + math.log(3)) * math.log(3 / 1.5))),
+            ("bread", pytest.approx((1 + math.log(2)) * math.log(3 / 2.5))),
+        ]
+
+    def test_ties_keep_the_order_of_appearance(self) -> None:
+        assert [term for term, _ in rank_terms("", "pear apple fig", DocumentFrequency())] == ["pear", "apple", "fig"]
+
+    def test_nothing_topical(self) -> None:
+        assert rank_terms("", "to be or not to be", DocumentFrequency()) == []
