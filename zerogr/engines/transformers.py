@@ -12,7 +12,7 @@ move the logits by rounding and nothing else. The same calls on the same hardwar
 Measured with SmolLM2-135M-Instruct, 16 prompts of 280 tokens, four samples each, batches of 32, AMD EPYC: bfloat16 on
 two idle cores 1,800 prompt tokens/s and 516 new tokens/s (166 with the library's own attention and cache); on one core
 1,100 and 304, float32 435 and 162. Two threads on cores that others use too crawl (7 new tokens/s), because OpenMP
-threads wait for each other actively: set OMP_WAIT_POLICY=PASSIVE (231) or OMP_NUM_THREADS=1 before torch is imported.
+threads wait for each other actively: set OMP_WAIT_POLICY=PASSIVE and GOMP_SPINCOUNT=0 (231 together) before torch is imported.
 """
 
 from __future__ import annotations

@@ -1,0 +1,191 @@
+"""Processes that die without a word, at the worst moment. What a rerun makes must be what an undisturbed run makes, and
+nothing that was finished may be made again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from jobs.cli import main
+from tests import tiny
+from tests.processes import command_line, descendants, kill_with_descendants
+from tests.published import File, contents, files
+from zerogr import storage
+from zerogr.index import Index, shards_in
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+DEADLINE_S = 240
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BEIR folder of 120 documents: as many shards, so that a stage can be caught in the middle."""
+    rows = [
+        {**row, "_id": f"{row['_id']}-{edition}", "text": f"{row['text']} Edition {edition} adds notes {edition * 7}."}
+        for edition in range(3)
+        for row in tiny.documents()
+    ]
+    return tiny.write_collection(tmp_path_factory.mktemp("documents"), rows)
+
+
+def test_driver_killed_in_every_stage(documents: Path, tiny_model: Path, tmp_path: Path, local_ray: None) -> None:
+    changes = {
+        "corpus__shard_size": 1,
+        "queries__num_queries_per_document": 2,
+        "queries__num_spans_per_document": 2,
+        "training__checkpoint_every": 4,
+        "training__num_epochs": 6,
+        "training__evaluate_every": 50,
+    }
+    whole, whole_config = _write(tmp_path / "whole", documents, tiny_model, **changes)
+    torn, torn_config = _write(tmp_path / "torn", documents, tiny_model, **changes)
+    assert main(["index", whole_config]) == 0
+
+    _kill_driver(torn_config, when=lambda: len(shards_in(f"{torn}/work/docids")) >= 2)
+    in_docids = files(torn)
+    assert 2 <= len(shards_in(f"{torn}/work/docids")) < 120
+    assert Index(torn).begun() == ["docids"]
+
+    _kill_driver(torn_config, when=lambda: len(shards_in(f"{torn}/queries")) >= 2)
+    in_queries = files(torn)
+    assert 2 <= len(shards_in(f"{torn}/queries")) < 120
+    _assert_not_made_again(in_docids, in_queries)
+
+    _kill_driver(torn_config, when=lambda: storage.exists(f"{torn}/work/training/checkpoints/latest.json"))
+    in_training = files(torn)
+    first_checkpoint = storage.read_json(f"{torn}/work/training/checkpoints/latest.json")["step"]
+    assert Index(torn).begun() == ["retriever"] and not storage.exists(f"{torn}/retriever")
+    _assert_not_made_again(in_queries, in_training)
+
+    assert 0 < first_checkpoint < Index(whole).require("retriever").counts["steps"]
+    assert main(["index", torn_config]) == 0
+    finished = files(torn)
+    _assert_not_made_again(in_training, finished)
+
+    folders = ("corpus", "docids", "queries", "trie", "retriever", "rejected")
+    assert contents(torn, *folders) == contents(whole, *folders)
+    for stage in ("corpus", "docids", "queries", "trie", "retriever"):
+        one, other = Index(whole).require(stage), Index(torn).require(stage)
+        assert (one.fingerprint, one.files) == (other.fingerprint, other.files)
+        assert _without_times(one.counts) == _without_times(other.counts)
+
+
+def test_driver_killed_with_a_language_model_as_engine(
+    documents: Path, tiny_model: Path, tmp_path: Path, local_ray: None
+) -> None:
+    changes = {
+        "corpus__shard_size": 4,
+        "docids__engine": "transformers",
+        "docids__max_tokens": 8,
+        "queries__engine": "transformers",
+        "queries__max_tokens": 8,
+        "queries__num_queries_per_document": 2,
+    }
+    whole, whole_config = _write(tmp_path / "whole", documents, tiny_model, **changes)
+    torn, torn_config = _write(tmp_path / "torn", documents, tiny_model, **changes)
+    for command in ("corpus", "docids", "queries"):
+        assert main([command, whole_config]) == 0
+
+    _kill_driver(torn_config, when=lambda: len(shards_in(f"{torn}/work/docids")) >= 1)
+    in_docids = files(torn)
+    assert 1 <= len(shards_in(f"{torn}/work/docids")) < 30
+    _kill_driver(torn_config, when=lambda: len(shards_in(f"{torn}/queries")) >= 1)
+    in_queries = files(torn)
+    assert 1 <= len(shards_in(f"{torn}/queries")) < 30
+    assert main(["queries", torn_config]) == 0
+
+    _assert_not_made_again(in_docids, in_queries)
+    _assert_not_made_again(in_queries, files(torn))
+    assert contents(torn, "docids", "queries") == contents(whole, "docids", "queries")
+    assert Index(torn).require("queries").counts == Index(whole).require("queries").counts
+    assert Index(torn).require("queries").counts["output_tokens"] > 0
+
+
+def test_engine_actor_killed(documents: Path, tiny_model: Path, tmp_path: Path, local_ray: None) -> None:
+    whole, whole_config = _write(tmp_path / "whole", documents, tiny_model, corpus__shard_size=1)
+    torn, torn_config = _write(tmp_path / "torn", documents, tiny_model, corpus__shard_size=1)
+    for command in ("corpus", "docids"):
+        assert main([command, whole_config]) == 0
+    assert main(["corpus", torn_config]) == 0
+
+    killed: list[int] = []
+
+    def kill_actor() -> None:
+        _wait(lambda: len(shards_in(f"{torn}/work/docids")) >= 2)
+        for pid in descendants(os.getpid()):
+            if command_line(pid).startswith("ray::MapWorker"):
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+        killed.append(-len(shards_in(f"{torn}/work/docids")))
+
+    killer = threading.Thread(target=kill_actor)
+    killer.start()
+    assert main(["docids", torn_config]) == 0
+    killer.join()
+    *pids, num_shards = killed
+    assert pids and 2 <= -num_shards < 120
+    assert contents(torn, "docids", "work/docids") == contents(whole, "docids", "work/docids")
+
+
+def _write(folder: Path, documents: Path, model: Path, **changes: Any) -> tuple[str, str]:
+    folder.mkdir()
+    index = str(folder / "index")
+    (folder / "config.yaml").write_text(yaml.safe_dump(tiny.settings(index, documents, model, **changes)))
+    return index, str(folder / "config.yaml")
+
+
+def _without_times(counts: dict[str, Any]) -> dict[str, Any]:
+    # The loss in the report is the mean over the steps of the run that finished.
+    return {key: value for key, value in counts.items() if key not in ("tokens_per_second", "loss")}
+
+
+def _assert_not_made_again(before: dict[str, File], after: dict[str, File]) -> None:
+    shards = {name: file for name, file in before.items() if name.endswith(".parquet")}
+    assert shards
+    assert {name: after[name] for name in shards} == shards
+
+
+def _kill_driver(config: str, *, when: Callable[[], bool]) -> None:
+    """Starts `python -m jobs.index`, kills it as soon as `when` holds, and then whatever it had started."""
+    with _driver(config) as driver:
+        _wait(when, unless=lambda: driver.poll() is not None)
+        kill_with_descendants(driver.pid)
+        assert driver.wait() == -signal.SIGKILL
+
+
+@contextmanager
+def _driver(config: str) -> Iterator[subprocess.Popen[bytes]]:
+    log = Path(config).with_name("driver.log")
+    with log.open("ab") as output:
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "jobs.index", config], stdout=output, stderr=output, start_new_session=True
+        )
+        try:
+            yield driver
+        except BaseException:
+            print(log.read_text(errors="replace"))
+            raise
+        finally:
+            if driver.poll() is None:
+                kill_with_descendants(driver.pid)
+            driver.wait()
+
+
+def _wait(until: Callable[[], bool], *, unless: Callable[[], bool] = lambda: False) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not until():
+        assert not unless(), "the driver ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)

@@ -1,0 +1,88 @@
+"""cluster.yaml is never started by a test; Ray's own schema and its own reading of the file stand in for the cloud."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+FILE = Path(__file__).parents[2] / "cluster.yaml"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> dict[str, Any]:
+    return yaml.safe_load(FILE.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def prepared(cluster: dict[str, Any]) -> dict[str, Any]:
+    """The configuration as `ray up` completes it."""
+    from ray.autoscaler._private.util import prepare_config
+
+    return prepare_config(cluster)
+
+
+def test_fits_rays_schema(cluster: dict[str, Any], prepared: dict[str, Any]) -> None:
+    import ray.autoscaler
+    from ray.autoscaler._private.util import validate_config
+
+    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
+    jsonschema.validate(cluster, schema)
+    validate_config(prepared)
+    with pytest.raises(jsonschema.ValidationError):  # the schema does refuse what it does not know
+        jsonschema.validate({**cluster, "num_workers": 3}, schema)
+
+
+def test_only_the_head_is_on_demand(cluster: dict[str, Any]) -> None:
+    types = cluster["available_node_types"]
+    on_demand = {
+        name
+        for name, node in types.items()
+        if node["node_config"].get("InstanceMarketOptions", {}).get("MarketType") != "spot"
+    }
+    assert on_demand == {cluster["head_node_type"]}
+    assert types[cluster["head_node_type"]]["resources"]["CPU"] == 0
+
+
+def test_every_pool_shrinks_to_nothing_and_grows(cluster: dict[str, Any], prepared: dict[str, Any]) -> None:
+    pools = {name: node for name, node in prepared["available_node_types"].items() if name != cluster["head_node_type"]}
+    assert set(pools) == {"cpu", "gpu-spot"}
+    for node in pools.values():
+        assert node["min_workers"] == 0 < node["max_workers"]
+    assert sum(node["max_workers"] for node in pools.values()) <= prepared["max_workers"]
+
+
+def test_gpu_pool_alone_installs_vllm(prepared: dict[str, Any]) -> None:
+    installs = {
+        name: any("[vllm]" in command for command in node.get("worker_setup_commands", []))
+        for name, node in prepared["available_node_types"].items()
+    }
+    assert installs == {"head": False, "cpu": False, "gpu-spot": True}
+
+
+def test_every_ray_process_asks_for_the_token(cluster: dict[str, Any]) -> None:
+    commands = cluster["head_start_ray_commands"] + cluster["worker_start_ray_commands"]
+    starts = [command for command in commands if "ray start" in command]
+    assert len(starts) == 2
+    assert all("RAY_AUTH_MODE=token ray " in command for command in commands)
+    assert "RAY_AUTH_TOKEN" not in FILE.read_text()  # the token itself goes by file
+    home = "/home/ray"
+    assert cluster["file_mounts"][f"{home}/.ray/auth_token"] == "~/.ray/auth_token"
+
+
+def test_nothing_listens_to_the_world(cluster: dict[str, Any]) -> None:
+    assert "IpPermissions" not in cluster["provider"]["security_group"]
+    (head,) = [command for command in cluster["head_start_ray_commands"] if "--head" in command]
+    assert "--dashboard-host=127.0.0.1" in head and "0.0.0.0" not in FILE.read_text()
+    assert "--ray-client-server-port" not in head
+
+
+def test_image_has_the_same_minor_version_of_ray(cluster: dict[str, Any]) -> None:
+    import ray
+
+    minor = ray.__version__.rpartition(".")[0]
+    assert cluster["docker"]["image"].startswith(f"rayproject/ray:{minor}.")

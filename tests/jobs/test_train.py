@@ -1,0 +1,157 @@
+"""Training on two ranks. Silent failures these tests look for: a rank whose gradients are lost, counted twice or averaged
+where they should be summed; a checkpoint that holds one rank's half; weights published under the wrong names."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from jobs.cli import main
+from zerogr.chat import ChatFormat
+from zerogr.index import Index
+from zerogr.models import load_model
+from zerogr.training.checkpoints import StorageCheckpointer, full_tensors
+from zerogr.training.examples import Examples
+from zerogr.training.loop import SelectedTargetLoss, TrainingSettings, train
+
+pytestmark = pytest.mark.integration
+
+TOLERANCE = 1e-4
+"""Two ranks add the same gradients in another order; AdamW carries the rounding on."""
+SETTINGS = TrainingSettings(
+    num_epochs=2,
+    batch_size=8,
+    learning_rate=1e-3,
+    precision="fp32",
+    evaluation_fraction=0.1,
+    evaluate_every=3,
+    checkpoint_every=3,  # right after an evaluation: FSDP leaves its parameters gathered there
+    max_gradient_norm=2.0,  # clips some steps and not others
+)
+
+
+def test_two_workers_train_the_weights_of_one(tiny_index: str, tmp_path: Path, local_ray: None) -> None:
+    index = str(tmp_path / "index")
+    shutil.copytree(tiny_index, index)
+    config = str(Path(tiny_index).parent / "config.yaml")
+    changes = ["--set", f"index={index}", "--set", "compute.num_training_workers=2"]
+    assert main(["train", config, *changes, "--rebuild", "retriever"]) == 0
+
+    one, two = (load_file(Path(uri) / "retriever" / "model.safetensors") for uri in (tiny_index, index))
+    _assert_close(two, one)
+    before, after = (Index(uri).require("retriever") for uri in (tiny_index, index))
+    assert after.fingerprint == before.fingerprint
+    assert after.counts["loss"] == pytest.approx(before.counts["loss"], abs=1e-3)
+    assert after.counts["evaluation_loss"] == pytest.approx(before.counts["evaluation_loss"], abs=1e-3)
+
+
+def test_checkpoint_of_two_ranks_is_read_by_one_and_the_other_way_round(tiny_model: Path, tmp_path: Path) -> None:
+    reports = _train_here(tiny_model, tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "one-on-two")
+    _train_on_two_ranks(tiny_model, [tmp_path / "two", tmp_path / "one-on-two"])
+    shutil.copytree(tmp_path / "two", tmp_path / "two-on-one")
+    resumed = _train_here(tiny_model, tmp_path / "two-on-one")
+
+    last_step, last_checkpoint = reports[-1]["step"], 3 * ((reports[-1]["step"] - 1) // 3)
+    assert [report["step"] for report in reports] == [*range(3, last_step, 3), last_step]
+    assert [report["step"] for report in resumed] == [step for step in [last_step] if step > last_checkpoint]
+    expected = load_file(tmp_path / "one" / "final.safetensors")
+    for name in ("two", "one-on-two", "two-on-one"):
+        _assert_close(load_file(tmp_path / name / "final.safetensors"), expected)
+
+    one, two = (_state_of_checkpoint(tmp_path / name) for name in ("one", "two"))
+    assert {key.partition("/")[0] for key in one} == {"weights", "exp_avg", "exp_avg_sq"}
+    _assert_close(two, one)
+    for key in one:
+        # AdamW forgives a gradient that is wrong by a factor; its moments do not.
+        assert torch.linalg.norm(two[key] - one[key]) <= 1e-2 * torch.linalg.norm(one[key]), key
+
+
+def test_training_moves_the_weights(tiny_model: Path, tmp_path: Path) -> None:
+    reports = _train_here(tiny_model, tmp_path)
+    untrained = full_tensors(load_model(str(tiny_model), device="cpu", dtype=torch.float32)[0])
+    trained = load_file(tmp_path / "final.safetensors")
+    assert reports[-1]["evaluation_loss"] < reports[0]["evaluation_loss"]
+    # Far beyond the tolerance above, without which "equal" would mean nothing.
+    assert max((trained[name] - untrained[name]).abs().max() for name in trained) > 30 * TOLERANCE
+
+
+def _assert_close(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert actual.keys() == expected.keys()
+    furthest = max(expected, key=lambda name: float((actual[name] - expected[name]).abs().max()))
+    assert float((actual[furthest] - expected[furthest]).abs().max()) <= TOLERANCE, furthest
+
+
+def _examples(chat: ChatFormat) -> Examples:
+    draw = np.random.default_rng(0)
+    words = "coffee grind water keel mast wind knight rook pawn flour yeast oven gear chain brake".split()
+    return Examples.build(
+        (("Find the text.", " ".join(draw.choice(words, 4)), " ".join(draw.choice(words, 3))) for _ in range(31)), chat
+    )
+
+
+def _train_here(model_folder: Path, folder: Path, *, rank: int = 0, num_ranks: int = 1) -> list[dict[str, Any]]:
+    """Trains below `folder`, from the checkpoint there if there is one; writes final.safetensors, returns the reports."""
+    torch.set_num_threads(1)
+    model, tokenizer = load_model(str(model_folder), device="cpu", dtype=torch.float32)
+    reports: list[dict[str, Any]] = []
+    checkpointer = StorageCheckpointer(str(folder / "checkpoints"), rank=rank)
+    examples = _examples(ChatFormat.of(tokenizer))
+    train(
+        model, examples, SETTINGS, checkpointer=checkpointer, report=reports.append, rank=rank, num_ranks=num_ranks
+    )  # fmt: skip
+    tensors = full_tensors(model)
+    if rank == 0:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "final.safetensors")
+    return reports
+
+
+def _state_of_checkpoint(folder: Path) -> dict[str, torch.Tensor]:
+    (checkpoint,) = (folder / "checkpoints").glob("step-*")  # the one before is gone
+    return load_file(checkpoint / "state.safetensors")
+
+
+def _train_on_two_ranks(model_folder: Path, folders: list[Path]) -> None:
+    for folder in folders:
+        folder.mkdir(exist_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(_rank, (port, model_folder, folders), nprocs=2)
+
+
+def _rank(rank: int, port: int, model_folder: Path, folders: list[Path]) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+    )  # fmt: skip
+    try:
+        for folder in folders:
+            _train_here(model_folder, folder, rank=rank, num_ranks=2)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_restored_optimiser_is_the_saved_one(tiny_model: Path, tmp_path: Path) -> None:
+    def fresh() -> tuple[SelectedTargetLoss, torch.optim.AdamW]:
+        module = SelectedTargetLoss(load_model(str(tiny_model), device="cpu", dtype=torch.float32)[0])
+        return module, torch.optim.AdamW(module.parameters(), lr=1e-2)
+
+    module, optimizer = fresh()
+    for _ in range(2):
+        sum(parameter.square().sum() for parameter in module.parameters()).backward()
+        optimizer.step()
+    checkpointer = StorageCheckpointer(str(tmp_path))
+    checkpointer.save(module, optimizer, 2)
+    other, other_optimizer = fresh()
+    assert checkpointer.restore(other, other_optimizer) == 2
+    for one, two in zip(module.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two)
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            assert torch.equal(optimizer.state[one][key], other_optimizer.state[two][key])
