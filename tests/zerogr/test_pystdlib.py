@@ -111,6 +111,13 @@ class TestCorpus:
         unwanted = {"antigravity", "idlelib", "test", "this", "tkinter", "turtle", "webbrowser"}
         assert not unwanted & {name.partition(".")[0] for name in imported}
 
+    def test_what_a_program_replaces_is_described_as_it_ships(
+        self, documents: dict[str, Document], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("builtins.print", lambda *_args: None)
+        monkeypatch.setattr("sys.excepthook", lambda *_args: None)
+        assert digest(list(pystdlib.read_pystdlib())) == digest(list(documents.values()))
+
 
 class TestSmallLibrary:
     """The naming rules, on a library of a few lines."""

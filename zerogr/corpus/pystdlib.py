@@ -23,13 +23,16 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import json
 import logging
 import os
 import re
+import subprocess
+import sys
 import sysconfig
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from zerogr.corpus.document import Document
@@ -301,6 +304,21 @@ def _without_self(arguments: str) -> str:
 
 
 def _c_documents() -> Iterator[Document]:
+    """Documents of the C modules, read in an interpreter of its own: programs replace functions such as `print`."""
+    root = str(Path(__file__).parents[2])
+    program = (
+        f"import sys; sys.path.insert(0, {root!r}); from zerogr.corpus import pystdlib; pystdlib._print_c_documents()"
+    )
+    printed = subprocess.run([sys.executable, "-I", "-c", program], stdout=subprocess.PIPE, check=True).stdout
+    for fields in json.loads(printed):
+        yield Document(**fields)
+
+
+def _print_c_documents() -> None:
+    print(json.dumps([asdict(document) for document in _describe_c_modules()]))
+
+
+def _describe_c_modules() -> Iterator[Document]:
     described: set[int] = set()  # builtins.open is _io.open
     for import_name, public_module in C_MODULES.items():
         try:
@@ -311,9 +329,6 @@ def _c_documents() -> Iterator[Document]:
         if public_module == import_name:
             yield from _document("module", public_module, "", module.__doc__ or "")
         for name, value in sorted(vars(module).items()):
-            if name.endswith("hook"):
-                # Programs put their own hooks in place; sys keeps the original of `excepthook` in `__excepthook__`.
-                value = vars(module).get(f"__{name}__", value)
             if _is_private(name) or not isinstance(value, type | types.BuiltinFunctionType):
                 continue
             # An alias, such as IOError for OSError, is described under its own name.
