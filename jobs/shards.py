@@ -33,11 +33,21 @@ class ShardActor:
         import torch
 
         torch.set_num_threads(num_threads)
-        self._worker = make_worker()
+        self._mistake = ""
+        try:
+            self._worker = make_worker()
+        except UserError as error:
+            # Raised here, it would be taken for a fault of the machine and tried again.
+            self._mistake = str(error)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Returns the report of one shard as a row."""
-        return asdict(self._worker(int(row["shard"])))
+        """Returns the report of one shard as a row; `mistake` holds a sentence for the user, or nothing."""
+        report, mistake = ShardReport(int(row["shard"]), 0, 0), self._mistake
+        try:
+            report = report if mistake else self._worker(report.shard)
+        except UserError as error:
+            mistake = str(error)
+        return {**asdict(report), "mistake": mistake}
 
 
 def run_shards(
@@ -91,27 +101,8 @@ def run_shards(
         progress = Progress(stage, total=total, unit="documents", done=total - num_pending_rows)
         try:
             for report in reports.iter_rows():
+                if report["mistake"]:
+                    raise UserError(report["mistake"])
                 progress.advance(report["rows"] + report["rejected"])
-        except Exception as error:
-            raise user_error_in(error) or error from None
         finally:
             progress.close()
-
-
-def user_error_in(error: BaseException) -> UserError | None:
-    """Returns the `UserError` that a worker raised and Ray wrapped, or None."""
-    seen: set[int] = set()
-    queue: list[BaseException | None] = [error]
-    while queue:
-        current = queue.pop()
-        if current is None or id(current) in seen:
-            continue
-        seen.add(id(current))
-        if (
-            type(current).__name__ != "RayTaskError"
-            and isinstance(current, UserError)
-            and not hasattr(current, "as_instanceof_cause")
-        ):
-            return current
-        queue += [getattr(current, "cause", None), current.__cause__, current.__context__]
-    return None

@@ -16,6 +16,7 @@ import yaml
 from jobs.cli import main
 from tests import tiny
 from tests.published import contents, files
+from zerogr.engines.vllm import is_vllm_installed
 
 ROOT = Path(__file__).parents[2]
 
@@ -156,6 +157,16 @@ class TestMistakesWithAnIndex:
         config = str(Path(tiny_index).parent / "config.yaml")
         sentence = _mistake(["train", config, "--set", "retriever.model=no/such-model"], capsys)
         assert "no/such-model" in sentence
+
+    @pytest.mark.skipif(is_vllm_installed(), reason="the mistake is to ask for vLLM without having it")
+    def test_mistake_found_in_a_worker(
+        self, tiny_index: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        config = str(Path(tiny_index).parent / "config.yaml")
+        changes = ["--set", f"index={tmp_path}/index", "--set", "docids.engine=vllm"]
+        assert main(["corpus", config, *changes]) == 0
+        capsys.readouterr()
+        assert "vLLM is not installed" in _mistake(["docids", config, *changes], capsys)
 
     def test_missing_split(self, tiny_index: str, collection: Path, capsys: pytest.CaptureFixture[str]) -> None:
         sentence = _mistake(["evaluate", tiny_index, "--dataset", str(collection), "--split", "dev"], capsys)
