@@ -151,7 +151,7 @@ class TrainingConfig(Section):
     )
     evaluate_every: int = Field(200, ge=1, description="Steps between two evaluations.")
     checkpoint_every: int = Field(
-        200, ge=1, description="Steps between two checkpoints; a killed run resumes from the last one."
+        100, ge=1, description="Steps between two checkpoints; a killed run resumes from the last one."
     )
 
 
