@@ -45,8 +45,8 @@ test: lint
 
 # make test-vllm    the vLLM engine, on the CPU, in an environment of its own (3.5 GB)
 # vLLM's CPU build pins torch exactly and wants other versions than Ray Serve. The torchvision that comes along breaks
-# `import vllm`; triton (1 GB) is only for GPUs. Where pip does not find torch==2.13.0+cpu:
-#   make test-vllm PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+# `import vllm`; triton (1 GB) is only for GPUs. Where pip does not find torch==2.13.0+cpu, set PIP_EXTRA_INDEX_URL to
+# PyTorch's index of CPU builds.
 VLLM_VENV := .venv-vllm
 $(VLLM_VENV)/.installed: constraints-vllm.txt
 	$(PYTHON) -m venv $(VLLM_VENV)
