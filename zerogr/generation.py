@@ -1,4 +1,4 @@
-"""What the two generating stages share: the counts of a shard, and the fingerprint of a generator.
+"""What the two generating stages share: how a shard is made, its counts, and the fingerprint of a generator.
 
 Token counts travel in the Parquet file's metadata, so that the totals of a stage that was interrupted and resumed are
 those of all its shards.
@@ -7,14 +7,16 @@ those of all its shards.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
 
+from zerogr import storage
 from zerogr.config import GenerationConfig
 from zerogr.engines import Engine, Generation, load_engine
+from zerogr.index import Index
 from zerogr.models import model_hash, resolve_model
 
 _KEY = b"zerogr"
@@ -30,22 +32,58 @@ class ShardReport:
     prompt_tokens: int = 0
     output_tokens: int = 0
 
-    @classmethod
-    def of(cls, shard: int, rows: int, rejected: int, generations: Sequence[Generation]) -> ShardReport:
-        """Returns the report of a shard whose rows cost these generations."""
-        return cls(
-            shard,
-            rows,
-            rejected,
-            sum(generation.num_prompt_tokens for generation in generations),
-            sum(generation.num_output_tokens for generation in generations),
-        )
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why a document gets no row."""
+
+    reason: str
+    """A short machine-readable word."""
+    detail: str
+    """One sentence for a person."""
 
 
-def add_counts(table: pa.Table, report: ShardReport) -> pa.Table:
-    """Returns the table with the report's token counts in its metadata."""
-    counts = {key: value for key, value in asdict(report).items() if key.endswith("_tokens")}
-    return table.replace_schema_metadata({_KEY: json.dumps(counts)})
+def write_shard(
+    index: Index,
+    stage: str,
+    folder: str,
+    shard: int,
+    schema: pa.Schema,
+    *,
+    generate: Callable[[list[dict[str, Any]]], list[Generation]],
+    make_row: Callable[[dict[str, Any], Generation], dict[str, Any] | Rejection],
+) -> ShardReport:
+    """Makes a generating stage's shard from the corpus' shard of the same number, and publishes it.
+
+    Args:
+        index: Where both are.
+        stage: Whose rejected rows these are.
+        folder: Where the shard goes.
+        shard: Its number.
+        schema: Of its rows.
+        generate: Asks the language model about all documents of the shard at once.
+        make_row: Turns a document and its answer into a row, or says why not.
+    """
+    documents = storage.read_parquet(index.shard("corpus", shard)).to_pylist()
+    generations = generate(documents)
+    rows, rejected = [], []
+    for document, generation in zip(documents, generations, strict=True):
+        row = Rejection("engine_error", generation.error) if generation.error else make_row(document, generation)
+        if isinstance(row, Rejection):
+            rejected.append((document["doc_id"], row.reason, row.detail))
+        else:
+            rows.append(row)
+    report = ShardReport(
+        shard,
+        len(rows),
+        len(rejected),
+        sum(generation.num_prompt_tokens for generation in generations),
+        sum(generation.num_output_tokens for generation in generations),
+    )
+    tokens = {key: value for key, value in asdict(report).items() if key.endswith("_tokens")}
+    table = pa.Table.from_pylist(rows, schema=schema).replace_schema_metadata({_KEY: json.dumps(tokens)})
+    index.publish_shard(stage, folder, shard, table, rejected)
+    return report
 
 
 def read_counts(tables: Sequence[pa.Table]) -> dict[str, int]:
@@ -65,5 +103,4 @@ def model_inputs(section: str, config: GenerationConfig) -> dict[str, Any]:
 
 def load_generator(config: GenerationConfig, *, batch_size: int, options: dict[str, Any]) -> Engine:
     """Returns the engine of a generating stage; `options` reach vLLM alone."""
-    vllm_only = options if config.engine in ("auto", "vllm") else {}
-    return load_engine(config.engine, config.model, batch_size=batch_size, **vllm_only)
+    return load_engine(config.engine, config.model, batch_size=batch_size, **options)

@@ -17,7 +17,7 @@ from zerogr import prompts, storage
 from zerogr.config import Config
 from zerogr.corpus.stage import load_frequency
 from zerogr.engines import Engine, Generation, Prompt, Sampling
-from zerogr.generation import ShardReport, add_counts, model_inputs, read_counts
+from zerogr.generation import ShardReport, model_inputs, read_counts, write_shard
 from zerogr.index import Index, shards_in
 from zerogr.seeds import seed_of
 from zerogr.words import DocumentFrequency, is_topical, rank_terms, words
@@ -65,33 +65,20 @@ class QueryWriter:
 
     def __call__(self, shard: int) -> ShardReport:
         """Publishes the shard's queries and returns its counts."""
-        documents = storage.read_parquet(self._index.shard("corpus", shard)).to_pylist()
-        generations = self._generate(documents)
-        rows, rejected = [], []
-        for document, generation in zip(documents, generations, strict=True):
-            if generation.error:
-                rejected.append((document["doc_id"], "engine_error", generation.error))
-                continue
-            rows.append(
-                {
-                    "row_id": document["row_id"],
-                    "doc_id": document["doc_id"],
-                    "instruction": self._config.instruction,
-                    "queries": clean_queries(generation.texts, document["title"], document["text"]),
-                    "spans": make_spans(
-                        document["title"],
-                        document["text"],
-                        self._frequency,
-                        self._config.queries.num_spans_per_document,
-                        seed_of(self._config.seed, "spans", document["doc_id"]),
-                    ),
-                }
-            )
-        report = ShardReport.of(shard, len(rows), len(rejected), generations)
-        self._index.publish_shard(
-            "queries", "queries", shard, add_counts(pa.Table.from_pylist(rows, schema=SCHEMA), report), rejected
+        return write_shard(
+            self._index, "queries", "queries", shard, SCHEMA, generate=self._generate, make_row=self._make_row
         )
-        return report
+
+    def _make_row(self, document: dict[str, Any], generation: Generation) -> dict[str, Any]:
+        title, text, config = document["title"], document["text"], self._config
+        seed = seed_of(config.seed, "spans", document["doc_id"])
+        return {
+            "row_id": document["row_id"],
+            "doc_id": document["doc_id"],
+            "instruction": config.instruction,
+            "queries": clean_queries(generation.texts, title, text),
+            "spans": make_spans(title, text, self._frequency, config.queries.num_spans_per_document, seed),
+        }
 
     def _generate(self, documents: list[dict[str, Any]]) -> list[Generation]:
         queries = self._config.queries

@@ -19,7 +19,7 @@ from zerogr.docids.resolve import resolve
 from zerogr.docids.rules import Limits, Terms, validate
 from zerogr.docids.schemes import Candidate, keyword_candidates, random_candidates, tfidf_candidates, title_candidates
 from zerogr.engines import Engine, Generation, Prompt, Sampling
-from zerogr.generation import ShardReport, add_counts, model_inputs, read_counts
+from zerogr.generation import Rejection, ShardReport, model_inputs, read_counts, write_shard
 from zerogr.index import Index, shards_in
 from zerogr.seeds import seed_of
 
@@ -83,33 +83,24 @@ class DocidProposer:
 
     def __call__(self, shard: int) -> ShardReport:
         """Publishes the shard's candidates and returns its counts."""
-        documents = storage.read_parquet(self._index.shard("corpus", shard)).to_pylist()
-        generations = self._generate(documents)
-        rows, rejected = [], []
-        for document, generation in zip(documents, generations, strict=True):
-            if generation.error:
-                rejected.append((document["doc_id"], "engine_error", generation.error))
-                continue
-            terms = Terms.of(document["title"], document["text"], self._frequency)
-            candidates = self._candidates(document, terms, generation.texts)
-            if not candidates or not candidates[0].docid:
-                rejected.append((document["doc_id"], "no_words", "title and text hold no letter and no digit"))
-                continue
-            rows.append(
-                {
-                    "row_id": document["row_id"],
-                    "doc_id": document["doc_id"],
-                    "content": hashlib.sha256(f"{document['title']}\x1f{document['text']}".encode()).hexdigest()[:32],
-                    "candidates": [candidate.docid for candidate in candidates],
-                    "sources": [candidate.source for candidate in candidates],
-                    "violations": list(candidates[0].violations),
-                    "terms": terms.ranked[:NUM_TERMS],
-                }
-            )
-        report = ShardReport.of(shard, len(rows), len(rejected), generations)
-        table = add_counts(pa.Table.from_pylist(rows, schema=PROPOSAL_SCHEMA), report)
-        self._index.publish_shard("docids", FOLDER, shard, table, rejected)
-        return report
+        return write_shard(
+            self._index, "docids", FOLDER, shard, PROPOSAL_SCHEMA, generate=self._generate, make_row=self._make_row
+        )
+
+    def _make_row(self, document: dict[str, Any], generation: Generation) -> dict[str, Any] | Rejection:
+        terms = Terms.of(document["title"], document["text"], self._frequency)
+        candidates = self._candidates(document, terms, generation.texts)
+        if not candidates or not candidates[0].docid:
+            return Rejection("no_words", "title and text hold no letter and no digit")
+        return {
+            "row_id": document["row_id"],
+            "doc_id": document["doc_id"],
+            "content": hashlib.sha256(f"{document['title']}\x1f{document['text']}".encode()).hexdigest()[:32],
+            "candidates": [candidate.docid for candidate in candidates],
+            "sources": [candidate.source for candidate in candidates],
+            "violations": list(candidates[0].violations),
+            "terms": terms.ranked[:NUM_TERMS],
+        }
 
     def _generate(self, documents: list[dict[str, Any]]) -> list[Generation]:
         docids = self._config.docids

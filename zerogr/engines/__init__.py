@@ -75,7 +75,7 @@ def load_engine(name: str, model: str, *, batch_size: int = 32, **options: Any) 
         name: One of `ENGINES`; `auto` is vLLM where it is installed and a GPU is present, else transformers.
         model: A model name or path as `zerogr.models.resolve_model` takes it; ignored by `fake`.
         batch_size: Sequences (prompts x samples) that are decoded together by `transformers`.
-        **options: Engine arguments passed on (vLLM's `tensor_parallel_size`, `gpu_memory_utilization`, ...).
+        **options: Passed to vLLM alone (`tensor_parallel_size`, `gpu_memory_utilization`, ...).
 
     Raises:
         UserError: The name is unknown, or vLLM was asked for and is not installed.
@@ -89,7 +89,7 @@ def load_engine(name: str, model: str, *, batch_size: int = 32, **options: Any) 
     if name == "transformers":
         from zerogr.engines.transformers import TransformersEngine
 
-        return TransformersEngine(model, batch_size=batch_size, **options)
+        return TransformersEngine(model, batch_size=batch_size)
     if name == "vllm":
         from zerogr.engines.vllm import VLLMEngine
 
