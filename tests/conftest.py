@@ -60,6 +60,22 @@ def tiny_index(tmp_path_factory: pytest.TempPathFactory, collection: Path, tiny_
 
 
 @pytest.fixture(scope="session")
+def remote_index(
+    s3_server: str, tmp_path_factory: pytest.TempPathFactory, collection: Path, tiny_model: Path, local_ray: None
+) -> str:
+    """The index of `tiny_index`'s configuration, made on S3 from a corpus on S3."""
+    from jobs.cli import main
+    from zerogr import storage
+
+    folder = tmp_path_factory.mktemp("remote-index")
+    storage.upload_folder(collection, "s3://zerogr/collection")
+    tree = tiny.settings("s3://zerogr/indexes/fake", collection, tiny_model, corpus__source="s3://zerogr/collection")
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree))
+    assert main(["index", str(folder / "config.yaml")]) == 0
+    return tree["index"]
+
+
+@pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """The endpoint of an S3 server on loopback with a bucket named `zerogr`; the environment points at it."""
     with socket.socket() as probe:

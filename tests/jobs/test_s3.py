@@ -25,19 +25,6 @@ LANGUAGE_MODEL = {
 }
 
 
-@pytest.fixture(scope="module")
-def remote_index(
-    s3_server: str, tmp_path_factory: pytest.TempPathFactory, collection: Path, tiny_model: Path, local_ray: None
-) -> str:
-    """The index of `tiny_index`'s configuration, made on S3 from a corpus on S3."""
-    folder = tmp_path_factory.mktemp("remote")
-    storage.upload_folder(collection, "s3://zerogr/collection")
-    uri = "s3://zerogr/indexes/fake"
-    config = _write(folder, uri, collection, tiny_model, corpus__source="s3://zerogr/collection")
-    assert main(["index", config]) == 0
-    return uri
-
-
 def test_same_bytes_with_the_fake_engine(tiny_index: str, remote_index: str) -> None:
     folders = ("corpus", "docids", "queries", "trie", "retriever")
     local, remote = contents(tiny_index, *folders), contents(remote_index, *folders)

@@ -224,12 +224,15 @@ class TestService:
         assert service.client.post("/search", json={"query": "wait"}).status_code == 200
 
 
-def test_a_real_index(tiny_index: str, service: Service) -> None:
-    """The real retriever answers over HTTP what it answers in this process."""
+@pytest.mark.parametrize("place", ["tiny_index", "remote_index"])
+def test_a_real_index(place: str, tiny_index: str, service: Service, request: pytest.FixtureRequest) -> None:
+    """The real retriever answers over HTTP what it answers in this process, from a disk and from S3."""
     config = {"applications": [{"name": "real", "route_prefix": "/real", "import_path": "serve.app:build"}]}
     (service.folder / "real.yaml").write_text(yaml.safe_dump(config))
     port = service.client.base_url.port
-    stop = serve_index(tiny_index, port=port, config_file=str(service.folder / "real.yaml"), blocking=False)
+    stop = serve_index(
+        request.getfixturevalue(place), port=port, config_file=str(service.folder / "real.yaml"), blocking=False
+    )
     answer = service.client.post("/real/search", json={"query": "open a file", "k": 3}).json()
     stop()
     expected = Retriever.load(tiny_index).search(["open a file"], k=3)[0]
