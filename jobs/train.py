@@ -55,7 +55,9 @@ def _build(config: Config, index: Index) -> dict[str, Any]:
         )
         trainer.fit()
     outcome: dict[str, Any] = storage.read_json(index.path(FOLDER, OUTCOME))
-    if "mistake" in outcome:
+    storage.delete(index.path(FOLDER, OUTCOME))
+    storage.delete(index.path(FOLDER, "ray"))
+    if "mistake" in outcome:  # without a checkpoint nothing is left that would bind the stage to this configuration
         raise UserError(outcome["mistake"])
     storage.delete(index.path(FOLDER))
     return outcome

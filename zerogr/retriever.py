@@ -35,7 +35,7 @@ class Hit:
     rank: int
     """From 1."""
     score: float
-    """Natural-log probability of the docid; see DESIGN of the decoding options for its normalisation."""
+    """Natural-log probability of the docid; `normalise` says over which tokens."""
 
 
 class Retriever:

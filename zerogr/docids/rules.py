@@ -1,6 +1,6 @@
 """What a good keyword docid is, and how a bad one is made good: validate, then repair from the document's own terms.
 
-The rules (FACTS of the paper in our words): lower-case words separated by single spaces, `min_words` to `max_words` of them,
+The rules, after the paper's: lower-case words separated by single spaces, `min_words` to `max_words` of them,
 no function word, no repetition, at least `min_core_terms` of them found in the document, at most `max_foreign_words` not found
 there, none that the whole corpus has never used. A document with fewer topical words than a limit asks for is held to what
 it has.
