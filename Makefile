@@ -58,9 +58,9 @@ test-vllm: $(VLLM_VENV)/.installed
 	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_CPU_KVCACHE_SPACE=1 \
 		$(VLLM_VENV)/bin/python -m pytest --noconftest tests/vllm --timeout 600
 
-# make bench    every benchmark, at full length
+# make bench    every benchmark, at full length; writes benchmarks/results/*.md
 bench: install
-	for name in $$(ls benchmarks | sed -n 's/^\([a-z]*\)\.py$$/\1/p'); do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	for name in trie decoding; do $(BIN)/python -m benchmarks.$$name --out benchmarks/results/$$name.md || exit 1; done
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) index build

@@ -3,27 +3,29 @@
     retriever = Retriever.load("s3://bucket/index")
     retriever.search(["wing slipstream"], k=10)
 
-A search encodes the prompt once and lets a strategy walk the trie; see `zerogr.decoding`. The model sits on one device, the
-trie is a memory map, doc_ids and docids are two Arrow columns.
+A search encodes the prompts of its queries once and lets a strategy walk the trie for all of them together; see
+`zerogr.decoding`. The model sits on one device, the trie is a memory map, doc_ids and docids are two Arrow columns.
 """
 
 from __future__ import annotations
 
-import logging
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from zerogr import storage
 from zerogr.chat import SETTINGS_FILE, ChatFormat
-from zerogr.decoding import decode
+from zerogr.decoding import Decoded, decode_batch
 from zerogr.errors import UserError
 from zerogr.index import Index
 from zerogr.trie import DocidTrie
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from zerogr.filtered_trie import FilteredTrie
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +66,16 @@ class Retriever:
             instruction: Used where a search gives none.
             decoding: Defaults of `search`: the fields of `zerogr.config.DecodingConfig`.
             manifest: The index's manifest.
+
+        Raises:
+            UserError: The model's architecture does not support tree decoding.
         """
+        from zerogr.decoding.language_model import TreeModel
+
         self.manifest = manifest or {}
         self.instruction = instruction
-        self._model, self._chat, self._trie = model, chat, trie
+        self._model, self._chat = TreeModel(model), chat
+        self._trie: DocidTrie | FilteredTrie = trie
         self._doc_ids, self._docids = doc_ids, docids
         self._decoding = decoding
 
@@ -126,12 +134,27 @@ class Retriever:
 
     @property
     def num_documents(self) -> int:
-        """Documents that can be found."""
+        """Documents of the index."""
         return len(self._doc_ids)
 
     def doc_ids(self) -> set[str]:
-        """Returns the keys of all documents that can be found."""
+        """Returns the keys of all documents of the index."""
         return set(self._doc_ids.to_pylist())
+
+    def restricted(self, *, allow: Sequence[str] | None = None, deny: Sequence[str] | None = None) -> Self:
+        """Returns this retriever for some of the documents: a tenant's own, or all but the outdated.
+
+        Searches answer as if only these documents were in the trie. It shares model and index with this one; make it once
+        per set and keep it. A restricted retriever can be restricted further.
+
+        Args:
+            allow: The doc_ids that may be found; None = all. Keys that are not in the index are passed over.
+            deny: The doc_ids that may not be found.
+        """
+        rows = [None if keys is None else self._rows_of(keys) for keys in (allow, deny)]
+        restricted = copy.copy(self)
+        restricted._trie = self._trie.filter(allow=rows[0], deny=rows[1])
+        return restricted
 
     def search(
         self,
@@ -141,6 +164,7 @@ class Retriever:
         k: int | None = None,
         strategy: str | None = None,
         seed: int = 0,
+        batch_size: int = 16,
         **options: Any,
     ) -> list[list[Hit]]:
         """Returns at most `k` hits per query, best first.
@@ -151,38 +175,51 @@ class Retriever:
             k: Documents per query; None = the index's default.
             strategy: One of `zerogr.decoding.STRATEGIES`; None = the index's default.
             seed: Of the sampling strategies.
+            batch_size: Queries decoded together. It moves scores by rounding only.
             **options: Passed to `decode`: `normalise`, `beam_width`, `max_temperature`, ...
 
         Raises:
-            ValueError: `queries` is a bare string, or an option does not fit the strategy.
+            ValueError: `queries` is a bare string, `batch_size` is below 1, or an option does not fit the strategy.
         """
         if isinstance(queries, str):
             raise ValueError("queries must be a list of strings, not one string")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         instructions = (
             [instruction] * len(queries) if isinstance(instruction, str) or instruction is None else list(instruction)
         )
         strategy = strategy or self._decoding["strategy"]
         options = {"normalise": self._decoding["normalise"], **self._strategy_options(strategy), **options}
-        return [
-            self._search_one(query, text or self.instruction, k or self._decoding["k"], strategy, seed, options)
+        prompts = [
+            (self._chat.prefix(text or self.instruction), self._chat.query(query))
             for query, text in zip(queries, instructions, strict=True)
         ]
+        results = []
+        for begin in range(0, len(prompts), batch_size):
+            decoded = decode_batch(
+                self._model.start(prompts[begin : begin + batch_size]),
+                self._trie,
+                k or self._decoding["k"],
+                eos_token_id=self._chat.end_token_id,
+                strategy=strategy,
+                seed=seed,
+                **options,
+            )
+            results += [self._hits(documents) for documents in decoded]
+        return results
+
+    def _hits(self, documents: Sequence[Decoded]) -> list[Hit]:
+        return [
+            Hit(self._doc_ids[found.row].as_py(), self._docids[found.row].as_py(), rank, found.score)
+            for rank, found in enumerate(documents, 1)
+        ]
+
+    def _rows_of(self, doc_ids: Sequence[str]) -> Any:
+        """Returns the rows (int64) of the doc_ids that are in the index."""
+        is_wanted = pc.is_in(self._doc_ids, value_set=pa.array(doc_ids, self._doc_ids.type))
+        return pc.indices_nonzero(is_wanted).to_numpy().astype("int64")
 
     def _strategy_options(self, strategy: str) -> dict[str, Any]:
         """Returns the index's settings that mean something to this strategy."""
         keys = {"reverse_annealing": ("max_temperature",), "nucleus": ("top_p",)}.get(strategy, ())
         return {key: self._decoding[key] for key in keys}
-
-    def _search_one(
-        self, query: str, instruction: str, k: int, strategy: str, seed: int, options: dict[str, Any]
-    ) -> list[Hit]:
-        from zerogr.decoding.language_model import CachedTreeScorer
-
-        scorer = CachedTreeScorer(self._model, self._chat.prompt(instruction, query))
-        decoded = decode(
-            scorer, self._trie, k, eos_token_id=self._chat.end_token_id, strategy=strategy, seed=seed, **options
-        )
-        return [
-            Hit(self._doc_ids[hit.row].as_py(), self._docids[hit.row].as_py(), rank, hit.score)
-            for rank, hit in enumerate(decoded, 1)
-        ]

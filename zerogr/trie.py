@@ -9,11 +9,12 @@ are unique after two to four tokens; from there on their nodes have one child ea
             it is virtual, nothing is stored for it but that token.
 
 Tokens are stored as indices into `vocabulary`, the sorted tokens that occur (two bytes each up to 65,535 of them).
-The trie is read-only. Documents that leave it while one query is decoded are counted by the decoder, not here.
+The trie is read-only. Documents that leave it while one query is decoded are counted by the decoder, not here; those
+that one user may not find are left out by a view of it, see `filter`.
 
 Cost: building sorts four tokens at a time and only what is still tied; 1M docids of 8–11 tokens take less than a second
-and 35 bytes each. `children` and `ends` of one node take microseconds; `children_batch` is vectorised. A loaded trie is
-a memory map that the processes of a machine share.
+and 38 bytes each, and up to 100 bytes each while they are built. `children` and `ends` of one node take microseconds;
+`children_batch` is vectorised. A loaded trie is a memory map that the processes of a machine share.
 """
 
 from __future__ import annotations
@@ -21,14 +22,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from zerogr.errors import UserError
+from zerogr.trie_build import Sequences, as_ragged, build_arrays, offsets_of, parts
+
+if TYPE_CHECKING:
+    from zerogr.filtered_trie import FilteredTrie
 
 FORMAT_VERSION = 1
 ARRAYS = (
@@ -41,8 +46,6 @@ ARRAYS = (
     "docid_rows",
     "row_order",
 )
-
-Sequences = Sequence[Sequence[int]] | tuple[np.ndarray, np.ndarray]
 
 
 class DocidTrie:
@@ -75,8 +78,8 @@ class DocidTrie:
         Raises:
             ValueError: A token id is negative, or the offsets do not describe the tokens.
         """
-        tokens, offsets = _as_ragged(sequences)
-        return cls(_build_arrays(tokens, offsets))
+        tokens, offsets = as_ragged(sequences)
+        return cls(build_arrays(tokens, offsets))
 
     @property
     def num_nodes(self) -> int:
@@ -122,7 +125,7 @@ class DocidTrie:
         in_tail = (num_children == 0) & (next_tail < self.tail_offsets[docid + 1])
         num_children = np.where(in_tail, 1, num_children)
 
-        offsets = _offsets_of(num_children)
+        offsets = offsets_of(num_children)
         children = np.repeat(np.where(in_tail, next_tail + self.num_nodes, begin) - offsets[:-1], num_children)
         children += np.arange(offsets[-1])
         tokens = np.empty(len(children), dtype=np.int32)
@@ -156,6 +159,46 @@ class DocidTrie:
         while self.first_child[node] < self.first_child[node + 1]:  # the last leaf below holds the last docid
             node = int(self.first_child[node + 1]) - 1
         return first, int(self.first_docid[node]) + 1
+
+    def docids_below(self, node: int) -> tuple[int, int]:
+        """The place of the first distinct docid below `node` in the sorted order, and how many there are below."""
+        first, last = self.docid_range(node)
+        return first, last - first if len(self.row_order) else 0
+
+    def docids_of_rows(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The place in the sorted order (int64 [R]) of the docid of each document row.
+
+        The first call turns `row_order` around, which takes time for every document of the trie, and keeps the result:
+        four bytes per document, in this process alone.
+
+        Raises:
+            ValueError: A row is not an integer, or no document has it.
+        """
+        rows = np.asarray(rows)
+        if rows.size == 0:
+            return np.empty(0, dtype=np.int64)
+        if rows.dtype.kind not in "iu":
+            raise ValueError(f"rows must be integers, got {rows.dtype}")
+        is_wrong = (rows < 0) | (rows >= self.num_rows)
+        if is_wrong.any():
+            raise ValueError(f"row {rows[is_wrong][0]} does not exist: the trie has {self.num_rows} documents")
+        return self._docid_of_row[rows].astype(np.int64)
+
+    def filter(
+        self, *, allow: Sequence[int] | np.ndarray | None = None, deny: Sequence[int] | np.ndarray | None = None
+    ) -> FilteredTrie:
+        """A view of this trie in which only some documents exist, for the documents of one user or for outdated ones.
+
+        Args:
+            allow: Rows that may be found, in any order; None = all.
+            deny: Rows that may not be found, even if they are in `allow`.
+
+        Raises:
+            ValueError: A row is not an integer, or no document has it.
+        """
+        from zerogr.filtered_trie import FilteredTrie  # it imports this module
+
+        return FilteredTrie(self, allow=allow, deny=deny)
 
     def docid_documents(self, docid: int) -> np.ndarray:
         """Rows (int64, ascending) of the documents that carry the docid at this place of the sorted order."""
@@ -228,6 +271,16 @@ class DocidTrie:
     def _arrays(self) -> dict[str, np.ndarray]:
         return {name: getattr(self, name) for name in ARRAYS}
 
+    @cached_property
+    def _docid_of_row(self) -> np.ndarray:
+        """[N] the place in the sorted order of the docid of every document row."""
+        docid_of_row = np.empty(self.num_rows, dtype=self.docid_rows.dtype)
+        for part in parts(self.num_docids):
+            ranges = self.docid_rows[part.start : part.stop + 1]
+            rows = self.row_order[ranges[0] : ranges[-1]]
+            docid_of_row[rows] = np.repeat(np.arange(part.start, part.stop), np.diff(ranges))
+        return docid_of_row
+
     def _docid_of_tail(self, position: int | np.ndarray) -> np.ndarray:
         """The docid whose tail holds the token at `position` of `tail_tokens` (-1 for negative positions)."""
         # With any other dtype, searchsorted would first convert the whole array.
@@ -239,148 +292,6 @@ class DocidTrie:
         docid = self.docid_range(node)[0]
         begin = int(self.tail_offsets[docid]) if node < self.num_nodes else node - self.num_nodes + 1
         return begin, int(self.tail_offsets[docid + 1])
-
-
-def _as_ragged(sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
-    """The sequences as (tokens [T], offsets int64 [N + 1]), checked."""
-    if isinstance(sequences, tuple) and len(sequences) == 2 and isinstance(sequences[0], np.ndarray):
-        tokens, offsets = sequences[0], np.asarray(sequences[1], dtype=np.int64)
-        if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != len(tokens) or np.any(np.diff(offsets) < 0):
-            raise ValueError(f"offsets must rise from 0 to the number of tokens, {len(tokens)}")
-    else:
-        offsets = _offsets_of(np.fromiter(map(len, sequences), dtype=np.int64, count=len(sequences)))
-        flat: Iterator[int] = chain.from_iterable(sequences)
-        tokens = np.fromiter(flat, dtype=np.int64, count=int(offsets[-1]))
-    if len(tokens) and (tokens.min() < 0 or tokens.max() > np.iinfo(np.int32).max):
-        raise ValueError(f"token ids must be in 0 … 2^31 - 1, got {tokens.min()} … {tokens.max()}")
-    return tokens, offsets
-
-
-def _build_arrays(tokens: np.ndarray, offsets: np.ndarray) -> dict[str, np.ndarray]:
-    """The arrays of `DocidTrie` for the ragged sequences (tokens [T], offsets [N + 1])."""
-    occurs = np.zeros(int(tokens.max()) + 1 if len(tokens) else 0, dtype=bool)
-    occurs[tokens] = True
-    vocabulary = np.flatnonzero(occurs).astype(np.int32)
-    code_of_token = np.zeros(len(occurs), dtype=np.uint16 if len(vocabulary) < 2**16 else np.uint32)
-    code_of_token[vocabulary] = np.arange(len(vocabulary))
-    codes = code_of_token[tokens]
-
-    order = _sort(codes, offsets)
-    begin, length = offsets[order], np.diff(offsets)[order]
-    lcp = _common_prefixes(codes, begin, length)
-
-    # Documents that share a docid are neighbours now: keep the first of each.
-    is_distinct = np.ones(len(order), dtype=bool)
-    is_distinct[1:] = (lcp[1:] != length[1:]) | (length[1:] != length[:-1])
-    docid_rows = np.append(np.flatnonzero(is_distinct), len(order))
-    begin, length, lcp = begin[is_distinct], length[is_distinct], lcp[is_distinct]
-
-    # A docid is stored in the head down to the first depth at which it is alone, or to its end.
-    lcp_next = np.append(lcp[1:], -1)[: len(lcp)]
-    head_depth = np.minimum(length, np.maximum(lcp, lcp_next) + 1)
-    edge_token, first_child, first_docid = _build_head(codes, begin, lcp, head_depth)
-
-    tail_offsets = _offsets_of(length - head_depth)
-    in_tail = np.repeat(begin + head_depth - tail_offsets[:-1], length - head_depth) + np.arange(tail_offsets[-1])
-    if len(order) == 0:  # the root's range of docids is then one docid without tokens or documents
-        docid_rows = tail_offsets = np.zeros(2, dtype=np.int64)
-    return {
-        "vocabulary": vocabulary,
-        "edge_token": edge_token,
-        "first_child": _narrow(first_child),
-        "first_docid": _narrow(first_docid),
-        "tail_tokens": codes[in_tail],
-        "tail_offsets": _narrow(tail_offsets),
-        "docid_rows": _narrow(docid_rows),
-        "row_order": _narrow(order),
-    }
-
-
-def _sort(codes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Rows (int64 [N]) in the lexicographic order of their codes; equal sequences stay in row order.
-
-    A radix sort from the front: as many codes as fit in 64 bits are packed into one key, and only rows that are still
-    tied, where not all of them are at their end, go on to the next key.
-    """
-    length = np.diff(offsets)
-    bits = codes.dtype.itemsize * 8
-    order = np.arange(len(length))
-    tied = np.arange(len(length))  # places in `order` whose rows are not yet told apart from a neighbour
-    group = np.zeros(len(length), dtype=np.int64)  # ties are among places of one group
-    depth = 0
-    while len(tied):
-        rows = order[tied]
-        key = np.zeros(len(rows), dtype=np.uint64)
-        for position in range(depth, depth + 64 // bits):
-            has_code = position < length[rows]
-            code = np.zeros(len(rows), dtype=np.uint64)  # 0 = past the end, so that a prefix comes first
-            code[has_code] = codes[offsets[rows[has_code]] + position] + np.uint64(1)
-            key = (key << np.uint64(bits)) | code
-        by_key = np.lexsort((key, group))
-        rows, key, group = rows[by_key], key[by_key], group[by_key]
-        order[tied] = rows
-
-        like_previous = np.zeros(len(rows), dtype=bool)
-        like_previous[1:] = (key[1:] == key[:-1]) & (group[1:] == group[:-1])
-        depth += 64 // bits
-        group = np.cumsum(~like_previous) - 1
-        has_more = np.zeros(len(rows), dtype=bool)  # by group; its rows that are at their end stay, to come first
-        has_more[group[length[rows] > depth]] = True
-        goes_on = (like_previous | np.append(like_previous[1:], False)) & has_more[group]
-        group = group[goes_on]
-        tied = tied[goes_on]
-    return order
-
-
-def _common_prefixes(codes: np.ndarray, begin: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """Length (int64 [N]) of the prefix that each sorted sequence shares with the one before it; -1 for the first."""
-    lcp = np.zeros(len(begin), dtype=np.int64)
-    lcp[:1] = -1
-    alike = np.arange(1, len(begin))
-    depth = 0
-    while len(alike):
-        alike = alike[(length[alike] > depth) & (length[alike - 1] > depth)]
-        alike = alike[codes[begin[alike] + depth] == codes[begin[alike - 1] + depth]]
-        depth += 1
-        lcp[alike] = depth
-    return lcp
-
-
-def _build_head(
-    codes: np.ndarray, begin: np.ndarray, lcp: np.ndarray, head_depth: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(edge_token [M], first_child [M + 1], first_docid [M]) of the stored nodes in level order.
-
-    The docid d is the first below a node of depth l exactly if `lcp[d] < l <= head_depth[d]`, so each level is a
-    selection of docids, already sorted, and the children of a node lie between its own first docid and that of the next
-    node.
-    """
-    edge_tokens, first_children, first_docids = [np.zeros(1, codes.dtype)], [], [np.zeros(1, dtype=np.int64)]
-    num_nodes = 1
-    reaching = np.arange(len(begin))  # docids with head nodes at this depth or below
-    depth = 0
-    while len(first_docids[-1]):
-        depth += 1
-        reaching = reaching[head_depth[reaching] >= depth]
-        level = reaching[lcp[reaching] < depth]
-        first_children.append(num_nodes + np.searchsorted(level, first_docids[-1]))
-        first_docids.append(level)
-        edge_tokens.append(codes[begin[level] + depth - 1])
-        num_nodes += len(level)
-    first_children.append(np.array([num_nodes]))
-    return np.concatenate(edge_tokens), np.concatenate(first_children), np.concatenate(first_docids)
-
-
-def _offsets_of(lengths: np.ndarray) -> np.ndarray:
-    """Where each ragged row begins, and where the last ends (int64 [len(lengths) + 1])."""
-    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    return offsets
-
-
-def _narrow(array: np.ndarray) -> np.ndarray:
-    """The same non-negative integers in four bytes each where they fit."""
-    return array.astype(np.int32 if array.max(initial=0) <= np.iinfo(np.int32).max else np.int64)
 
 
 def _checksum(array: np.ndarray) -> str:

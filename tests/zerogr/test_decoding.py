@@ -124,6 +124,20 @@ class TestEveryStrategy:
         if normalise == "allowed":
             assert all(len(allowed_tokens(docids, prefix)) > 1 for prefix in model.asked)
 
+    @settings(deadline=None, max_examples=40)
+    @given(docids=some_docids, k=st.integers(1, 25), data=st.data())
+    def test_some_documents_only(self, strategy, options, normalise, docids, k, data) -> None:
+        """A filter answers as if the trie had been built from the documents that are left."""
+        rows = st.sets(st.integers(0, len(docids) - 1))
+        allow, deny = data.draw(st.none() | rows), data.draw(rows)
+        left = [row for row in range(len(docids)) if (allow is None or row in allow) and row not in deny]
+        decode_from = dict(k=k, eos_token_id=EOS, strategy=strategy, seed=1, normalise=normalise, **options)
+        trie = DocidTrie.build(docids).filter(allow=None if allow is None else sorted(allow), deny=sorted(deny))
+        found = decode(TableModel(), trie, **decode_from)
+        expected = decode(TableModel(), DocidTrie.build([docids[row] for row in left]), **decode_from)
+        assert found == [Decoded(left[row], tokens, score) for row, tokens, score in expected]
+        assert (found.num_scored, found.num_rounds) == (expected.num_scored, expected.num_rounds)
+
 
 @pytest.mark.parametrize("normalise", NORMALISATIONS)
 class TestExactSearch:

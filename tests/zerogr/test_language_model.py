@@ -3,15 +3,31 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
-from zerogr.decoding import decode
-from zerogr.decoding.language_model import CachedTreeScorer
+from zerogr.decoding import STRATEGIES, decode, decode_batch
+from zerogr.decoding.language_model import MAX_KEPT_BEGINNINGS, TreeModel
+from zerogr.decoding.scoring import Request
+from zerogr.errors import UserError
 from zerogr.trie import DocidTrie
 
 V = 40
 EOS = 2
-PROMPT = [5, 9, 9, 31, 4]
+SHARED = (5, 9, 9)
+PROMPTS = [(SHARED, [31, 4]), (SHARED, [8]), ((), [7, 7, 1, 30])]
 SIZES = dict(
     vocab_size=V, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
     num_key_value_heads=2, max_position_embeddings=64,
@@ -19,9 +35,11 @@ SIZES = dict(
 MODELS = {
     "llama": (LlamaForCausalLM, LlamaConfig(**SIZES, tie_word_embeddings=True)),
     "qwen2": (Qwen2ForCausalLM, Qwen2Config(**SIZES)),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config(**SIZES, head_dim=8)),
     "mistral": (MistralForCausalLM, MistralConfig(**SIZES, sliding_window=24)),
 }
 PREFIXES = [(), (3,), (3, 7), (3, 8), (12,), (12, 3), (12, 3, 7), (12, 3, 7, 1), (3, 7, 11)]
+ALL = np.arange(V)
 
 
 @pytest.fixture(autouse=True)
@@ -33,10 +51,9 @@ def one_thread():
     torch.set_num_threads(num_threads)
 
 
-def make(name: str, attention: str = "sdpa"):
+def make(name: str):
     torch.manual_seed(0)
     model_class, config = MODELS[name]
-    config._attn_implementation = attention
     model = model_class(config).eval()
     # Larger weights than the initial ones, so that a wrong mask or position changes the logits visibly.
     for parameter in model.parameters():
@@ -45,74 +62,202 @@ def make(name: str, attention: str = "sdpa"):
 
 
 @torch.inference_mode()
-def plain_logits(model, prefixes) -> np.ndarray:
+def plain(model, prompt, prefixes, tokens=ALL, normalise: str = "vocabulary") -> list[np.ndarray]:
     """The reference: every prefix on its own, no cache."""
-    return np.stack([model(torch.tensor([[*PROMPT, *prefix]])).logits[0, -1].float().numpy() for prefix in prefixes])
+    found = []
+    for prefix in prefixes:
+        logits = model(torch.tensor([[*prompt[0], *prompt[1], *prefix]])).logits[0, -1].double()
+        if normalise == "vocabulary":
+            logits = logits.log_softmax(-1)
+        found.append((logits[tokens] if normalise == "vocabulary" else logits[tokens].log_softmax(-1)).numpy())
+    return found
 
 
-@pytest.mark.parametrize(("name", "attention"), [*((name, "sdpa") for name in MODELS), ("llama", "eager")])
+def assert_alike(found: list[np.ndarray], expected: list[np.ndarray], atol: float = 1e-4) -> None:
+    assert [len(part) for part in found] == [len(part) for part in expected]
+    np.testing.assert_allclose(np.concatenate(found), np.concatenate(expected), atol=atol)
+
+
+@pytest.mark.parametrize("name", MODELS)
 class TestTreeAttention:
     """A wrong mask or position id only makes retrieval worse: nothing fails."""
 
-    def test_equals_plain_decoding(self, name: str, attention: str) -> None:
-        model = make(name, attention)
-        scorer = CachedTreeScorer(model, PROMPT)
-        reference = plain_logits(model, PREFIXES)
+    def test_equals_plain_decoding(self, name: str) -> None:
+        model = make(name)
+        reference = plain(model, PROMPTS[0], PREFIXES)
+        scorer = TreeModel(model).start(PROMPTS[:1])
         order = np.random.default_rng(0).permutation(len(PREFIXES))
         for batch in np.array_split(order, 4):  # in any order, so that ancestors are missing and come later
-            found = scorer([PREFIXES[i] for i in batch])
-            assert found.dtype == np.float32
-            np.testing.assert_allclose(found, reference[batch], atol=1e-4)
+            found = scorer.log_probs([Request(0, PREFIXES[i], ALL) for i in batch], "vocabulary")
+            assert_alike(found, [reference[i] for i in batch])
         assert scorer.num_forwards <= 5
+        assert scorer.num_evaluated == len(PREFIXES) - 1  # nothing twice; the prompt answers for the empty prefix
 
-    def test_missing_ancestors_and_repetitions(self, name: str, attention: str) -> None:
-        model = make(name, attention)
-        scorer = CachedTreeScorer(model, PROMPT)
-        for prefixes in ([(12, 3, 7, 1), (12, 3)], [(12, 3, 7), (12,), (12, 3, 7)], [(12, 3, 7, 1), ()], [()]):
-            np.testing.assert_allclose(scorer(prefixes), plain_logits(model, prefixes), atol=1e-4)
-        assert scorer.num_forwards == 4  # the prompt's logits are kept
+    @pytest.mark.parametrize("normalise", ["allowed", "vocabulary"])
+    def test_batches_of_queries_with_trees_of_their_own(self, name: str, normalise: str) -> None:
+        model = make(name)
+        random = np.random.default_rng(1)
+        rounds = [
+            [(query, PREFIXES[i], np.sort(random.choice(V, random.integers(1, V), replace=False)))
+             for query in random.permutation(3) for i in random.choice(9, random.integers(0, 6), replace=False)]
+            for _ in range(4)
+        ]  # fmt: skip
+        expected = [
+            [plain(model, PROMPTS[query], [prefix], tokens, normalise)[0] for query, prefix, tokens in asked]
+            for asked in rounds
+        ]
+        scorer = TreeModel(model).start(PROMPTS)
+        for asked, reference in zip(rounds, expected, strict=True):
+            assert_alike(scorer.log_probs([Request(*request) for request in asked], normalise), reference)
+
+    def test_finished_queries_leave_the_cache(self, name: str) -> None:
+        model = make(name)
+        reference = [plain(model, prompt, PREFIXES) for prompt in PROMPTS]
+        scorer = TreeModel(model).start(PROMPTS)
+        half = [[*range(5)], [*range(5, 9)]]
+        for query in range(3):
+            assert_alike(
+                scorer.log_probs([Request(query, PREFIXES[i], ALL) for i in half[0]], "vocabulary"),
+                reference[query][:5],
+            )
+        for left in ([0, 1, 2], [2, 0], [2]):  # rows move up as others leave
+            for query in set(range(3)) - set(left):
+                scorer.finish(query)
+            asked = [(query, i) for query in left for i in (half[1] if query in left else [])]
+            found = scorer.log_probs([Request(query, PREFIXES[i], ALL) for query, i in asked], "vocabulary")
+            assert_alike(found, [reference[query][i] for query, i in asked])
+        deeper = [(12, 3, 7, 1, 6), (3, 8, 8, 9)]
+        found = scorer.log_probs([Request(2, prefix, ALL) for prefix in deeper], "vocabulary")
+        assert_alike(found, plain(model, PROMPTS[2], deeper))
 
 
-def test_bfloat16_stays_close() -> None:
+def test_the_shared_beginning_is_encoded_once() -> None:
     model = make("llama")
-    reference = plain_logits(model, PREFIXES)
-    found = CachedTreeScorer(model.to(torch.bfloat16), PROMPT)(PREFIXES)
-    assert found.dtype == np.float32
-    assert np.abs(found - reference).max() < 0.1 * np.abs(reference).max()
+    reference = plain(model, PROMPTS[0], [()])
+    tree_model = TreeModel(model)
+    lengths: list[int] = []
+    model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    for _ in range(2):
+        scorer = tree_model.start(PROMPTS[:2])
+        assert_alike(scorer.log_probs([Request(0, (), ALL)], "vocabulary"), reference)
+    assert lengths == [3, 3, 3]  # the beginning; then two batches with 2 + 1 tokens of their own
+    for token in range(MAX_KEPT_BEGINNINGS):
+        tree_model.start([((token,), [1])])
+    lengths.clear()
+    tree_model.start(PROMPTS[:1])
+    assert lengths == [3, 2]  # it had to make room
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("normalise", ["allowed", "vocabulary"])
+def test_a_batch_finds_what_every_query_finds_alone(strategy: str, normalise: str) -> None:
+    tree_model = TreeModel(make("qwen2"))
+    trie = DocidTrie.build(random_docids())
+    options = dict(eos_token_id=EOS, strategy=strategy, seed=3, normalise=normalise)
+    together = decode_batch(tree_model.start(PROMPTS), trie, 12, **options)
+    for prompt, found in zip(PROMPTS, together, strict=True):
+        [alone] = decode_batch(tree_model.start([prompt]), trie, 12, **options)
+        assert [(d.row, d.tokens) for d in found] == [(d.row, d.tokens) for d in alone]
+        assert [d.score for d in found] == pytest.approx([d.score for d in alone], abs=1e-4)
+        assert (found.num_scored, found.num_rounds) == (alone.num_scored, alone.num_rounds)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("normalise", ["allowed", "vocabulary"])
+def test_the_tree_finds_what_uncached_decoding_finds(strategy: str, normalise: str) -> None:
+    model = make("llama")
+    trie = DocidTrie.build(random_docids())
+    options = dict(eos_token_id=EOS, strategy=strategy, seed=3, normalise=normalise)
+    slow = decode(lambda prefixes: np.stack(plain(model, PROMPTS[0], prefixes)), trie, 12, **options)
+    [fast] = decode_batch(TreeModel(model).start(PROMPTS[:1]), trie, 12, **options)
+    assert [(d.row, d.tokens) for d in fast] == [(d.row, d.tokens) for d in slow]
+    assert [d.score for d in fast] == pytest.approx([d.score for d in slow], abs=1e-4)
+
+
+def random_docids() -> list[tuple[int, ...]]:
+    random = np.random.default_rng(1)
+    return sorted({tuple(random.integers(3, 9, size=random.integers(1, 6)).tolist()) for _ in range(30)})
 
 
 @pytest.mark.parametrize("normalise", ["allowed", "vocabulary"])
 def test_best_first_equals_scoring_every_docid(normalise: str) -> None:
-    model = make("llama")
-    random = np.random.default_rng(1)
-    docids = sorted({tuple(random.integers(3, 9, size=random.integers(1, 6)).tolist()) for _ in range(30)})
-    found = decode(
-        CachedTreeScorer(model, PROMPT), DocidTrie.build(docids), 10,
-        eos_token_id=EOS, strategy="best_first", normalise=normalise,
-    )  # fmt: skip
+    model, docids = make("llama"), random_docids()
 
     def score(docid: tuple[int, ...]) -> float:
         path, total = (*docid, EOS), 0.0
         for i, token in enumerate(path):
-            log_probs = torch.from_numpy(plain_logits(model, [path[:i]])[0]).double()
+            [log_probs] = plain(model, PROMPTS[0], [path[:i]])
             others = [d for d in docids if d[:i] == path[:i]]
             allowed = sorted({(*d, EOS)[i] for d in others}) if normalise == "allowed" else list(range(V))
-            total += float(log_probs[allowed].log_softmax(-1)[allowed.index(token)])
+            total += log_probs[token] - np.log(np.exp(log_probs[allowed]).sum())
         return total
 
     expected = sorted(((score(d), d) for d in docids), reverse=True)[:10]
+    [found] = decode_batch(
+        TreeModel(model).start(PROMPTS[:1]), DocidTrie.build(docids), 10,
+        eos_token_id=EOS, strategy="best_first", normalise=normalise,
+    )  # fmt: skip
     assert [d.tokens for d in found] == [docid for _, docid in expected]
     assert [d.score for d in found] == pytest.approx([s for s, _ in expected], abs=1e-4)
 
 
-def test_what_the_mask_cannot_express_is_refused() -> None:
-    scorer = CachedTreeScorer(make("mistral"), PROMPT * 4)
-    scorer([(1, 2, 3, 4)])
-    with pytest.raises(ValueError, match="prompt and docid have 25 tokens, the model's window 24"):
-        scorer([(1, 2, 3, 4, 5)])
-    with pytest.raises(ValueError, match="at least one token"):
-        CachedTreeScorer(make("llama"), [])
+def test_bfloat16_stays_close() -> None:
     model = make("llama")
-    model.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(ValueError, match="needs attn_implementation sdpa or eager, the model has 'flash_attention_2'"):
-        CachedTreeScorer(model, PROMPT)
+    reference = np.stack(plain(model, PROMPTS[0], PREFIXES))
+    scorer = TreeModel(model.to(torch.bfloat16)).start(PROMPTS[:1])
+    found = np.stack(scorer.log_probs([Request(0, prefix, ALL) for prefix in PREFIXES], "vocabulary"))
+    assert np.abs(found - reference).max() < 0.1 * np.abs(reference).max()
+
+
+def test_the_head_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    import zerogr.decoding.language_model as language_model
+
+    model = make("qwen2")
+    monkeypatch.setattr(language_model, "_LOGITS_AT_ONCE", 64)
+    monkeypatch.setattr(language_model, "_VOCABULARY_AT_ONCE", 7)
+    scorer = TreeModel(model).start(PROMPTS[:1])
+    requests = [Request(0, prefix, ALL[i : 2 * i + 9]) for i, prefix in enumerate(PREFIXES)]
+    for normalise in ("allowed", "vocabulary"):
+        reference = [plain(model, PROMPTS[0], [r.prefix], r.tokens, normalise)[0] for r in requests]
+        assert_alike(scorer.log_probs(requests, normalise), reference)
+
+
+class TestRefusals:
+    def test_longer_than_the_sliding_window(self) -> None:
+        scorer = TreeModel(make("mistral")).start([((), [5] * 20)])
+        scorer.log_probs([Request(0, (1, 2, 3, 4), ALL)], "allowed")
+        with pytest.raises(ValueError, match="prompt and docid have 25 tokens, the model's sliding window 24"):
+            scorer.log_probs([Request(0, (1, 2, 3, 4, 5), ALL)], "allowed")
+
+    def test_a_query_without_a_prompt(self) -> None:
+        tree_model = TreeModel(make("llama"))
+        for prompts in ([(SHARED, [])], []):
+            with pytest.raises(ValueError, match="at least one token of its own"):
+                tree_model.start(prompts)
+
+    def test_scores_that_are_not_finite(self) -> None:
+        tree_model = TreeModel(make("llama"))
+        tree_model.model.lm_head.weight.data[7] = float("nan")
+        for normalise in ("allowed", "vocabulary"):
+            with pytest.raises(ValueError, match="scores must be finite"):
+                tree_model.start(PROMPTS[:1]).log_probs([Request(0, (), ALL)], normalise)
+
+    def test_an_architecture_with_another_output_head(self) -> None:
+        """Granite divides its logits: the head alone does not give its scores."""
+        torch.manual_seed(0)
+        model = GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=8.0)).eval()
+        torch.nn.init.normal_(model.lm_head.weight, std=1.0)
+        with pytest.raises(
+            UserError, match=r"does not work with GraniteForCausalLM: scores differ by .*; use a causal"
+        ):
+            TreeModel(model)
+
+    def test_an_architecture_that_cannot_take_a_tree(self) -> None:
+        torch.manual_seed(0)
+        config = OPTConfig(
+            vocab_size=V, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32
+        )
+        with pytest.raises(UserError, match="does not work with OPTForCausalLM: it failed with"):
+            TreeModel(OPTForCausalLM(config).eval())

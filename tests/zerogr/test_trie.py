@@ -51,6 +51,7 @@ class TestAgainstBruteForce:
             first, last = trie.docid_range(node)
             if distinct:
                 assert distinct[first:last] == [d for d in distinct if d[: len(prefix)] == prefix]
+            assert trie.docids_below(node) == (first, len([d for d in distinct if d[: len(prefix)] == prefix]))
             if last - first == 1 and distinct:
                 assert (*prefix, *trie.tail(node).tolist()) == distinct[first]
 
@@ -66,6 +67,29 @@ class TestAgainstBruteForce:
             assert tokens[offsets[place] : offsets[place + 1]].tolist() == one_by_one[0].tolist()
             assert children[offsets[place] : offsets[place + 1]].tolist() == one_by_one[1].tolist()
         assert (tokens.dtype, children.dtype, offsets.dtype) == (np.int32, np.int64, np.int64)
+
+    @settings(deadline=None)
+    @given(sequences_strategy, st.data())
+    def test_docids_of_rows(self, sequences: list[list[int]], data: st.DataObject) -> None:
+        trie = DocidTrie.build(sequences)
+        distinct = sorted({tuple(s) for s in sequences})
+        rows = data.draw(st.lists(st.integers(0, len(sequences) - 1)) if sequences else st.just([]))
+        docids = trie.docids_of_rows(rows)
+        assert docids.dtype == np.int64
+        assert [distinct[docid] for docid in docids] == [tuple(sequences[row]) for row in rows]
+
+    @settings(deadline=None, max_examples=50)
+    @given(sequences_strategy, st.integers(1, 5))
+    def test_working_in_parts(self, sequences: list[list[int]], part: int) -> None:
+        """Real tries are longer than one part, test tries are not."""
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("zerogr.trie_build.PART", part)
+            in_parts = DocidTrie.build(sequences)
+            docids = in_parts.docids_of_rows(range(len(sequences)))
+        whole = DocidTrie.build(sequences)
+        for name in ARRAYS:
+            assert np.array_equal(getattr(in_parts, name), getattr(whole, name))
+        assert docids.tolist() == whole.docids_of_rows(range(len(sequences))).tolist()
 
     def test_more_tokens_than_fit_in_two_bytes(self) -> None:
         tokens = np.random.default_rng(0).permutation(200_000)[:140_000].astype(np.int32)
@@ -106,6 +130,19 @@ def test_ragged_arrays_build_the_same_trie_as_lists() -> None:
 def test_wrong_input_is_refused(sequences, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DocidTrie.build(sequences)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([0, 2], "row 2 does not exist: the trie has 2 documents"),
+        (np.array([-1, 5]), "row -1 does not exist: the trie has 2 documents"),
+        ([0.0], "rows must be integers, got float64"),
+    ],
+)
+def test_rows_that_do_not_exist_are_refused(rows, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DocidTrie.build([[1], [2]]).docids_of_rows(rows)
 
 
 class TestSaved:

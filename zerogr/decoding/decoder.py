@@ -1,4 +1,4 @@
-"""Decoding one query: from a language model, a trie and a strategy to a ranked list of documents."""
+"""Decoding: from a language model, a trie and a strategy to a ranked list of documents per query."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from zerogr.decoding.scoring import NORMALISATIONS, CallableScorer, Request, Scorer, Scores
 from zerogr.decoding.strategies import STRATEGIES, Outcome, Policy
-from zerogr.decoding.tree import NORMALISATIONS, ScoredTree, Scores
-from zerogr.trie import DocidTrie
+from zerogr.decoding.tree import Node, ScoredTree, Trie
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class DecodedList(list[Decoded]):
 
 def decode(
     scores: Scores,
-    trie: DocidTrie,
+    trie: Trie,
     k: int,
     *,
     eos_token_id: int,
@@ -50,12 +50,12 @@ def decode(
     normalise: str = "allowed",
     **options: Any,
 ) -> DecodedList:
-    """The k distinct documents a strategy finds, best first, or all of them when there are fewer.
+    """The k distinct documents that a strategy finds for one query, best first, or all of them when there are fewer.
 
     Args:
         scores: The language model: prefixes -> float array [len(prefixes), V] of unnormalised log-probabilities of the
             next token. Never asked twice for the same prefix.
-        trie: The docids, built without an end token.
+        trie: The docids, built without an end token; `trie.filter(allow=..., deny=...)` for some of the documents.
         k: The number of documents. Documents that share a docid come out together, in row order, and are cut at k.
         eos_token_id: Ends a docid; allowed exactly where some docid ends.
         strategy: A key of `STRATEGIES`. Sampling strategies return documents in the order of the draws.
@@ -71,6 +71,39 @@ def decode(
         ValueError: An unknown strategy, option or normalisation, a value outside its limits, k < 1, or a docid that
             contains the end token.
     """
+    [decoded] = decode_batch(
+        CallableScorer(scores),
+        trie,
+        k,
+        eos_token_id=eos_token_id,
+        strategy=strategy,
+        seed=seed,
+        normalise=normalise,
+        **options,
+    )
+    return decoded
+
+
+def decode_batch(
+    scorer: Scorer,
+    trie: Trie,
+    k: int,
+    *,
+    eos_token_id: int,
+    strategy: str,
+    seed: int = 0,
+    normalise: str = "allowed",
+    **options: Any,
+) -> list[DecodedList]:
+    """What `decode` finds for each query of a batch; every round asks the model once, for all queries.
+
+    Args:
+        scorer: The language model with the batch's prompts.
+        trie, k, eos_token_id, strategy, seed, normalise, options: As in `decode`, for every query.
+
+    Raises:
+        ValueError: As in `decode`.
+    """
     policy_of = STRATEGIES.get(strategy)
     if policy_of is None:
         raise ValueError(_unknown("strategy", strategy, STRATEGIES))
@@ -85,33 +118,69 @@ def decode(
         raise ValueError(f"k must be at least 1, got {k}")
     if np.isin(eos_token_id, trie.vocabulary):
         raise ValueError(f"the end token {eos_token_id} occurs inside a docid; build the trie without end tokens")
-
-    decoded = DecodedList()
     if trie.num_docids == 0:
+        return [DecodedList() for _ in range(scorer.num_queries)]
+
+    searches = []
+    for query in range(scorer.num_queries):
+        tree = ScoredTree(trie, eos_token_id, normalise, query)
+        searches.append(_Search(tree, policy_of(tree, k, seed, **options)))
+    while underway := [search for search in searches if search.requests]:
+        answers = scorer.log_probs([request for search in underway for request in search.requests], normalise)
+        begin = 0
+        for search in underway:
+            end = begin + len(search.requests)
+            search.resume(answers[begin:end])
+            begin = end
+            if search.outcome:
+                scorer.finish(search.tree.query)
+    return [search.documents(k, strategy) for search in searches]
+
+
+class _Search:
+    """One query's policy on its way, stopped where it needs the model."""
+
+    def __init__(self, tree: ScoredTree, policy: Policy):
+        self.tree = tree
+        self.requests: list[Request] = []
+        """What it waits for; empty once it is done."""
+        self.outcome: Outcome | None = None
+        self._policy = policy
+        self._waiting: list[Node] = []
+        self._advance()
+
+    def resume(self, log_probs: list[np.ndarray]) -> None:
+        """Goes on with the answers to `requests` until it needs the model again."""
+        self.tree.accept(self._waiting, log_probs)
+        self._advance()
+
+    def _advance(self) -> None:
+        self.requests = []
+        while not self.requests:
+            try:
+                ask = next(self._policy)
+            except StopIteration as finished:
+                self.outcome = finished.value
+                return
+            self._waiting, self.requests = self.tree.requests(ask)
+
+    def documents(self, k: int, strategy: str) -> DecodedList:
+        """The documents of the leaves that the policy has found."""
+        assert self.outcome is not None, "the search is not done"
+        decoded = DecodedList()
+        for leaf in self.outcome.leaves:
+            tokens = (leaf.path + leaf.tail)[:-1]
+            decoded += [Decoded(row, tokens, leaf.total) for row in self.tree.rows(leaf).tolist()]
+        del decoded[k:]
+        decoded.bound_hit = self.outcome.bound_hit
+        decoded.num_scored, decoded.num_rounds = self.tree.num_scored, self.tree.num_rounds
+        if decoded.bound_hit:
+            logger.warning(
+                "%s reached its bound after %d scored prefixes: the ranking may be inexact",
+                strategy,
+                decoded.num_scored,
+            )
         return decoded
-    tree = ScoredTree(scores, trie, eos_token_id, normalise)
-    outcome = _run(policy_of(tree, k, seed, **options), tree)
-    for leaf in outcome.leaves:
-        tokens = (leaf.path + leaf.tail)[:-1]
-        decoded += [Decoded(row, tokens, leaf.known_total) for row in tree.rows(leaf).tolist()]
-    del decoded[k:]
-    decoded.bound_hit, decoded.num_scored, decoded.num_rounds = outcome.bound_hit, tree.num_scored, tree.num_rounds
-    if outcome.bound_hit:
-        logger.warning(
-            "%s reached its bound after %d scored prefixes: the ranking may be inexact", strategy, tree.num_scored
-        )
-    return decoded
-
-
-def _run(policy: Policy, tree: ScoredTree) -> Outcome:
-    """Evaluates what the policy asks for until it returns its outcome."""
-    while True:
-        try:
-            nodes = next(policy)
-        except StopIteration as finished:
-            outcome: Outcome = finished.value
-            return outcome
-        tree.evaluate(nodes)
 
 
 def _unknown(kind: str, value: str, known: Iterable[str]) -> str:

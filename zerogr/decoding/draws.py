@@ -26,7 +26,7 @@ from collections.abc import Callable, Generator
 
 import numpy as np
 
-from zerogr.decoding.tree import Node, ScoredTree
+from zerogr.decoding.tree import Ask, Node, ScoredTree
 
 Choose = Callable[[np.ndarray, float], int]
 """(log-weights float64 [C], -inf for options that have left; a uniform number in [0, 1)) -> the option a draw picks."""
@@ -111,8 +111,8 @@ def draw_leaves(
     chooser: Callable[[int], Choose],
     exact_temperature: Callable[[int], float] | None = None,
     lookahead: int,
-) -> Generator[list[Node], None, list[Node]]:
-    """Yields batches of nodes to score, and returns the drawn leaves in the order of the draws.
+) -> Generator[Ask, None, list[Node]]:
+    """Yields the nodes to score, and returns the drawn leaves in the order of the draws.
 
     Args:
         tree: The query's tree; its trie is not empty.
@@ -145,9 +145,9 @@ def draw_leaves(
             for walk in underway[first_stuck + 1 :]:
                 walk.rewind(tree.root, overlay)
         if stuck:
-            yield stuck
+            yield Ask(stuck)
     leaves = [walk.node for walk in walks]
-    yield leaves  # under `vocabulary` their tails are still to be scored
+    yield Ask(leaves)  # under `vocabulary` their tails are still to be scored
     return leaves
 
 

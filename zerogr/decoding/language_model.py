@@ -1,106 +1,343 @@
-"""The `scores` of a Hugging Face causal language model: one KV cache for the prompt and the tree of prefixes.
+"""Hugging Face causal language models as scorers: one KV cache holds every query's prompt and its tree of prefixes.
 
-The prompt is encoded once. Every evaluated prefix adds its last token to the same cache, in any order; a 4-D attention
-mask lets it see the prompt, its own ancestors and itself, and position ids are given by depth. So one forward pass
-evaluates many prefixes of the tree, nothing is copied between them, and the result is that of plain decoding.
+    model = TreeModel(hf_model)                        once
+    scorer = model.start([(instruction, query), ...])  once per batch of queries: encodes the prompts
+    decode_batch(scorer, trie, k, ...)
 
-    cache        p0 p1 p2 | a  b  ab  abc  bd     (prompt | prefixes, as they were evaluated)
-    abc sees      x  x  x | x      x   x
+A prompt is encoded once, and its first part, the instruction that all queries of a task share, once per model. Every
+evaluated prefix adds its last token to the cache, in any order; see `tree_attention`. Position ids are given by depth, so
+the result is that of plain decoding, which `TreeModel` checks on the loaded weights before it is used.
 
-Cost: one token per prefix and forward; keys and values of every evaluated prefix stay until the scorer is dropped.
-Works for models of the Llama, Qwen and Mistral kind with `sdpa` or `eager` attention.
+The output head is computed for the allowed tokens alone. `vocabulary` needs the log-sum over all V besides.
+
+Cost: one token per prefix, one forward pass per round for all queries together; keys and values of every evaluated
+prefix stay until the scorer is dropped. For models of the Llama, Qwen and Mistral kind.
+
+Shapes: T new tokens, R prefixes asked for, U different tokens allowed after them, V vocabulary, D hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-Prefix = tuple[int, ...]
+from zerogr.decoding.scoring import Prefix, Request, checked, split_log_softmax
+from zerogr.decoding.tree_attention import (
+    TREE_ATTENTION,
+    ForwardPass,
+    KeysValues,
+    NewTokens,
+    TreeCache,
+    register_tree_attention,
+)
+from zerogr.errors import UserError
+
+Prompt = tuple[Sequence[int], Sequence[int]]
+"""The tokens that many queries share (may be empty), and the query's own up to where the docid begins (at least one)."""
+
+MAX_KEPT_BEGINNINGS = 16
+_LOGITS_AT_ONCE = 2**24
+_VOCABULARY_AT_ONCE = 2**14
 
 
-class CachedTreeScorer:
-    """Scores prefixes after one prompt; hand it to `zerogr.decoding.decode`. One per query."""
+class TreeModel:
+    """A causal language model that scores trees of prefixes. Not thread-safe."""
 
-    def __init__(self, model: PreTrainedModel, prompt_ids: Sequence[int]):
-        """Encodes the prompt.
+    def __init__(self, model: PreTrainedModel):
+        """Takes over the model, on its device and in its dtype, and checks that it can do this.
 
         Args:
-            model: A causal language model on its device, in its dtype; it is not changed.
-            prompt_ids: The rendered prompt up to where the docid begins, at least one token.
+            model: In eval mode. Its attention implementation is replaced; plain forward passes still work.
 
         Raises:
-            ValueError: The prompt is empty, or the model's attention cannot take a 4-D mask.
+            UserError: On this architecture, tree decoding would not give what plain decoding gives.
         """
-        if not len(prompt_ids):
-            raise ValueError("the prompt must have at least one token")
-        attention = model.config._attn_implementation
-        if attention not in ("sdpa", "eager"):
-            raise ValueError(f"tree attention needs attn_implementation sdpa or eager, the model has {attention!r}")
-        self._model = model
-        self._prompt_length = len(prompt_ids)
-        # Without the model's config the cache keeps every position, sliding windows or not: slots must not be dropped.
-        self._cache = DynamicCache()
-        self._slots: dict[Prefix, tuple[int, ...]] = {(): ()}
-        """Cache positions that hold a prefix: those of its ancestors, then its own."""
-        self.num_forwards = 0
-        """Forward passes so far, the prompt's included."""
-        self._root_logits_1V = self._forward(torch.tensor([list(prompt_ids)], device=model.device), logits_to_keep=1)
+        register_tree_attention()
+        self.model = model
+        self.max_length = _sliding_window(model)
+        """Most tokens of a prompt and a docid together; None = no limit."""
+        self._beginnings: OrderedDict[tuple[int, ...], KeysValues] = OrderedDict()
+        try:
+            model.set_attn_implementation(TREE_ATTENTION)
+            self._check()
+        except UserError:
+            raise
+        except Exception as error:  # whatever a foreign architecture fails with, the advice is the same
+            raise UserError(_unsupported(model, f"it failed with {type(error).__name__}: {error}")) from error
 
-    def __call__(self, prefixes: Sequence[Prefix]) -> np.ndarray:
-        """Unnormalised log-probabilities (float32 [len(prefixes), V]) of the token after each prefix."""
-        evaluated = list(dict.fromkeys(prefix for prefix in prefixes if prefix))
-        if not evaluated:
-            return np.repeat(self._root_logits_1V, len(prefixes), axis=0)
-        self._check_window(max(map(len, evaluated)))
-        ancestors = (prefix[:length] for prefix in evaluated for length in range(1, len(prefix)))
-        missing = [prefix for prefix in dict.fromkeys(ancestors) if prefix not in self._slots]
-        wanted = set(evaluated)
-        new = sorted([*evaluated, *(prefix for prefix in missing if prefix not in wanted)], key=len)  # parents first
-
-        past = self._cache.get_seq_length()
-        for place, prefix in enumerate(new):
-            # A prefix that comes again gets a second slot: its scores are needed, not its keys.
-            self._slots[prefix] = (*self._slots[prefix[:-1]], past + place)
-        place_of = {prefix: place for place, prefix in enumerate(new)}
-        device = self._model.device
-        logits_RV = self._forward(
-            torch.tensor([[prefix[-1] for prefix in new]], device=device),
-            attention_mask=self._tree_mask(new, past),
-            position_ids=torch.tensor([[self._prompt_length + len(prefix) - 1 for prefix in new]], device=device),
-            logits_to_keep=torch.tensor([place_of[prefix] for prefix in evaluated], device=device),
-        )
-        logits_of = {(): self._root_logits_1V[0], **dict(zip(evaluated, logits_RV, strict=True))}
-        return np.stack([logits_of[prefix] for prefix in prefixes])
-
-    def _tree_mask(self, new: list[Prefix], past: int) -> torch.Tensor:
-        """What each new prefix may see: an additive mask [1, 1, len(new), past + len(new)] in the model's dtype."""
-        is_visible = np.zeros((len(new), past + len(new)), dtype=bool)
-        is_visible[:, : self._prompt_length] = True
-        for place, prefix in enumerate(new):
-            is_visible[place, list(self._slots[prefix])] = True
-        visible = torch.from_numpy(is_visible).to(self._model.device)
-        mask = torch.zeros(visible.shape, dtype=self._model.dtype, device=self._model.device)
-        return mask.masked_fill_(~visible, torch.finfo(self._model.dtype).min)[None, None]
-
-    def _check_window(self, depth: int) -> None:
-        """The mask has no sliding window.
+    def start(self, prompts: Sequence[Prompt]) -> TreeScorer:
+        """Encodes the prompts of a batch of queries.
 
         Raises:
-            ValueError: The model has one, and prompt and docid do not fit in it.
+            ValueError: There is no prompt, or one without tokens of its own.
         """
-        config = self._model.config
-        window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-        if window is not None and self._prompt_length + depth > window:
-            raise ValueError(f"prompt and docid have {self._prompt_length + depth} tokens, the model's window {window}")
+        return TreeScorer(self, prompts)
 
     @torch.inference_mode()
-    def _forward(self, input_ids: torch.Tensor, **inputs: torch.Tensor | int) -> np.ndarray:
-        """Runs new tokens [1, n] against the cache, which grows by them; returns the kept logits (float32 [r, V])."""
-        self.num_forwards += 1
-        output = self._model(input_ids=input_ids, past_key_values=self._cache, use_cache=True, **inputs)
-        logits: np.ndarray = output.logits[0].float().cpu().numpy()
-        return logits
+    def forward(self, cache: TreeCache, new: Sequence[NewTokens]) -> torch.Tensor:
+        """Runs new tokens against the cache, which grows by them; returns their hidden states [T, D]."""
+        model = self.model
+        num_groups = model.config.num_attention_heads // model.config.num_key_value_heads
+        layout, mask = cache.place(new, model.device, model.dtype)
+        output = model.base_model(
+            input_ids=torch.from_numpy(np.concatenate([part.tokens for part in new]))[None].to(model.device),
+            position_ids=torch.from_numpy(np.concatenate([part.positions for part in new]))[None].to(model.device),
+            attention_mask=mask[:, None].repeat(1, 1, num_groups, 1),
+            past_key_values=cache,
+            use_cache=True,
+            tree_layout=layout,
+        )
+        hidden_TD: torch.Tensor = output.last_hidden_state[0]
+        return hidden_TD
+
+    @torch.inference_mode()
+    def head_log_probs(self, hidden_RD: torch.Tensor, tokens: Sequence[np.ndarray], normalise: str) -> list[np.ndarray]:
+        """Log-probabilities (float64 [C] each) of the tokens that are wanted after each of R hidden states.
+
+        The head's rows of the tokens that are wanted by any of them are gathered and multiplied with all of them: at most
+        the whole head's work, mostly a small part of it. In fp32, whatever the model is in.
+        """
+        head: Any = self.model.get_output_embeddings()
+        num_vocabulary = head.weight.shape[0]
+        lengths = [len(part) for part in tokens]
+        flat = np.concatenate(tokens)
+        is_wanted = np.zeros(num_vocabulary, dtype=bool)
+        is_wanted[flat] = True
+        wanted = np.flatnonzero(is_wanted)
+        column_of = np.empty(num_vocabulary, dtype=np.int64)
+        column_of[wanted] = np.arange(len(wanted))
+        owner, column = (
+            torch.from_numpy(part).to(hidden_RD.device)
+            for part in (np.repeat(np.arange(len(lengths)), lengths), column_of[flat])
+        )
+        hidden_RD = hidden_RD.float()
+        logits_C = _logits_of(head, hidden_RD, torch.from_numpy(wanted).to(hidden_RD.device), owner, column)
+        if normalise == "allowed":
+            return split_log_softmax(logits_C.cpu().numpy(), lengths)
+        logits_C = logits_C - _log_sums(head, hidden_RD)[owner]
+        return np.split(checked(logits_C.cpu().numpy().astype(np.float64)), np.cumsum(lengths)[:-1])
+
+    def beginning(self, tokens: tuple[int, ...]) -> KeysValues:
+        """Keys and values of a beginning that prompts share, encoded when it is first seen."""
+        kept = self._beginnings
+        if tokens not in kept:
+            cache = TreeCache(1)
+            self.forward(cache, [_text(0, tokens, 0)])
+            kept[tokens] = cache.row(0)
+            if len(kept) > MAX_KEPT_BEGINNINGS:
+                kept.popitem(last=False)
+        kept.move_to_end(tokens)
+        return kept[tokens]
+
+    @torch.inference_mode()
+    def _check(self) -> None:
+        """Compares a small tree under prompts of two lengths with plain forward passes.
+
+        A wrong mask, position or output head fails nothing: it only makes retrieval worse.
+
+        Raises:
+            UserError: They differ by more than rounding.
+        """
+        random = np.random.default_rng(0)
+        num_tokens = self.model.config.vocab_size
+        shared, first, second = (random.integers(num_tokens, size=n).tolist() for n in (3, 2, 4))
+        a, b, c, d = random.integers(num_tokens, size=4).tolist()
+        wanted = np.unique(random.integers(num_tokens, size=64))
+        scorer = self.start([(shared, first), (shared, second)])
+        worst, spread = 0.0, 1.0
+        for asked in ([(0, ()), (1, (a,)), (1, (b,))], [(1, (a, c)), (0, (b, a, d)), (1, (b, c))]):
+            requests = [Request(query, prefix, wanted) for query, prefix in asked]
+            for request, found in zip(requests, scorer.log_probs(requests, "vocabulary"), strict=True):
+                text = [*shared, *(first, second)[request.query], *request.prefix]
+                logits = self.model(torch.tensor([text], device=self.model.device), use_cache=False).logits[0, -1]
+                expected = logits.float().log_softmax(-1).cpu().numpy()[wanted]
+                worst = max(worst, float(np.abs(found - expected).max()))
+                spread = max(spread, float(expected.std()))
+        self._beginnings.clear()
+        # Rounding stays well below this; attending to the wrong tokens moves scores by their spread.
+        limit = spread * (1e-3 if self.model.dtype == torch.float32 else 0.1)
+        if worst > limit:
+            raise UserError(_unsupported(self.model, f"scores differ by {worst:.2g}, more than rounding ({limit:.2g})"))
+
+
+class TreeScorer:
+    """Scores prefixes after the prompts of a batch of queries. Made by `TreeModel.start`."""
+
+    def __init__(self, tree_model: TreeModel, prompts: Sequence[Prompt]):
+        if not prompts or not all(len(own) for _, own in prompts):
+            raise ValueError("every query needs a prompt with at least one token of its own")
+        self.num_queries = len(prompts)
+        self.forwards: list[ForwardPass] = []
+        """Every forward pass, the prompts' included."""
+        self.forward_s = 0.0
+        """Seconds inside the model: body, output head, and the copy of its results to the host."""
+        self._tree_model = tree_model
+        self._queries = [_QueryState(row, len(shared) + len(own)) for row, (shared, own) in enumerate(prompts)]
+        self._underway = list(range(self.num_queries))
+        """The queries that have a cache row, in the order of the rows."""
+        self._finished: set[int] = set()
+        self._cache = TreeCache(self.num_queries)
+        start = time.perf_counter()
+        for row, (shared, _) in enumerate(prompts):
+            if len(shared):
+                self._cache.put(row, tree_model.beginning(tuple(shared)))
+        hidden_TD = self._forward([_text(row, own, len(shared)) for row, (shared, own) in enumerate(prompts)])
+        last = torch.from_numpy(np.cumsum([len(own) for _, own in prompts]) - 1)
+        self._hidden_ND = hidden_TD[last.to(hidden_TD.device)]
+        """The hidden state of every prefix so far; the first are those of the prompts' last tokens."""
+        self.forward_s += time.perf_counter() - start
+
+    @property
+    def num_forwards(self) -> int:
+        """Forward passes so far, the prompts' included."""
+        return len(self.forwards)
+
+    @property
+    def num_evaluated(self) -> int:
+        """Prefixes evaluated after the prompts, of all queries."""
+        return len(self._hidden_ND) - self.num_queries
+
+    def log_probs(self, requests: Sequence[Request], normalise: str) -> list[np.ndarray]:
+        """Log-probabilities (float64 [C] each) of the wanted tokens after each prefix, in at most one forward pass.
+
+        Raises:
+            ValueError: Prompt and docid are longer than the model's sliding window, or a score is not finite.
+        """
+        self._drop_finished()
+        new: list[NewTokens] = []
+        num_hidden = len(self._hidden_ND)
+        by_query = sorted(requests, key=lambda request: request.query)
+        for query, group in groupby(by_query, key=lambda request: request.query):
+            state = self._queries[query]
+            added = state.add((request.prefix for request in group), num_hidden)
+            if added:
+                num_hidden += len(added)
+                new.append(state.new_tokens(added, self._tree_model.max_length))
+        places = [self._queries[request.query].hidden_of[request.prefix] for request in requests]
+        start = time.perf_counter()
+        if new:
+            self._hidden_ND = torch.cat([self._hidden_ND, self._forward(new)])
+        hidden_RD = self._hidden_ND[torch.tensor(places, device=self._hidden_ND.device)]
+        log_probs = self._tree_model.head_log_probs(hidden_RD, [request.tokens for request in requests], normalise)
+        self.forward_s += time.perf_counter() - start
+        return log_probs
+
+    def finish(self, query: int) -> None:
+        """Tells that no more prefixes of this query will be asked for."""
+        self._finished.add(query)
+
+    def _drop_finished(self) -> None:
+        """Takes finished queries out of the cache once they are a quarter of it; until then they only cost padding."""
+        left = [query for query in self._underway if query not in self._finished]
+        if 4 * len(left) <= 3 * len(self._underway) and left:
+            self._cache.keep([self._queries[query].row for query in left])
+            self._underway = left
+            for row, query in enumerate(left):
+                self._queries[query].row = row
+
+    def _forward(self, new: Sequence[NewTokens]) -> torch.Tensor:
+        self.forwards.append(
+            ForwardPass(sum(len(part.tokens) for part in new), len(new), max(part.is_visible.shape[1] for part in new))
+        )
+        return self._tree_model.forward(self._cache, new)
+
+
+class _QueryState:
+    """Which prefixes of one query are in the cache, and where."""
+
+    def __init__(self, row: int, prompt_length: int):
+        self.row = row
+        self.hidden_of: dict[Prefix, int] = {(): row}
+        """Prefix -> place of its hidden state."""
+        self._prompt_length = prompt_length
+        self._slot_of: dict[Prefix, int] = {}
+        self._parents: list[int] = []
+        """Per slot after the prompt: the parent's, counted from there too; -1 = the prompt."""
+
+    def add(self, wanted: Iterable[Prefix], num_hidden: int) -> list[Prefix]:
+        """Gives the wanted prefixes and their ancestors slots; returns those that had none, parents first."""
+        missing: set[Prefix] = set()
+        for prefix in wanted:
+            while prefix and prefix not in self._slot_of and prefix not in missing:
+                missing.add(prefix)
+                prefix = prefix[:-1]
+        added = sorted(missing, key=lambda prefix: (len(prefix), prefix))
+        for place, prefix in enumerate(added, start=num_hidden):
+            self._slot_of[prefix] = len(self._parents)
+            self._parents.append(self._slot_of[prefix[:-1]] if len(prefix) > 1 else -1)
+            self.hidden_of[prefix] = place
+        return added
+
+    def new_tokens(self, added: list[Prefix], max_length: int | None) -> NewTokens:
+        """The last tokens of the prefixes just added: each sees the prompt, its ancestors and itself."""
+        depths = np.array([len(prefix) for prefix in added])
+        length = self._prompt_length + int(depths[-1])
+        if max_length is not None and length > max_length:
+            raise ValueError(f"prompt and docid have {length} tokens, the model's sliding window {max_length}")
+        parents = np.array(self._parents)
+        is_visible = np.zeros((len(added), self._prompt_length + len(parents)), dtype=bool)
+        is_visible[:, : self._prompt_length] = True
+        place, seen = np.arange(len(added)), np.arange(len(parents) - len(added), len(parents))
+        while len(seen):
+            is_visible[place, self._prompt_length + seen] = True
+            seen = parents[seen]
+            place, seen = place[seen >= 0], seen[seen >= 0]
+        tokens = np.array([prefix[-1] for prefix in added])
+        return NewTokens(self.row, tokens, self._prompt_length + depths - 1, is_visible)
+
+
+def _text(row: int, tokens: Sequence[int], begin: int) -> NewTokens:
+    """Plain text after the first `begin` tokens of a cache row."""
+    is_visible = np.tri(len(tokens), begin + len(tokens), begin, dtype=bool)
+    return NewTokens(row, np.array(tokens), begin + np.arange(len(tokens)), is_visible)
+
+
+def _logits_of(
+    head: Any, hidden_RD: torch.Tensor, wanted_U: torch.Tensor, owner: torch.Tensor, column: torch.Tensor
+) -> torch.Tensor:
+    """Logits (fp32 [C]) of the pairs (owner, column), where column c stands for the token `wanted_U[c]`."""
+    weight_UD, bias_U = _head_rows(head, wanted_U)
+    rows_at_once = max(1, _LOGITS_AT_ONCE // len(wanted_U))
+    if len(hidden_RD) <= rows_at_once:
+        return torch.nn.functional.linear(hidden_RD, weight_UD, bias_U)[owner, column]
+    logits = []
+    for begin in range(0, len(hidden_RD), rows_at_once):
+        logits_RU = torch.nn.functional.linear(hidden_RD[begin : begin + rows_at_once], weight_UD, bias_U)
+        is_here = (owner >= begin) & (owner < begin + rows_at_once)
+        logits.append(logits_RU[owner[is_here] - begin, column[is_here]])
+    return torch.cat(logits)  # owners ascend
+
+
+def _log_sums(head: Any, hidden_RD: torch.Tensor) -> torch.Tensor:
+    """The log of the sum of exp(logit) over the vocabulary (fp32 [R]), a piece of the vocabulary at a time."""
+    log_sums = []
+    for begin in range(0, head.weight.shape[0], _VOCABULARY_AT_ONCE):
+        weight, bias = _head_rows(head, slice(begin, begin + _VOCABULARY_AT_ONCE))
+        log_sums.append(torch.nn.functional.linear(hidden_RD, weight, bias).logsumexp(-1))
+    return torch.stack(log_sums).logsumexp(0)
+
+
+def _head_rows(head: Any, rows: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor | None]:
+    bias = getattr(head, "bias", None)
+    return head.weight[rows].float(), None if bias is None else bias[rows].float()
+
+
+def _sliding_window(model: PreTrainedModel) -> int | None:
+    """The masks have no sliding window: prompt and docid must fit in the model's, if it has one."""
+    config = model.config
+    window: int | None = getattr(config, "sliding_window", None)
+    return window if getattr(config, "use_sliding_window", True) else None
+
+
+def _unsupported(model: PreTrainedModel, reason: str) -> str:
+    return (
+        f"tree decoding does not work with {type(model).__name__}: {reason}; "
+        "use a causal language model of the Llama, Qwen or Mistral kind"
+    )

@@ -1,6 +1,6 @@
 """The strategies: policies that decide which nodes of the tree to look at, and which docids to return.
 
-A policy is a generator. It yields batches of nodes whose probabilities it needs, is resumed when they are evaluated,
+A policy is a generator. It yields the nodes whose probabilities it needs, is resumed when they are known,
 and returns an `Outcome`. It never calls the model itself, so that the nodes of many queries can be evaluated together.
 
     greedy              k draws, each takes the best remaining token
@@ -23,7 +23,7 @@ import numpy as np
 
 from zerogr.decoding.draws import Choose, draw_leaves, pick_at_temperature, pick_best, pick_from_nucleus
 from zerogr.decoding.schedule import temperature as annealed_temperature
-from zerogr.decoding.tree import Node, ScoredTree
+from zerogr.decoding.tree import Ask, Node, ScoredTree
 
 SHORTEST_SCHEDULE = 100
 LOOKAHEAD = 128
@@ -39,7 +39,7 @@ class Outcome(NamedTuple):
     """Whether a bound on the work ended an exact search early, so that the leaves are good but maybe not the best."""
 
 
-Policy = Generator[list[Node], None, Outcome]
+Policy = Generator[Ask, None, Outcome]
 
 
 def greedy(tree: ScoredTree, k: int, seed: int, *, lookahead: int = LOOKAHEAD) -> Policy:
@@ -120,8 +120,9 @@ def reverse_annealing(
 def beam(tree: ScoredTree, k: int, seed: int, *, beam_width: int | None = None) -> Policy:
     """Beam search: of all continuations of the prefixes kept so far, the best `beam_width` are kept.
 
-    A prefix with one docid left has a certain future, so it leaves the beam and waits among the results. With a width
-    of at least the number of docids the ranking is exact.
+    Under `allowed` a prefix with one docid left has a certain future, so it leaves the beam and waits among the results.
+    Under `vocabulary` its forced tokens still cost probability, and it competes token by token, as in the `generate` of
+    Hugging Face with a length penalty of 0. With a width of at least the number of docids the ranking is exact.
 
     Args:
         beam_width: At least k, the default.
@@ -131,31 +132,32 @@ def beam(tree: ScoredTree, k: int, seed: int, *, beam_width: int | None = None) 
     return Outcome((yield from _beam_search(tree, [tree.root], k, width)))
 
 
-def _beam_search(
-    tree: ScoredTree, frontier: Iterable[Node], k: int, width: int
-) -> Generator[list[Node], None, list[Node]]:
+def _beam_search(tree: ScoredTree, frontier: Iterable[Node], k: int, width: int) -> Generator[Ask, None, list[Node]]:
     """The best k leaves that a beam of `width` finds below the frontier, no node of which is below another."""
-    leaves: list[Node] = []
+    found: list[Node] = []
     kept = sorted(frontier, key=lambda node: node.path)
     while kept:
-        yield kept
-        leaves += [node for node in kept if node.is_leaf]
-        worst = sorted((leaf.known_total for leaf in leaves), reverse=True)[k - 1] if len(leaves) >= k else -np.inf
+        yield Ask(kept, num_forced=1)
+        found += [node for node in kept if node.is_leaf and node.is_evaluated]
+        worst = sorted((leaf.total for leaf in found), reverse=True)[k - 1] if len(found) >= k else -np.inf
         # Scores only fall, so a prefix below k finished docids cannot come back.
-        live = [node for node in kept if not node.is_leaf and node.score >= worst]
-        kept = [node for node in _best_continuations(tree, live, width) if node.score >= worst]
-    return _ranked(leaves)[:k]
+        live = [node for node in kept if not (node.is_leaf and node.is_evaluated) and node.bound >= worst]
+        kept = [node for node in _best_continuations(tree, live, width) if node.bound >= worst]
+    return _ranked(found)[:k]
 
 
 def _best_continuations(tree: ScoredTree, live: list[Node], width: int) -> list[Node]:
-    """The best `width` children of the live nodes, in the order of their paths, like `live` itself."""
+    """The best `width` of the inner nodes' children and the unfinished leaves, in the order of their paths, as `live` is."""
     if not live:
         return []
-    scores = np.concatenate([node.score + node.known_log_probs for node in live])
-    offsets = np.cumsum([0] + [len(node.tokens) for node in live])
-    best = np.sort(_top(scores, width))
+    scores = [np.array([node.bound]) if node.is_leaf else node.score + node.known_log_probs for node in live]
+    offsets = np.cumsum([0] + [len(part) for part in scores])
+    best = np.sort(_top(np.concatenate(scores), width))
     parents = np.searchsorted(offsets, best, side="right") - 1
-    return [tree.child(live[p], int(i - offsets[p])) for p, i in zip(parents, best, strict=True)]
+    return [
+        live[parent] if live[parent].is_leaf else tree.child(live[parent], int(place - offsets[parent]))
+        for parent, place in zip(parents, best, strict=True)
+    ]
 
 
 def best_first(tree: ScoredTree, k: int, seed: int, *, max_expansions: int = 10_000, batch_size: int = 16) -> Policy:
@@ -188,17 +190,17 @@ def best_first(tree: ScoredTree, k: int, seed: int, *, max_expansions: int = 10_
             else:
                 found.append(node)
         for leaf in waiting:
-            heapq.heappush(queue, (-leaf.known_total, leaf.path, leaf, None))
+            heapq.heappush(queue, (-leaf.total, leaf.path, leaf, None))
         num_expansions += sum(not node.is_evaluated for node in batch)
         if num_expansions > max_expansions:
             missing = k - len(found)
             best_open = [n if o is None else tree.child(n, o) for _, _, n, o in heapq.nsmallest(missing, queue)]
             completed = yield from _beam_search(tree, batch + best_open, missing, missing)
             return Outcome(found + completed, bound_hit=True)
-        yield batch
+        yield Ask(batch)
         for node in batch:
             if node.is_leaf:
-                heapq.heappush(queue, (-node.known_total, node.path, node, None))
+                heapq.heappush(queue, (-node.total, node.path, node, None))
                 continue
             for option, score in enumerate((node.score + node.known_log_probs).tolist()):
                 heapq.heappush(queue, (-score, (*node.path, int(node.tokens[option])), node, option))
@@ -221,7 +223,7 @@ def stochastic_beam(tree: ScoredTree, k: int, seed: int, *, temperature: float =
     # (perturbed log-probability, log-probability at the temperature, node) in the order of the paths
     kept: list[tuple[float, float, Node]] = [(0.0, 0.0, tree.root)]
     while not all(node.is_leaf for _, _, node in kept):
-        yield [node for _, _, node in kept if not node.is_leaf]
+        yield Ask([node for _, _, node in kept if not node.is_leaf])
         continued: list[tuple[float, float, Node, int | None]] = []
         for perturbed, log_prob, node in kept:
             if node.is_leaf:
@@ -239,7 +241,7 @@ def stochastic_beam(tree: ScoredTree, k: int, seed: int, *, temperature: float =
         chosen = [continued[i] for i in best]
         kept = [(g, p, node if option is None else tree.child(node, option)) for g, p, node, option in chosen]
     leaves = [node for _, _, node in sorted(kept, key=lambda entry: -entry[0])]
-    yield leaves
+    yield Ask(leaves)
     return Outcome(leaves)
 
 
@@ -255,7 +257,7 @@ STRATEGIES: dict[str, Callable[..., Policy]] = {
 
 
 def _ranked(leaves: list[Node]) -> list[Node]:
-    return sorted(leaves, key=lambda leaf: (-leaf.known_total, leaf.path))
+    return sorted(leaves, key=lambda leaf: (-leaf.total, leaf.path))
 
 
 def _top(scores: np.ndarray, n: int) -> np.ndarray:

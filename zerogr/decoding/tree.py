@@ -6,43 +6,46 @@ a batch, when a strategy asks for it. What the trie already decides costs nothin
     leaf                one docid is left below the prefix; its remaining tokens are forced
     one allowed token   its probability is 1 under `allowed`, so the model is not asked
 
-Under `vocabulary` the forced tokens have probabilities too; the whole tail of a leaf is then scored in one batch.
+Under `vocabulary` the forced tokens have probabilities too; the tail of a leaf is then scored in one pass, or token by token
+where a strategy may give the leaf up on the way.
 
 The price of a decoded query is `num_scored` prefixes in `num_rounds` calls of the model; the rest is small numpy work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from zerogr.decoding.scoring import Prefix, Request
+from zerogr.filtered_trie import FilteredTrie
 from zerogr.trie import DocidTrie
 
-Scores = Callable[[list[tuple[int, ...]]], np.ndarray]
-"""The language model: prefixes -> float array [len(prefixes), V], unnormalised log-probabilities of the next token."""
-
-NORMALISATIONS = ("allowed", "vocabulary")
+Trie = DocidTrie | FilteredTrie
+"""All documents of an index, or the view of those that a query may find."""
 
 
 class Node:
     """A prefix of docids in the tree of one query. Made by `ScoredTree` only."""
 
     __slots__ = (
+        "bound",
         "docid",
         "log_probs",
         "num_docids",
+        "num_forced_scored",
         "path",
         "score",
         "successors",
         "tail",
         "tokens",
-        "total",
         "trie_node",
         "trie_nodes",
     )
 
-    def __init__(self, path: tuple[int, ...], trie_node: int, score: float, docid: int, num_docids: int):
+    def __init__(self, path: Prefix, trie_node: int, score: float, docid: int, num_docids: int):
         self.path = path
         """The tokens from the root; the last one is the end token where the docid has ended."""
         self.trie_node = trie_node
@@ -54,8 +57,10 @@ class Node:
         """How many distinct docids lie below."""
         self.tail: tuple[int, ...] = ()
         """Leaf: the forced tokens after `path`, the end token included."""
-        self.total: float | None = None
-        """Leaf: natural-log probability of the whole docid and its end; None until evaluated."""
+        self.num_forced_scored = 0
+        """Leaf: how many tokens of the tail are scored, or need not be."""
+        self.bound = score
+        """Natural-log probability of `path` and, of a leaf, the scored part of the tail: no docid below has more."""
         self.tokens = np.empty(0, dtype=np.int64)
         """Inner node: the allowed tokens, ascending; the end token is among them where a docid ends."""
         self.trie_nodes = np.empty(0, dtype=np.int64)
@@ -73,7 +78,7 @@ class Node:
     @property
     def is_evaluated(self) -> bool:
         """Whether everything the model has to say about this node is known."""
-        return (self.total if self.is_leaf else self.log_probs) is not None
+        return self.num_forced_scored == len(self.tail) if self.is_leaf else self.log_probs is not None
 
     @property
     def known_log_probs(self) -> np.ndarray:
@@ -82,20 +87,30 @@ class Node:
         return self.log_probs
 
     @property
-    def known_total(self) -> float:
-        """`total` of a leaf that has been evaluated."""
-        assert self.total is not None, "the strategy must yield a leaf before it looks at its probability"
-        return self.total
+    def total(self) -> float:
+        """Natural-log probability of the whole docid and its end; of a leaf that has been evaluated."""
+        assert self.is_evaluated, "the strategy must yield a leaf before it looks at its probability"
+        return self.bound
+
+
+class Ask(NamedTuple):
+    """What a policy needs from the model before it goes on."""
+
+    nodes: Sequence[Node]
+    """May hold nodes that are evaluated already."""
+    num_forced: int | None = None
+    """Forced tokens to score per leaf; None = all that are left, in the same pass."""
 
 
 class ScoredTree:
     """The lazily expanded, cached tree over a read-only trie. One per decoded query."""
 
-    def __init__(self, scores: Scores, trie: DocidTrie, eos_token_id: int, normalise: str):
-        self._scores = scores
+    def __init__(self, trie: Trie, eos_token_id: int, normalise: str, query: int = 0):
         self._trie = trie
         self._eos_token_id = eos_token_id
         self._normalise = normalise
+        self.query = query
+        """Place of the query in the batch."""
         self.num_scored = 0
         """Prefixes the model has scored."""
         self.num_rounds = 0
@@ -115,37 +130,46 @@ class ScoredTree:
             node.successors[option] = successor
         return successor
 
-    def evaluate(self, nodes: Sequence[Node]) -> None:
-        """Asks the model, in one call, for what is not yet known about `nodes`."""
-        waiting = [node for node in dict.fromkeys(nodes) if not node.is_evaluated]
-        if not waiting:
-            return
-        # One prefix per inner node; per leaf one for each token of its tail.
-        prefixes = [node.path + node.tail[:length] for node in waiting for length in range(max(1, len(node.tail)))]
-        logits = np.asarray(self._scores(prefixes))
-        self.num_scored += len(prefixes)
-        self.num_rounds += 1
-        begin = 0
-        for node in waiting:
-            end = begin + max(1, len(node.tail))
+    def requests(self, ask: Ask) -> tuple[list[Node], list[Request]]:
+        """What is not yet known about the nodes: the requests to the model, and the node that each is for."""
+        nodes, requests = [], []
+        for node in dict.fromkeys(ask.nodes):
+            if node.is_evaluated:
+                continue
+            if not node.is_leaf:
+                nodes.append(node)
+                requests.append(Request(self.query, node.path, node.tokens))
+                continue
+            begin, end = node.num_forced_scored, len(node.tail)
+            if ask.num_forced is not None:
+                end = min(end, begin + ask.num_forced)
+            tail = np.array(node.tail)
+            nodes += [node] * (end - begin)
+            requests += [Request(self.query, node.path + node.tail[:i], tail[i : i + 1]) for i in range(begin, end)]
+        if requests:
+            self.num_scored += len(requests)
+            self.num_rounds += 1
+        return nodes, requests
+
+    def accept(self, nodes: Sequence[Node], log_probs: Sequence[np.ndarray]) -> None:
+        """Takes the model's answers to `requests`."""
+        for node, answer in zip(nodes, log_probs, strict=True):
             if node.is_leaf:
-                tail = np.array(node.tail)
-                forced = [self._log_probs(logits[begin + i], tail[i : i + 1])[0] for i in range(len(tail))]
-                node.total = node.score + float(sum(forced))
+                node.bound += float(answer[0])
+                node.num_forced_scored += 1
             else:
-                node.log_probs = self._log_probs(logits[begin], node.tokens)
-            begin = end
+                node.log_probs = answer
 
     def rows(self, leaf: Node) -> np.ndarray:
         """Rows (int64, ascending) of the documents that carry the leaf's docid."""
         return self._trie.docid_documents(leaf.docid)
 
-    def _make(self, path: tuple[int, ...], trie_node: int, score: float) -> Node:
-        first, last = self._trie.docid_range(trie_node)
-        if last - first == 1:
+    def _make(self, path: Prefix, trie_node: int, score: float) -> Node:
+        first, num_docids = self._trie.docids_below(trie_node)
+        if num_docids == 1:
             tail = (*self._trie.tail(trie_node).tolist(), self._eos_token_id)
             return self._make_leaf(path, trie_node, score, first, tail)
-        node = Node(path, trie_node, score, first, last - first)
+        node = Node(path, trie_node, score, first, num_docids)
         tokens, trie_nodes = self._trie.children(trie_node)
         node.tokens, node.trie_nodes = tokens.astype(np.int64), trie_nodes
         if len(self._trie.ends(trie_node)):
@@ -156,21 +180,9 @@ class ScoredTree:
             node.log_probs = np.zeros(1)
         return node
 
-    def _make_leaf(
-        self, path: tuple[int, ...], trie_node: int, score: float, docid: int, tail: tuple[int, ...]
-    ) -> Node:
+    def _make_leaf(self, path: Prefix, trie_node: int, score: float, docid: int, tail: tuple[int, ...]) -> Node:
         leaf = Node(path, trie_node, score, docid, num_docids=1)
         leaf.tail = tail
-        if self._normalise == "allowed" or not tail:
-            leaf.total = score
+        if self._normalise == "allowed":
+            leaf.num_forced_scored = len(tail)
         return leaf
-
-    def _log_probs(self, logits_V: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-        """Log-probabilities (float64 [C]) of the allowed tokens (int [C]) under the normalisation."""
-        logits_C = logits_V[allowed].astype(np.float64)
-        among = logits_C if self._normalise == "allowed" else logits_V
-        highest = float(among.max())
-        log_probs = logits_C - (highest + np.log(np.exp(among - highest).sum(dtype=np.float64)))
-        if not np.isfinite(log_probs).all():
-            raise ValueError(f"scores must be finite for allowed tokens, got {logits_C} for tokens {allowed}")
-        return log_probs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 from zerogr import storage
@@ -13,6 +14,8 @@ from zerogr.evaluation.metrics import Run, evaluate_run
 from zerogr.evaluation.runs import format_run, run_file_name
 from zerogr.index import Index, shards_in
 from zerogr.progress import Progress
+
+BATCH_SIZE = 16
 
 
 class Searcher(Protocol):
@@ -25,16 +28,24 @@ class Searcher(Protocol):
 def run_strategy(
     retriever: Searcher, collection: Collection, *, k: int, strategy: str, seed: int = 0, **options: Any
 ) -> tuple[Run, float]:
-    """Returns (the run, milliseconds per query) of one decoding strategy."""
+    """Returns (the run, milliseconds per query) of one decoding strategy; queries are decoded `BATCH_SIZE` at a time."""
     run: Run = {}
     progress = Progress(f"evaluating {strategy}", total=len(collection.queries), unit="queries")
     start = time.monotonic()
-    for query_id, query in collection.queries.items():
-        hits = retriever.search(
-            [query.text], instruction=query.instruction, k=k, strategy=strategy, seed=seed, **options
-        )[0]
-        run[query_id] = [hit.doc_id for hit in hits]
-        progress.advance(1)
+    queries = iter(collection.queries.items())
+    while batch := list(islice(queries, BATCH_SIZE)):
+        answers = retriever.search(
+            [query.text for _, query in batch],
+            instruction=[query.instruction for _, query in batch],
+            k=k,
+            strategy=strategy,
+            seed=seed,
+            batch_size=BATCH_SIZE,
+            **options,
+        )
+        for (query_id, _), hits in zip(batch, answers, strict=True):
+            run[query_id] = [hit.doc_id for hit in hits]
+        progress.advance(len(batch))
     progress.close()
     return run, 1000 * (time.monotonic() - start) / max(len(run), 1)
 

@@ -1,0 +1,392 @@
+"""How fast is constrained decoding, against what people use today? `python -m benchmarks.decoding [--quick]`
+
+Real docids (Python's own reference text, TF-IDF keywords), real questions, a real language model that nobody trained to
+retrieve: the figures are about speed. What ours has to do is also compared with a slow reference, so that no figure can be
+bought with a wrong answer: `overlap_*` is the share of the same k documents.
+
+    against peers       constrained beam search and sequential draws through `generate`, see `benchmarks.peers`
+    outside the model   the share of a query's time that is not spent inside the model
+    in batches          one batch against its queries one by one, and against the bare forward passes of the same shapes
+    many docids         the same beam search over a million docids made of the same words
+
+The last line printed is one JSON object. Names: `<method>_k<k>_s` seconds per query, `forwards_*` passes through the model,
+the prompt's included, `nodes_*` tokens evaluated after the prompt. The method is the strategy, under `allowed`;
+`beam_vocabulary` is the beam search under `vocabulary`, which has `generate`'s semantics.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import hashlib
+import json
+import os
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path as File
+from statistics import mean, median
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from benchmarks.peers import (
+    Path,
+    bare_forwards_s,
+    constrained_beam,
+    dict_trie,
+    draw,
+    plain_scores,
+    remove,
+    synchronise,
+    truncated_trie,
+)
+from benchmarks.report import report
+from zerogr import storage
+from zerogr.chat import SETTINGS_FILE, ChatFormat
+from zerogr.corpus.document import Document
+from zerogr.corpus.pystdlib import read_pystdlib
+from zerogr.corpus.sampling import sample
+from zerogr.decoding import DecodedList, decode, decode_batch
+from zerogr.decoding.language_model import TreeModel
+from zerogr.decoding.schedule import temperature
+from zerogr.docids.resolve import resolve
+from zerogr.docids.rules import Limits, Terms
+from zerogr.docids.schemes import tfidf_candidates
+from zerogr.index import Index
+from zerogr.models import EMBEDDED_MODEL, load_model, resolve_model
+from zerogr.trie import DocidTrie
+from zerogr.trie_stage import read_docids
+from zerogr.words import DocumentFrequency, words
+
+QUESTIONS = File(__file__).parents[1] / "examples" / "pystdlib" / "queries.jsonl"
+INSTRUCTION = "Given a programmer's question about Python, find the documentation that answers it."
+METHODS = {
+    "beam": ("beam", "allowed"),
+    "beam_vocabulary": ("beam", "vocabulary"),
+    "best_first": ("best_first", "allowed"),
+    "reverse_annealing": ("reverse_annealing", "allowed"),
+    "stochastic_beam": ("stochastic_beam", "allowed"),
+}
+NOTES = """
+- Without `--index` the retriever is not trained, so what is found means nothing; all systems search the same docids with the
+  same weights.
+- Seconds per query are medians over the queries of medians over rounds. Every peer decodes the first query, once, after a
+  warm-up; the speed-ups compare it with ours on the same query. Ours keeps the encoded instruction from query to query.
+- `constrained_beam` is `generate` over whole docids, which is a beam search under `vocabulary`: `same_results` compares it with
+  ours of the same semantics (`overlap_with_constrained_beam_*`: the share of the same documents), the other speed-ups with
+  ours under `allowed`. `generate` encodes the prompt once per beam.
+- `sequential` is an estimate: k times the mean of draws spread over the schedule, each with the leaves of our own earlier draws
+  removed, plus one copy of the trie. Like the official code it ends a docid at its shortest distinguishing prefix.
+- `bare` forward passes have the same new tokens, queries and context as ours, a plain causal mask and no output head.
+"""
+
+
+@dataclass(slots=True)
+class Timed:
+    """One decoded batch. Not the scorer: it holds the keys and values of every evaluated node."""
+
+    seconds: float
+    forward_s: float
+    """Of these, inside the model."""
+    found: list[DecodedList]
+    forwards: Sequence[tuple[int, int, int]]
+    """Per forward pass, the prompt's first: new tokens, queries that have some, tokens of the longest query."""
+    num_nodes: int
+    """Tokens evaluated after the prompts."""
+
+    @property
+    def fraction_outside(self) -> float:
+        """The share of the time that was not spent inside the model."""
+        return 1 - self.forward_s / self.seconds
+
+
+class Bench:
+    """A model twice (ours takes its copy over), a trie over real docids, and prompts."""
+
+    def __init__(self, arguments: argparse.Namespace, num_docids: int, num_prompts: int):
+        """Loads everything; `arguments` are the command line's, `num_docids` those of the built-in corpus."""
+        if arguments.index:
+            index = Index(arguments.index)
+            folder = str(storage.local_folder(index.path("retriever")))
+            instruction = storage.read_json(str(File(folder) / SETTINGS_FILE))["instruction"]
+            self.texts = read_docids(index).column("docid").to_pylist()
+        else:
+            folder, instruction = resolve_model(arguments.model), INSTRUCTION
+            self.texts = pystdlib_docids(num_docids)
+        self.model, tokenizer = load_model(folder, device=arguments.device, dtype=arguments.dtype)
+        self.tree_model = TreeModel(load_model(folder, device=arguments.device, dtype=arguments.dtype)[0])
+        self.chat = ChatFormat.of(tokenizer)
+        self.end = self.chat.end_token_id
+        tokens, offsets = self.chat.docids(self.texts)
+        self.docids = [tuple(part.tolist()) for part in np.split(tokens, offsets[1:-1])]
+        self.trie = DocidTrie.build((tokens, offsets))
+        questions = [json.loads(line)["text"] for line in arguments.questions.read_text(encoding="utf-8").splitlines()]
+        shared = self.chat.prefix(instruction)
+        random.Random(0).shuffle(questions)
+        self.prompts = [(shared, self.chat.query(questions[i % len(questions)])) for i in range(num_prompts)]
+
+    def prompt(self, query: int) -> list[int]:
+        """The whole prompt of a query."""
+        return [token for part in self.prompts[query] for token in part]
+
+    def ours(self, queries: Sequence[int], k: int, method: str, trie: DocidTrie | None = None) -> Timed:
+        """Decodes a batch of queries."""
+        strategy, normalise = METHODS[method]
+        prompts = [self.prompts[query] for query in queries]
+        trie = self.trie if trie is None else trie
+        synchronise(self.model)
+        start = time.perf_counter()
+        scorer = self.tree_model.start(prompts)
+        found = decode_batch(scorer, trie, k, eos_token_id=self.end, strategy=strategy, normalise=normalise)
+        synchronise(self.model)
+        seconds = time.perf_counter() - start
+        return Timed(seconds, scorer.forward_s, found, scorer.forwards, scorer.num_evaluated)
+
+
+def pystdlib_docids(num_documents: int) -> list[str]:
+    """Returns the docids of a seeded sample of Python's reference text: TF-IDF keywords, collisions resolved."""
+    rows = sample(read_pystdlib, num_documents, judged=set(), seed=0)
+    documents = [row for row in rows if isinstance(row, Document)]
+    frequency = DocumentFrequency()
+    for document in documents:
+        frequency.add(words(f"{document.title}\n{document.text}"))
+    limits = Limits()
+    terms = [Terms.of(document.title, document.text, frequency) for document in documents]
+    return resolve(
+        [hashlib.sha256(f"{document.title}\x1f{document.text}".encode()).hexdigest() for document in documents],
+        pa.array([[candidate.docid for candidate in tfidf_candidates(each, limits)] for each in terms]),
+        pa.array([each.ranked for each in terms]),
+        limits.max_words,
+    ).docids
+
+
+def recombined(
+    chat: ChatFormat, texts: Sequence[str], num_docids: int, num_words: int = 8
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (tokens int32 [T], offsets int64 [N + 1]): the docids `texts`, then others made of their words up to N.
+
+    Words are drawn with Zipf's law (exponent 1) over their ranks by frequency in `texts`.
+    """
+    num_made = max(0, num_docids - len(texts))
+    ranked = [word for word, _ in Counter(word for text in texts for word in text.split(" ")).most_common()]
+    tokens, offsets = chat.docids(ranked)
+    chances = 1 / np.arange(1, len(ranked) + 1)
+    drawn = np.random.default_rng(0).choice(len(ranked), size=num_made * num_words, p=chances / chances.sum())
+    lengths = np.diff(offsets)[drawn]
+    ends = np.cumsum(lengths)
+    positions = np.arange(lengths.sum()) + np.repeat(offsets[:-1][drawn] - (ends - lengths), lengths)
+    real_tokens, real_offsets = chat.docids(list(texts))
+    return (
+        np.concatenate([real_tokens, tokens[positions]]),
+        np.concatenate([real_offsets, real_offsets[-1] + ends[num_words - 1 :: num_words]]),
+    )
+
+
+def measure_against_peers(bench: Bench, ks: Sequence[int], num_queries: int, num_draws: int) -> dict[str, Any]:
+    """Every method, one query at a time, and between the rounds the peers."""
+    figures: dict[str, Any] = {}
+    whole = dict_trie(bench.docids, bench.end)
+    max_tokens = max(map(len, bench.docids)) + 1
+    beams: dict[int, list[Path]] = {}
+
+    def beam_peer(k: int) -> None:
+        seconds, found = _timed(
+            bench,
+            lambda: constrained_beam(bench.model, bench.prompt(0), whole, k, end=bench.end, max_tokens=max_tokens),
+        )
+        figures[f"constrained_beam_k{k}_s"] = seconds
+        beams[k] = [path for path, _ in found]
+
+    def sequential_peer() -> None:
+        k = max(ks)
+        truncated, path_of = truncated_trie(bench.docids, bench.end)
+        copy_s, trie = _timed(bench, lambda: copy.deepcopy(truncated))
+        earlier = [path_of[item.tokens] for item in bench.ours([0], k, "reverse_annealing").found[0]]
+        draw_s = []
+        for number, path in enumerate(earlier):
+            if number % (k // num_draws) == 0:
+                one_draw = partial(draw, bench.model, bench.prompt(0), trie, temperature(number, max(k, 100)))
+                draw_s.append(_timed(bench, partial(one_draw, end=bench.end))[0])
+            remove(trie, path)
+        figures["sequential_draw_s"] = mean(draw_s)
+        figures["num_sequential_draws_timed"] = len(draw_s)
+        figures[f"sequential_k{k}_s"] = copy_s + k * mean(draw_s)
+
+    constrained_beam(bench.model, bench.prompt(0), whole, 2, end=bench.end, max_tokens=2)
+    bench.ours([0], ks[0], "beam")
+    bench.ours([0], ks[0], "beam_vocabulary")
+    runs: dict[tuple[str, int, int], list[Timed]] = {}
+    for peer in (sequential_peer, *(lambda k=k: beam_peer(k) for k in ks)):
+        for k in ks:
+            for method in METHODS:
+                for query in range(num_queries):
+                    runs.setdefault((method, k, query), []).append(bench.ours([query], k, method))
+        peer()
+    for k in ks:
+        first_s = {}
+        for method in METHODS:
+            per_query = [runs[method, k, query] for query in range(num_queries)]
+            seconds = [median(run.seconds for run in repeated) for repeated in per_query]
+            first_s[method] = seconds[0]
+            figures[f"{method}_k{k}_s"] = median(seconds)
+            figures[f"forwards_{method}_k{k}"] = median(len(repeated[0].forwards) for repeated in per_query)
+            figures[f"nodes_{method}_k{k}"] = median(repeated[0].num_nodes for repeated in per_query)
+            figures[f"fraction_outside_forward_{method}_k{k}"] = median(
+                run.fraction_outside for repeated in per_query for run in repeated
+            )
+        peer_s = figures[f"constrained_beam_k{k}_s"]
+        figures[f"speedup_vs_constrained_beam_k{k}"] = peer_s / first_s["beam"]
+        figures[f"speedup_vs_constrained_beam_same_results_k{k}"] = peer_s / first_s["beam_vocabulary"]
+        figures[f"speedup_best_first_vs_constrained_beam_k{k}"] = peer_s / first_s["best_first"]
+        found = runs["beam_vocabulary", k, 0][0].found[0]
+        figures[f"overlap_with_constrained_beam_k{k}"] = _overlap([item.tokens for item in found], beams[k])
+        if f"sequential_k{k}_s" in figures:
+            figures[f"speedup_vs_sequential_k{k}"] = figures[f"sequential_k{k}_s"] / first_s["reverse_annealing"]
+    k = max(ks)
+    figures["fraction_outside_forward"] = max(
+        figures[f"fraction_outside_forward_{method}_k{k}"] for method in ("beam", "reverse_annealing")
+    )
+    return figures
+
+
+def measure_overlap(bench: Bench, k: int, num_queries: int) -> dict[str, Any]:
+    """The documents that ours and the uncached reference have in common, the mean over the queries."""
+    shares: dict[str, list[float]] = {method: [] for method in METHODS}
+    for query in range(num_queries):
+        shared = plain_scores(bench.model, bench.prompt(query))
+        for method, (strategy, normalise) in METHODS.items():
+            # Under `vocabulary` whole docids are scored, which nothing else needs and which would fill the memory.
+            reference = shared if normalise == "allowed" else plain_scores(bench.model, bench.prompt(query))
+            expected = decode(reference, bench.trie, k, eos_token_id=bench.end, strategy=strategy, normalise=normalise)
+            found = bench.ours([query], k, method).found[0]
+            shares[method].append(_overlap([item.row for item in found], [item.row for item in expected]))
+    return {f"overlap_{method}_k{k}": mean(values) for method, values in shares.items() if values}
+
+
+def measure_batches(bench: Bench, k: int, batches: Sequence[int], num_rounds: int) -> dict[str, Any]:
+    """Batches against their queries one by one, and against bare forward passes; without a method named, the worse one.
+
+    A batch of one against itself shows the noise.
+    """
+    figures: dict[str, Any] = {}
+    speedups: dict[int, list[float]] = {}
+    ratios: dict[int, list[float]] = {}
+    for method in ("beam", "reverse_annealing"):
+        for size in batches:
+            bench.ours(range(size), k, method)
+            singles_s, batch_s, bare_s, outside = [], [], [], []
+            for _ in range(num_rounds):
+                singles_s.append(sum(bench.ours([query], k, method).seconds for query in range(size)))
+                batch = bench.ours(range(size), k, method)
+                batch_s.append(batch.seconds)
+                outside.append(batch.fraction_outside)
+                bare_s.append(bare_forwards_s(bench.model, batch.forwards))
+            name = f"{method}_batch{size}_k{k}"
+            speedups.setdefault(size, []).append(median(singles_s) / median(batch_s))
+            # The tokens are the same, so the ratio of tokens per second is that of the times.
+            ratios.setdefault(size, []).append(median(bare_s) / median(batch_s))
+            figures[f"{name}_s_per_query"] = median(batch_s) / size
+            figures[f"{name}_fraction_outside_forward"] = median(outside)
+            figures[f"{name}_speedup"] = speedups[size][-1]
+            figures[f"{name}_tokens_ratio_vs_bare_forward"] = ratios[size][-1]
+    for size in batches:
+        figures[f"batch{size}_speedup"] = min(speedups[size])
+        figures[f"batch{size}_tokens_ratio_vs_bare_forward"] = min(ratios[size])
+    return figures
+
+
+def measure_many_docids(bench: Bench, k: int, num_docids: int, num_queries: int, num_rounds: int) -> dict[str, Any]:
+    """The same beam search over the real trie and over a large one."""
+    tries = {"few": bench.trie, "many": DocidTrie.build(recombined(bench.chat, bench.texts, num_docids))}
+    runs: dict[str, list[Timed]] = {"few": [], "many": []}
+    for round_number in range(num_rounds + 1):  # the first is the warm-up
+        for query in range(num_queries):
+            for size, trie in tries.items():
+                run = bench.ours([query], k, "beam", trie)
+                runs[size] += [run] if round_number else []
+    figures: dict[str, Any] = {}
+    for size, trie in tries.items():
+        name = f"beam_k{k}_{size}_docids"
+        figures[f"num_{size}_docids"] = trie.num_docids
+        figures[f"{name}_s"] = median(run.seconds for run in runs[size])
+        figures[f"forwards_{name}"] = median(len(run.forwards) for run in runs[size])
+        figures[f"nodes_{name}"] = median(run.num_nodes for run in runs[size])
+        figures[f"{name}_s_per_forward"] = median(run.seconds / len(run.forwards) for run in runs[size])
+        figures[f"{name}_s_outside_forward"] = median(run.seconds - run.forward_s for run in runs[size])
+    figures["latency_ratio_1m_docids"] = (
+        figures[f"beam_k{k}_many_docids_s_per_forward"] / figures[f"beam_k{k}_few_docids_s_per_forward"]
+    )
+    return figures
+
+
+def _timed(bench: Bench, work: Callable[[], Any]) -> tuple[float, Any]:
+    synchronise(bench.model)
+    start = time.perf_counter()
+    result = work()
+    synchronise(bench.model)
+    return time.perf_counter() - start, result
+
+
+def _overlap(found: Sequence[Any], expected: Sequence[Any]) -> float:
+    """The share of the different things in `found` that `expected` holds too."""
+    return len(set(found) & set(expected)) / len(set(found))
+
+
+def main() -> None:
+    """Prints the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="300 docids, k = 10, small batches: about a minute")
+    parser.add_argument("--model", default=EMBEDDED_MODEL, help="a folder or a Hugging Face name")
+    parser.add_argument("--index", help="a finished index: its trained retriever and its docids instead")
+    parser.add_argument("--questions", type=File, default=QUESTIONS, help="queries.jsonl of a BEIR folder")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", help="of the weights; float32 on the CPU, bfloat16 elsewhere")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch on the CPU; all cores")
+    parser.add_argument("--queries", type=int, default=3, help="decoded one by one")
+    parser.add_argument("--reference-queries", type=int, default=1, help="compared with the uncached reference, slow")
+    parser.add_argument("--rounds", type=int, default=3, help="repetitions of batches and of the large trie")
+    parser.add_argument("--batches", help="sizes, such as 1,16; on GPUs 1,8,16,32")
+    parser.add_argument("--out", type=File, help="a Markdown file to write")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    is_quick = arguments.quick
+    ks = [10] if is_quick else [10, 100]
+    k = max(ks)
+    sizes = arguments.batches or ("1,4" if is_quick else "1,16" if arguments.device == "cpu" else "1,8,16,32")
+    batches = [int(size) for size in sizes.split(",")]
+
+    bench = Bench(arguments, 300 if is_quick else 1351, max(arguments.queries, *batches))
+    figures: dict[str, Any] = {
+        "device": torch.cuda.get_device_name() if bench.model.device.type == "cuda" else bench.model.device.type,
+        "dtype": str(bench.model.dtype).removeprefix("torch."),
+        "threads": arguments.threads,
+        "model": arguments.index or arguments.model,
+        "num_docids": bench.trie.num_docids,
+        "k": k,
+    }
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "against peers": lambda: measure_against_peers(bench, ks, arguments.queries, 2 if is_quick else 5),
+        "against the uncached reference": lambda: measure_overlap(bench, k, arguments.reference_queries),
+        "in batches": lambda: measure_batches(bench, k, batches, arguments.rounds),
+        "many docids": lambda: measure_many_docids(
+            bench, k, 20_000 if is_quick else 1_000_000, arguments.queries, arguments.rounds
+        ),
+    }
+    for name, measure in parts.items():
+        start = time.perf_counter()
+        figures |= measure()
+        print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    rounded = {name: round(value, 5) if isinstance(value, float) else value for name, value in figures.items()}
+    report("Constrained decoding", rounded, arguments.out, NOTES)
+
+
+if __name__ == "__main__":
+    main()
