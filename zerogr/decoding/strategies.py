@@ -137,7 +137,8 @@ def _beam_search(tree: ScoredTree, frontier: Iterable[Node], k: int, width: int)
     found: list[Node] = []
     kept = sorted(frontier, key=lambda node: node.path)
     while kept:
-        yield Ask(kept, num_forced=1)
+        # Once all are leaves nobody joins the beam any more and few leave it: whole tails, in one pass, spare the rounds.
+        yield Ask(kept, num_forced=None if all(node.is_leaf for node in kept) else 1)
         found += [node for node in kept if node.is_leaf and node.is_evaluated]
         worst = sorted((leaf.total for leaf in found), reverse=True)[k - 1] if len(found) >= k else -np.inf
         # Scores only fall, so a prefix below k finished docids cannot come back.
