@@ -114,25 +114,19 @@ class TestTreeAttention:
         for asked, reference in zip(rounds, expected, strict=True):
             assert_alike(scorer.log_probs([Request(*request) for request in asked], normalise), reference)
 
-    def test_finished_queries_leave_the_cache(self, name: str) -> None:
+    def test_trees_larger_than_a_block(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Blocks of different sizes, of different queries, that see different numbers of slots."""
         model = make(name)
-        reference = [plain(model, prompt, PREFIXES) for prompt in PROMPTS]
-        scorer = TreeModel(model).start(PROMPTS)
-        half = [[*range(5)], [*range(5, 9)]]
-        for query in range(3):
-            assert_alike(
-                scorer.log_probs([Request(query, PREFIXES[i], ALL) for i in half[0]], "vocabulary"),
-                reference[query][:5],
-            )
-        for left in ([0, 1, 2], [2, 0], [2]):  # rows move up as others leave
-            for query in set(range(3)) - set(left):
-                scorer.finish(query)
-            asked = [(query, i) for query in left for i in (half[1] if query in left else [])]
-            found = scorer.log_probs([Request(query, PREFIXES[i], ALL) for query, i in asked], "vocabulary")
-            assert_alike(found, [reference[query][i] for query, i in asked])
-        deeper = [(12, 3, 7, 1, 6), (3, 8, 8, 9)]
-        found = scorer.log_probs([Request(2, prefix, ALL) for prefix in deeper], "vocabulary")
-        assert_alike(found, plain(model, PROMPTS[2], deeper))
+        random = np.random.default_rng(2)
+        prefixes = sorted({tuple(random.integers(5, size=random.integers(1, 5)).tolist()) for _ in range(60)})
+        reference = [plain(model, prompt, prefixes) for prompt in PROMPTS]
+        for block_tokens in (1, 3, 32):
+            monkeypatch.setattr("zerogr.decoding.tree_attention.BLOCK_TOKENS", block_tokens)
+            scorer = TreeModel(model).start(PROMPTS)
+            for part in np.array_split(random.permutation(len(prefixes)), 3):
+                asked = [(query, i) for query in range(3) for i in part[query:]]
+                found = scorer.log_probs([Request(query, prefixes[i], ALL) for query, i in asked], "vocabulary")
+                assert_alike(found, [reference[query][i] for query, i in asked])
 
 
 def test_the_shared_beginning_is_encoded_once() -> None:

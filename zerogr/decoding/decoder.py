@@ -132,8 +132,6 @@ def decode_batch(
             end = begin + len(search.requests)
             search.resume(answers[begin:end])
             begin = end
-            if search.outcome:
-                scorer.finish(search.tree.query)
     return [search.documents(k, strategy) for search in searches]
 
 

@@ -63,6 +63,8 @@ class TreeModel:
         self.model = model
         self.max_length = _sliding_window(model)
         """Most tokens of a prompt and a docid together; None = no limit."""
+        self.forward_s = 0.0
+        """Seconds inside the model so far: body, output head, and waiting for its results."""
         self._beginnings: OrderedDict[tuple[int, ...], KeysValues] = OrderedDict()
         try:
             model.set_attn_implementation(TREE_ATTENTION)
@@ -86,14 +88,21 @@ class TreeModel:
         model = self.model
         num_groups = model.config.num_attention_heads // model.config.num_key_value_heads
         layout, mask = cache.place(new, model.device, model.dtype)
+        mask = mask[:, None].repeat(1, 1, num_groups, 1)
+        tokens, positions = (
+            torch.from_numpy(np.concatenate(parts))[None].to(model.device)
+            for parts in ([part.tokens for part in new], [part.positions for part in new])
+        )
+        start = time.perf_counter()
         output = model.base_model(
-            input_ids=torch.from_numpy(np.concatenate([part.tokens for part in new]))[None].to(model.device),
-            position_ids=torch.from_numpy(np.concatenate([part.positions for part in new]))[None].to(model.device),
-            attention_mask=mask[:, None].repeat(1, 1, num_groups, 1),
+            input_ids=tokens,
+            position_ids=positions,
+            attention_mask=mask,
             past_key_values=cache,
             use_cache=True,
             tree_layout=layout,
         )
+        self.forward_s += time.perf_counter() - start
         hidden_TD: torch.Tensor = output.last_hidden_state[0]
         return hidden_TD
 
@@ -117,12 +126,16 @@ class TreeModel:
             torch.from_numpy(part).to(hidden_RD.device)
             for part in (np.repeat(np.arange(len(lengths)), lengths), column_of[flat])
         )
+        start = time.perf_counter()
         hidden_RD = hidden_RD.float()
         logits_C = _logits_of(head, hidden_RD, torch.from_numpy(wanted).to(hidden_RD.device), owner, column)
+        if normalise == "vocabulary":
+            logits_C = logits_C - _log_sums(head, hidden_RD)[owner]
+        values_C = logits_C.cpu().numpy()
+        self.forward_s += time.perf_counter() - start
         if normalise == "allowed":
-            return split_log_softmax(logits_C.cpu().numpy(), lengths)
-        logits_C = logits_C - _log_sums(head, hidden_RD)[owner]
-        return np.split(checked(logits_C.cpu().numpy().astype(np.float64)), np.cumsum(lengths)[:-1])
+            return split_log_softmax(values_C, lengths)
+        return np.split(checked(values_C.astype(np.float64)), np.cumsum(lengths)[:-1])
 
     def beginning(self, tokens: tuple[int, ...]) -> KeysValues:
         """Keys and values of a beginning that prompts share, encoded when it is first seen."""
@@ -130,7 +143,7 @@ class TreeModel:
         if tokens not in kept:
             cache = TreeCache(1)
             self.forward(cache, [_text(0, tokens, 0)])
-            kept[tokens] = cache.row(0)
+            kept[tokens] = cache.first(0, len(tokens))
             if len(kept) > MAX_KEPT_BEGINNINGS:
                 kept.popitem(last=False)
         kept.move_to_end(tokens)
@@ -176,15 +189,10 @@ class TreeScorer:
         self.num_queries = len(prompts)
         self.forwards: list[ForwardPass] = []
         """Every forward pass, the prompts' included."""
-        self.forward_s = 0.0
-        """Seconds inside the model: body, output head, and the copy of its results to the host."""
         self._tree_model = tree_model
         self._queries = [_QueryState(row, len(shared) + len(own)) for row, (shared, own) in enumerate(prompts)]
-        self._underway = list(range(self.num_queries))
-        """The queries that have a cache row, in the order of the rows."""
-        self._finished: set[int] = set()
         self._cache = TreeCache(self.num_queries)
-        start = time.perf_counter()
+        self._forward_s_before = tree_model.forward_s
         for row, (shared, _) in enumerate(prompts):
             if len(shared):
                 self._cache.put(row, tree_model.beginning(tuple(shared)))
@@ -192,12 +200,16 @@ class TreeScorer:
         last = torch.from_numpy(np.cumsum([len(own) for _, own in prompts]) - 1)
         self._hidden_ND = hidden_TD[last.to(hidden_TD.device)]
         """The hidden state of every prefix so far; the first are those of the prompts' last tokens."""
-        self.forward_s += time.perf_counter() - start
 
     @property
     def num_forwards(self) -> int:
         """Forward passes so far, the prompts' included."""
         return len(self.forwards)
+
+    @property
+    def forward_s(self) -> float:
+        """Seconds inside the model since the start."""
+        return self._tree_model.forward_s - self._forward_s_before
 
     @property
     def num_evaluated(self) -> int:
@@ -210,7 +222,6 @@ class TreeScorer:
         Raises:
             ValueError: Prompt and docid are longer than the model's sliding window, or a score is not finite.
         """
-        self._drop_finished()
         new: list[NewTokens] = []
         num_hidden = len(self._hidden_ND)
         by_query = sorted(requests, key=lambda request: request.query)
@@ -221,26 +232,10 @@ class TreeScorer:
                 num_hidden += len(added)
                 new.append(state.new_tokens(added, self._tree_model.max_length))
         places = [self._queries[request.query].hidden_of[request.prefix] for request in requests]
-        start = time.perf_counter()
         if new:
             self._hidden_ND = torch.cat([self._hidden_ND, self._forward(new)])
         hidden_RD = self._hidden_ND[torch.tensor(places, device=self._hidden_ND.device)]
-        log_probs = self._tree_model.head_log_probs(hidden_RD, [request.tokens for request in requests], normalise)
-        self.forward_s += time.perf_counter() - start
-        return log_probs
-
-    def finish(self, query: int) -> None:
-        """Tells that no more prefixes of this query will be asked for."""
-        self._finished.add(query)
-
-    def _drop_finished(self) -> None:
-        """Takes finished queries out of the cache once they are a quarter of it; until then they only cost padding."""
-        left = [query for query in self._underway if query not in self._finished]
-        if 4 * len(left) <= 3 * len(self._underway) and left:
-            self._cache.keep([self._queries[query].row for query in left])
-            self._underway = left
-            for row, query in enumerate(left):
-                self._queries[query].row = row
+        return self._tree_model.head_log_probs(hidden_RD, [request.tokens for request in requests], normalise)
 
     def _forward(self, new: Sequence[NewTokens]) -> torch.Tensor:
         self.forwards.append(
@@ -253,7 +248,7 @@ class _QueryState:
     """Which prefixes of one query are in the cache, and where."""
 
     def __init__(self, row: int, prompt_length: int):
-        self.row = row
+        self._row = row
         self.hidden_of: dict[Prefix, int] = {(): row}
         """Prefix -> place of its hidden state."""
         self._prompt_length = prompt_length
@@ -262,13 +257,13 @@ class _QueryState:
         """Per slot after the prompt: the parent's, counted from there too; -1 = the prompt."""
 
     def add(self, wanted: Iterable[Prefix], num_hidden: int) -> list[Prefix]:
-        """Gives the wanted prefixes and their ancestors slots; returns those that had none, parents first."""
+        """Gives the wanted prefixes and their ancestors slots; returns those that had none, in the order of their paths."""
         missing: set[Prefix] = set()
         for prefix in wanted:
             while prefix and prefix not in self._slot_of and prefix not in missing:
                 missing.add(prefix)
                 prefix = prefix[:-1]
-        added = sorted(missing, key=lambda prefix: (len(prefix), prefix))
+        added = sorted(missing)
         for place, prefix in enumerate(added, start=num_hidden):
             self._slot_of[prefix] = len(self._parents)
             self._parents.append(self._slot_of[prefix[:-1]] if len(prefix) > 1 else -1)
@@ -278,7 +273,7 @@ class _QueryState:
     def new_tokens(self, added: list[Prefix], max_length: int | None) -> NewTokens:
         """The last tokens of the prefixes just added: each sees the prompt, its ancestors and itself."""
         depths = np.array([len(prefix) for prefix in added])
-        length = self._prompt_length + int(depths[-1])
+        length = self._prompt_length + int(depths.max())
         if max_length is not None and length > max_length:
             raise ValueError(f"prompt and docid have {length} tokens, the model's sliding window {max_length}")
         parents = np.array(self._parents)
@@ -290,7 +285,7 @@ class _QueryState:
             seen = parents[seen]
             place, seen = place[seen >= 0], seen[seen >= 0]
         tokens = np.array([prefix[-1] for prefix in added])
-        return NewTokens(self.row, tokens, self._prompt_length + depths - 1, is_visible)
+        return NewTokens(self._row, tokens, self._prompt_length + depths - 1, is_visible)
 
 
 def _text(row: int, tokens: Sequence[int], begin: int) -> NewTokens:

@@ -38,9 +38,6 @@ class Scorer(Protocol):
     def log_probs(self, requests: Sequence[Request], normalise: str) -> list[np.ndarray]:
         """Returns the log-probabilities (float64 [C]) of each request's tokens."""
 
-    def finish(self, query: int) -> None:
-        """Tells that no more prefixes of this query will be asked for."""
-
 
 class CallableScorer:
     """A scorer for one query from a function over prefixes, such as a table of probabilities."""
@@ -62,9 +59,6 @@ class CallableScorer:
             checked(value.astype(np.float64) - log_sums[request.prefix])
             for value, request in zip(values, requests, strict=True)
         ]
-
-    def finish(self, query: int) -> None:
-        """Nothing is kept."""
 
 
 def split_log_softmax(logits: np.ndarray, lengths: Sequence[int]) -> list[np.ndarray]:

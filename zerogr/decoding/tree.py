@@ -109,8 +109,7 @@ class ScoredTree:
         self._trie = trie
         self._eos_token_id = eos_token_id
         self._normalise = normalise
-        self.query = query
-        """Place of the query in the batch."""
+        self._query = query
         self.num_scored = 0
         """Prefixes the model has scored."""
         self.num_rounds = 0
@@ -138,14 +137,14 @@ class ScoredTree:
                 continue
             if not node.is_leaf:
                 nodes.append(node)
-                requests.append(Request(self.query, node.path, node.tokens))
+                requests.append(Request(self._query, node.path, node.tokens))
                 continue
             begin, end = node.num_forced_scored, len(node.tail)
             if ask.num_forced is not None:
                 end = min(end, begin + ask.num_forced)
             tail = np.array(node.tail)
             nodes += [node] * (end - begin)
-            requests += [Request(self.query, node.path + node.tail[:i], tail[i : i + 1]) for i in range(begin, end)]
+            requests += [Request(self._query, node.path + node.tail[:i], tail[i : i + 1]) for i in range(begin, end)]
         if requests:
             self.num_scored += len(requests)
             self.num_rounds += 1

@@ -1,17 +1,18 @@
 """Attention over many growing trees at once: the KV cache and the attention function of the tree decoder.
 
-The new tokens of all queries are packed into one row [1, T], so that the model's linear layers see no padding. Each query
-has a row of its own in the cache; only attention is padded, to the query with the most new tokens. What a token may see
-is a mask, so the slots of a row may hold a tree: its prompt, then prefixes in the order they were evaluated.
+The new tokens of all queries are packed into one row [1, T], so that the model's linear layers see no padding. Each query has
+a row of its own in the cache, whose slots hold a tree: its prompt, then prefixes in the order they were evaluated.
 
     cache row    p0 p1 p2 | a  b  ab  abc  bd     (prompt | prefixes)
     abc sees      x  x  x | x      x   x
 
-The query heads that share a key head become further query positions of it, which spares the copies of
-grouped-query attention.
+A token sees a small part of a large tree. So the new tokens of a query, in the order of their paths, are cut into blocks, and
+a block's attention reads only the slots that some token in it sees. All blocks of all queries are one batched call,
+padded to the largest of them. The query heads that share a key head become further query positions of it, which spares
+the copies of grouped-query attention.
 
-Shapes: T new tokens of all queries, R cache rows, n new tokens of the row that has most, L slots, H query heads, J key heads,
-G = H / J, D head size.
+Shapes: T new tokens of all queries, N blocks, n tokens of the largest block, U slots of the block that sees most, R cache
+rows, H query heads, J key heads, G = H / J, D head size.
 """
 
 from __future__ import annotations
@@ -29,10 +30,13 @@ from transformers.masking_utils import sdpa_mask
 TREE_ATTENTION = "zerogr_tree"
 """The name to give to `model.set_attn_implementation` after `register_tree_attention()`."""
 
+BLOCK_TOKENS = 32
+"""Most tokens of a block. Larger blocks see more slots that most of their tokens do not, smaller ones copy the prompt more."""
+
 _SPARE_SLOTS = 64
 
 KeysValues = list[tuple[torch.Tensor, torch.Tensor]]
-"""Per layer the keys and values [J, tokens, D] of a piece of text."""
+"""Per layer the keys and values [tokens, J, D] of a piece of text."""
 
 
 def register_tree_attention() -> None:
@@ -57,7 +61,7 @@ class NewTokens(NamedTuple):
 
     row: int
     tokens: np.ndarray
-    """int64 [n]."""
+    """int64 [n], in the order of their paths."""
     positions: np.ndarray
     """int64 [n], from 0."""
     is_visible: np.ndarray
@@ -66,20 +70,18 @@ class NewTokens(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where the T new tokens of one forward pass stand."""
+    """Where the new tokens of one forward pass stand, and what their blocks see."""
 
-    row_T: torch.Tensor
-    """int64: cache row."""
     slot_T: torch.Tensor
-    """int64: slot within the row."""
-    padded_T: torch.Tensor
-    """int64: place in the padded [R n]."""
-    num_rows: int
-    """R."""
-    width: int
+    """int64: row * slots of a row + slot."""
+    place_T: torch.Tensor
+    """int64: place in the padded blocks [N n]."""
+    seen_NU: torch.Tensor
+    """int64: row * slots of a row + slot."""
+    block_tokens: int
     """n."""
-    num_slots: int
-    """L."""
+    is_padded: bool
+    """Whether the blocks have places without a token."""
 
 
 class TreeCache:
@@ -89,74 +91,88 @@ class TreeCache:
 
     def __init__(self, num_rows: int):
         self._num_rows = num_rows
+        self._num_slots = 0
         self._buffers: list[list[torch.Tensor]] = []
-        """Per layer keys and values [R, J, slots, D]."""
+        """Per layer keys and values [R, slots, J, D]."""
         self._layout: Layout | None = None
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """The number of slots in use by the longest row."""
-        return self._layout.num_slots if self._layout else 0
+        """The number of slots of a row."""
+        return self._num_slots
 
     def place(self, new: Sequence[NewTokens], device: torch.device, dtype: torch.dtype) -> tuple[Layout, torch.Tensor]:
-        """Lays out the next forward pass: where its tokens go, and the additive mask [R, n, L] of what they see."""
-        width = max(len(part.tokens) for part in new)
-        num_slots = max(part.is_visible.shape[1] for part in new)
-        is_visible = np.zeros((self._num_rows, width, num_slots), dtype=bool)
-        places = []
+        """Lays out the next forward pass: where its tokens go, and the additive mask [N, n, U] of what blocks see."""
+        self._reserve(max(part.is_visible.shape[1] for part in new))
+        blocks: list[tuple[int, np.ndarray, np.ndarray]] = []  # row, slots [u], what is visible of them [m, u]
+        slots = []
         for part in new:
-            count, slots = part.is_visible.shape
-            is_visible[part.row, :count, :slots] = part.is_visible
-            place = np.arange(count)
-            places.append(np.stack([np.full(count, part.row), slots - count + place, part.row * width + place]))
-        row_T, slot_T, padded_T = torch.from_numpy(np.concatenate(places, axis=1)).to(device)
-        self._layout = Layout(row_T, slot_T, padded_T, self._num_rows, width, num_slots)
-        visible = torch.from_numpy(is_visible).to(device)
+            count, used = part.is_visible.shape
+            slots.append(part.row * self._num_slots + np.arange(used - count, used))
+            for is_visible in np.array_split(part.is_visible, -(-count // BLOCK_TOKENS)):
+                seen = np.flatnonzero(is_visible.any(axis=0))
+                blocks.append((part.row, seen, is_visible[:, seen]))
+        width = max(len(is_visible) for _, _, is_visible in blocks)
+        num_seen = max(len(seen) for _, seen, _ in blocks)
+        seen_NU = np.zeros((len(blocks), num_seen), dtype=np.int64)
+        visible_NnU = np.zeros((len(blocks), width, num_seen), dtype=bool)
+        places = []
+        for block, (row, seen, is_visible) in enumerate(blocks):
+            seen_NU[block, : len(seen)] = row * self._num_slots + seen
+            visible_NnU[block, : len(is_visible), : len(seen)] = is_visible
+            places.append(block * width + np.arange(len(is_visible)))
+        place_T = np.concatenate(places)
+        self._layout = Layout(
+            slot_T=torch.from_numpy(np.concatenate(slots)).to(device),
+            place_T=torch.from_numpy(place_T).to(device),
+            seen_NU=torch.from_numpy(seen_NU).to(device),
+            block_tokens=width,
+            is_padded=len(place_T) < len(blocks) * width,
+        )
+        visible = torch.from_numpy(visible_NnU).to(device)
         mask = torch.zeros(visible.shape, dtype=dtype, device=device)
         return self._layout, mask.masked_fill_(~visible, torch.finfo(dtype).min)
 
     def update(
         self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Stores the new tokens' keys and values [1, J, T, D] and returns those of all slots [R, J, L, D]."""
+        """Stores the new tokens' keys and values [1, J, T, D] and returns those that the blocks see [N, J, U, D]."""
         layout = self._layout
         assert layout is not None, "`place` comes before the forward pass"
-        buffers = self._grown(layer_idx, (key, value), layout.num_slots)
-        for buffer, new in zip(buffers, (key, value), strict=True):
-            buffer[layout.row_T, :, layout.slot_T] = new[0].transpose(0, 1)
-        keys, values = (buffer[:, :, : layout.num_slots] for buffer in buffers)
-        return keys, values
+        found = []
+        for buffer, new in zip(self._grown(layer_idx, (key, value)), (key, value), strict=True):
+            slots = buffer.view(-1, *buffer.shape[2:])
+            slots.index_copy_(0, layout.slot_T, new[0].transpose(0, 1))
+            seen = slots.index_select(0, layout.seen_NU.view(-1))
+            found.append(seen.view(*layout.seen_NU.shape, *seen.shape[1:]).transpose(1, 2))
+        return found[0], found[1]
 
     def put(self, row: int, text: KeysValues) -> None:
         """Copies the keys and values of a piece of text into the first slots of a row."""
+        self._reserve(len(text[0][0]))
         for layer, parts in enumerate(text):
-            buffers = self._grown(layer, [part[None] for part in parts], parts[0].shape[1])
-            for buffer, part in zip(buffers, parts, strict=True):
-                buffer[row, :, : part.shape[1]] = part
+            like = [part.transpose(0, 1)[None] for part in parts]
+            for buffer, part in zip(self._grown(layer, like), parts, strict=True):
+                buffer[row, : len(part)] = part
 
-    def row(self, row: int) -> KeysValues:
-        """A copy of the keys and values of a row."""
-        num_slots = self.get_seq_length()
-        return [
-            (keys[row, :, :num_slots].clone(), values[row, :, :num_slots].clone()) for keys, values in self._buffers
-        ]
+    def first(self, row: int, num_tokens: int) -> KeysValues:
+        """A copy of the keys and values in the first slots of a row."""
+        return [(keys[row, :num_tokens].clone(), values[row, :num_tokens].clone()) for keys, values in self._buffers]
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Drops all rows but these, which become 0, 1, ..."""
-        self._num_rows = len(rows)
-        for buffers in self._buffers:
-            index = torch.tensor(rows, device=buffers[0].device)
-            buffers[:] = [buffer.index_select(0, index) for buffer in buffers]
+    def _reserve(self, num_slots: int) -> None:
+        if num_slots > self._num_slots:
+            self._num_slots = max(2 * self._num_slots, num_slots + _SPARE_SLOTS)
 
-    def _grown(self, layer: int, like: Sequence[torch.Tensor], num_slots: int) -> list[torch.Tensor]:
-        """The buffers of a layer, with room for `num_slots`; new room holds zeros, for a masked NaN is still a NaN."""
+    def _grown(self, layer: int, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The layer's buffers with as many slots as are reserved; `like` [1, J, any, D] gives the other sizes."""
         if layer == len(self._buffers):
-            self._buffers.append([part.new_zeros(self._num_rows, part.shape[1], 0, part.shape[3]) for part in like])
+            # Zeros, not garbage: padding reads slot 0, and a masked NaN is still a NaN.
+            self._buffers.append([part.new_zeros(self._num_rows, 0, part.shape[1], part.shape[3]) for part in like])
         buffers = self._buffers[layer]
-        if num_slots > buffers[0].shape[2]:
+        if buffers[0].shape[1] < self._num_slots:
             for i, buffer in enumerate(buffers):
-                rows, heads, used, size = buffer.shape
-                buffers[i] = buffer.new_zeros(rows, heads, max(2 * used, num_slots + _SPARE_SLOTS), size)
-                buffers[i][:, :, :used] = buffer
+                rows, used, heads, size = buffer.shape
+                buffers[i] = buffer.new_zeros(rows, self._num_slots, heads, size)
+                buffers[i][:, :used] = buffer
         return buffers
 
 
@@ -171,26 +187,23 @@ def _tree_attention(
     tree_layout: Layout | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of packed queries [1, H, T, D] to keys and values [R, J, L, D] under an additive mask [R, 1, G n, L].
+    """Attention of packed queries [1, H, T, D] to the blocks' keys and values [N, J, U, D], mask [N, 1, G n, U].
 
     Without a layout, plain attention: the model can still be used as it was.
     """
     if tree_layout is None:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
         return output, None
-    _, num_heads, num_tokens, size = query.shape
-    num_rows, num_key_heads = key.shape[:2]
-    width = tree_layout.width
-    packed_THD = query[0].transpose(0, 1)
-    if num_tokens == num_rows * width:  # no padding: packed is padded
-        padded = packed_THD
-    else:
-        padded = query.new_zeros(num_rows * width, num_heads, size)
-        padded[tree_layout.padded_T] = packed_THD
-    grouped = padded.view(num_rows, width, num_key_heads, -1, size).permute(0, 2, 3, 1, 4)
+    num_blocks, num_key_heads = key.shape[:2]
+    _, num_heads, _, size = query.shape
+    width = tree_layout.block_tokens
+    blocks = query[0].transpose(0, 1)
+    if tree_layout.is_padded:
+        blocks = query.new_zeros(num_blocks * width, num_heads, size).index_copy_(0, tree_layout.place_T, blocks)
+    grouped = blocks.reshape(num_blocks, width, num_key_heads, -1, size).permute(0, 2, 3, 1, 4)
     output = torch.nn.functional.scaled_dot_product_attention(
-        grouped.reshape(num_rows, num_key_heads, -1, size), key, value, attn_mask=attention_mask, scale=scaling
+        grouped.reshape(num_blocks, num_key_heads, -1, size), key, value, attn_mask=attention_mask, scale=scaling
     )
-    output = output.view(num_rows, num_key_heads, -1, width, value.shape[3]).permute(0, 3, 1, 2, 4)
-    output = output.reshape(num_rows * width, num_heads, value.shape[3])
-    return (output if num_tokens == num_rows * width else output[tree_layout.padded_T])[None], None
+    output = output.view(num_blocks, num_key_heads, -1, width, value.shape[3]).permute(0, 3, 1, 2, 4)
+    output = output.reshape(num_blocks * width, num_heads, value.shape[3])
+    return (output.index_select(0, tree_layout.place_T) if tree_layout.is_padded else output)[None], None
