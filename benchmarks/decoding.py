@@ -37,6 +37,7 @@ import pyarrow as pa
 import torch
 
 from benchmarks.peers import (
+    DictTrie,
     Path,
     bare_forwards_s,
     constrained_beam,
@@ -83,7 +84,8 @@ NOTES = """
   ours of the same semantics (`overlap_with_constrained_beam_*`: the share of the same documents), the other speed-ups with
   ours under `allowed`. `generate` encodes the prompt once per beam.
 - `sequential` is an estimate: k times the mean of draws spread over the schedule, each with the leaves of our own earlier draws
-  removed, plus one copy of the trie. Like the official code it ends a docid at its shortest distinguishing prefix.
+  removed, plus one copy of the trie. Like the official code it ends a docid at its shortest distinguishing prefix;
+  `sequential_whole_docids` writes docids to their end.
 - `bare` forward passes have the same new tokens, queries and context as ours, a plain causal mask and no output head.
 """
 
@@ -204,10 +206,9 @@ def measure_against_peers(bench: Bench, ks: Sequence[int], num_queries: int, num
         figures[f"constrained_beam_k{k}_s"] = seconds
         beams[k] = [path for path, _ in found]
 
-    def sequential_peer() -> None:
+    def sequential_peer(name: str, fresh: DictTrie, path_of: dict[Path, Path]) -> None:
         k = max(ks)
-        truncated, path_of = truncated_trie(bench.docids, bench.end)
-        copy_s, trie = _timed(bench, lambda: copy.deepcopy(truncated))
+        copy_s, trie = _timed(bench, lambda: copy.deepcopy(fresh))
         earlier = [path_of[item.tokens] for item in bench.ours([0], k, "reverse_annealing").found[0]]
         draw_s = []
         for number, path in enumerate(earlier):
@@ -215,15 +216,21 @@ def measure_against_peers(bench: Bench, ks: Sequence[int], num_queries: int, num
                 one_draw = partial(draw, bench.model, bench.prompt(0), trie, temperature(number, max(k, 100)))
                 draw_s.append(_timed(bench, partial(one_draw, end=bench.end))[0])
             remove(trie, path)
-        figures["sequential_draw_s"] = mean(draw_s)
         figures["num_sequential_draws_timed"] = len(draw_s)
-        figures[f"sequential_k{k}_s"] = copy_s + k * mean(draw_s)
+        figures[f"{name}_draw_s"] = mean(draw_s)
+        figures[f"{name}_k{k}_s"] = copy_s + k * mean(draw_s)
 
+    whole_paths = {docid: (*docid, bench.end) for docid in bench.docids}
+    peers: list[Callable[[], None]] = [
+        lambda: sequential_peer("sequential", *truncated_trie(bench.docids, bench.end)),
+        lambda: sequential_peer("sequential_whole_docids", whole, whole_paths),
+        *(partial(beam_peer, k) for k in ks),
+    ]
     constrained_beam(bench.model, bench.prompt(0), whole, 2, end=bench.end, max_tokens=2)
     bench.ours([0], ks[0], "beam")
     bench.ours([0], ks[0], "beam_vocabulary")
     runs: dict[tuple[str, int, int], list[Timed]] = {}
-    for peer in (sequential_peer, *(lambda k=k: beam_peer(k) for k in ks)):
+    for peer in peers:
         for k in ks:
             for method in METHODS:
                 for query in range(num_queries):
@@ -247,8 +254,9 @@ def measure_against_peers(bench: Bench, ks: Sequence[int], num_queries: int, num
         figures[f"speedup_best_first_vs_constrained_beam_k{k}"] = peer_s / first_s["best_first"]
         found = runs["beam_vocabulary", k, 0][0].found[0]
         figures[f"overlap_with_constrained_beam_k{k}"] = _overlap([item.tokens for item in found], beams[k])
-        if f"sequential_k{k}_s" in figures:
-            figures[f"speedup_vs_sequential_k{k}"] = figures[f"sequential_k{k}_s"] / first_s["reverse_annealing"]
+        for name in ("sequential", "sequential_whole_docids"):
+            if f"{name}_k{k}_s" in figures:
+                figures[f"speedup_vs_{name}_k{k}"] = figures[f"{name}_k{k}_s"] / first_s["reverse_annealing"]
     k = max(ks)
     figures["fraction_outside_forward"] = max(
         figures[f"fraction_outside_forward_{method}_k{k}"] for method in ("beam", "reverse_annealing")
