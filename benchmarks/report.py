@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 
 
@@ -35,7 +36,7 @@ def report(title: str, figures: Mapping[str, object], out: Path | None, notes: s
     if out is not None:
         circumstances = {
             "hardware": hardware(),
-            "software": f"Python {platform.python_version()}, {platform.system()} {platform.release()}",
+            "software": software(),
             "command": f"`{command()}`",
             "commit": commit(),
             "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
@@ -57,6 +58,12 @@ def hardware() -> str:
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"{model}, {num_cores} cores, {memory_gib:.0f} GiB"
+
+
+def software() -> str:
+    """The versions of Python and of the libraries that the figures depend on."""
+    versions = (f"{name} {version(name)}" for name in ("numpy", "torch", "transformers"))
+    return f"Python {platform.python_version()} ({platform.system()}), " + ", ".join(versions)
 
 
 def command() -> str:
