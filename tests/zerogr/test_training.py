@@ -323,7 +323,7 @@ class TestLoop:
         with pytest.raises(FloatingPointError) as caught:
             run(model, make_examples(chat), StorageCheckpointer(str(tmp_path)))
         assert str(caught.value) == (
-            "the loss is nan at step 1; lower training.learning_rate (it is 0.01) and run again"
+            "the loss is nan at step 1; lower training.learning_rate (it is 0.01) and run again with --rebuild retriever"
         )
         assert storage.list_files(str(tmp_path)) == {}  # and no checkpoint to go on from
 

@@ -149,7 +149,7 @@ def train(
             if not np.isfinite(loss):
                 raise FloatingPointError(
                     f"the loss is {loss} at step {step + 1}; lower training.learning_rate "
-                    f"(it is {settings.learning_rate}) and run again"
+                    f"(it is {settings.learning_rate}) and run again with --rebuild retriever"
                 )
             step += 1
             losses.append(loss)
