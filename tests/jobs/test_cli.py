@@ -238,7 +238,7 @@ def test_json_is_all_there_is_on_standard_output(tiny_index: str, collection: Pa
         "    print('\\0', flush=True)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, json.dumps(commands)], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script, json.dumps(commands)], cwd=ROOT, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     *documents, rest = done.stdout.split("\0\n")
@@ -254,7 +254,7 @@ def test_mistake_in_a_process_of_its_own(tmp_path: Path) -> None:
     for module in ("jobs.cli", "jobs.index", "jobs.train"):
         arguments = ["index", "none.yaml"] if module == "jobs.cli" else ["none.yaml"]
         done = subprocess.run(
-            [sys.executable, "-m", module, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
+            [sys.executable, "-m", module, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600
         )
         assert (done.returncode, done.stdout) == (2, "")
         (line,) = done.stderr.splitlines()

@@ -28,7 +28,7 @@ sys.meta_path.insert(0, Blocker())
 
 def run(code: str) -> str:
     """Runs code in a fresh interpreter at the project's root; returns what it printed."""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
