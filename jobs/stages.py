@@ -16,12 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_stage(
-    stage: str,
-    config: Config,
-    inputs: dict[str, Any],
-    build: Callable[[Config, Index], dict[str, Any]],
-    *,
-    uri: str | None = None,
+    stage: str, config: Config, inputs: dict[str, Any], build: Callable[[Config, Index], dict[str, Any]]
 ) -> StageRecord:
     """Runs one stage unless it is done; returns its record.
 
@@ -30,12 +25,11 @@ def run_stage(
         config: Of the run.
         inputs: What its fingerprint is made of.
         build: Does the work that is left and returns the stage's counts.
-        uri: Where the stage lives; None = in the configuration's index.
 
     Raises:
         UserError: The stage was made from other inputs, or too many of its rows were rejected.
     """
-    index = Index(uri or config.index)
+    index = Index(config.index)
     if not index.begin(stage, inputs):
         record = index.require(stage)
         logger.info("%s: done before (%s)", stage, summary(record.counts))
@@ -66,21 +60,14 @@ def _check_rejected(stage: str, config: Config, index: Index, counts: dict[str, 
 
 
 def summary(counts: dict[str, Any]) -> str:
-    """Returns the counts that are not zero, on one line: a number, the numbers of rounds, or numbers by name."""
-    return ", ".join(
-        f"{key.replace('_', ' ')} {shown}" for key, value in counts.items() if (shown := _shown(value)) is not None
-    )
-
-
-def _shown(value: Any) -> str | None:
-    match value:
-        case int() | float():
-            return f"{value:,}" if value else None
-        case list() if any(value) and all(isinstance(number, int) for number in value):
-            return " → ".join(f"{number:,}" for number in value)
-        case dict() if value and all(isinstance(number, int) for number in value.values()):
-            return f"({summary(value)})"
-        case str():
-            return value
-        case _:
-            return None
+    """Returns the counts that are not zero, on one line."""
+    shown = []
+    for key, value in counts.items():
+        if isinstance(value, dict | list) or value in (None, 0):
+            continue
+        shown.append(
+            f"{key.replace('_', ' ')} {value:,}"
+            if isinstance(value, int | float)
+            else f"{key.replace('_', ' ')} {value}"
+        )
+    return ", ".join(shown)

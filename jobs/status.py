@@ -7,15 +7,15 @@ from typing import Any
 
 from jobs.stages import summary
 from zerogr.errors import UserError
-from zerogr.index import DISTIL, FOLDERS, STAGES, Index, shards_in
+from zerogr.index import FOLDERS, STAGES, Index, shards_in
 from zerogr.progress import duration
 
 
 def status(uri: str) -> dict[str, Any]:
-    """Returns {"index", "stages": {name: {"state", "fingerprint", "counts", ...}}}, of teacher data as well.
+    """Returns {"index", "stages": {name: {"state", "fingerprint", "counts", ...}}}.
 
     Raises:
-        UserError: There is neither at the URI.
+        UserError: There is no index at the URI.
     """
     index = Index(uri)
     finished, begun = index.manifest()["stages"], index.begun()
@@ -23,7 +23,7 @@ def status(uri: str) -> dict[str, Any]:
         raise UserError(f"there is no index at '{uri}'; `zerogr index CONFIG` makes one")
     num_shards = len(shards_in(index.path("corpus")))
     stages: dict[str, Any] = {}
-    for stage in (DISTIL,) if DISTIL in {*finished, *begun} else STAGES:
+    for stage in STAGES:
         if stage in finished:
             entry = finished[stage]
             rejected = index.num_rejected(stage)
@@ -36,7 +36,7 @@ def status(uri: str) -> dict[str, Any]:
             shards = (
                 {} if stage in ("trie", "retriever", "evaluation") else {"shards": len(shards_in(index.path(folder)))}
             )
-            if shards and stage not in ("corpus", DISTIL):
+            if shards and stage != "corpus":
                 shards["of"] = num_shards
             stages[stage] = {"state": "unfinished", **shards}
         else:

@@ -7,8 +7,6 @@ on. A stage that was begun with one fingerprint refuses another, naming the keys
 
     index.json          {"format", "config", "stages": {name: {"fingerprint", "inputs", "counts", "files", "seconds", ...}}}
     work/<stage>.json   {"fingerprint", "inputs"} of a stage that has begun
-
-A folder of teacher data is kept by the same rules. It has one stage, `distil`, and is never an index as well.
 """
 
 from __future__ import annotations
@@ -34,12 +32,8 @@ UPSTREAM = {
     "trie": ("docids",),
     "retriever": ("docids", "queries"),
     "evaluation": ("trie", "retriever"),
-    "distil": (),
 }
-DISTIL = "distil"
-"""The one stage of a folder of teacher data."""
-STAGES = tuple(stage for stage in UPSTREAM if stage != DISTIL)
-"""The stages of an index, in order."""
+STAGES = tuple(UPSTREAM)
 FOLDERS = {
     "corpus": ("corpus", "work/document_frequency.bin"),
     "docids": ("docids", "work/docids"),
@@ -47,7 +41,6 @@ FOLDERS = {
     "trie": ("trie",),
     "retriever": ("retriever", "work/training"),
     "evaluation": ("evaluation",),
-    "distil": ("docids", "queries"),
 }
 """What a rebuild of each stage deletes."""
 
@@ -142,9 +135,7 @@ class Index:
 
         Raises:
             StageRefused: The stage was begun or finished with other inputs; the differing keys are named.
-            UserError: An index is to be begun in a folder of teacher data, or the other way round.
         """
-        self._check_kind(stage)
         print_ = fingerprint(inputs)
         stored = self.record(stage)
         begun = None if stored else self._begun(stage)
@@ -162,14 +153,6 @@ class Index:
         if not any(storage.list_files(self.path(folder)) for folder in FOLDERS[stage]):
             storage.delete(self.path("work", f"{stage}.json"))
 
-    def _check_kind(self, stage: str) -> None:
-        # Both kinds hold shards in docids/ and queries/; one would take the other's for its own.
-        known = {*self.manifest()["stages"], *self.begun()}
-        if stage == DISTIL and known - {DISTIL}:
-            raise UserError(f"'{self.uri}' holds an index; give teacher data a folder of its own: set distil.out")
-        if stage != DISTIL and DISTIL in known:
-            raise UserError(f"'{self.uri}' holds teacher data; give the index a folder of its own: set index")
-
     def _begun(self, stage: str) -> dict[str, Any] | None:
         try:
             return storage.read_json(self.path("work", f"{stage}.json"))
@@ -179,7 +162,7 @@ class Index:
     def begun(self) -> list[str]:
         """Returns the stages that were begun and not finished."""
         finished = self.manifest()["stages"]
-        return [stage for stage in UPSTREAM if stage not in finished and self._begun(stage)]
+        return [stage for stage in STAGES if stage not in finished and self._begun(stage)]
 
     def finish(
         self, stage: str, inputs: dict[str, Any], *, config: dict[str, Any], counts: dict[str, Any], seconds: float
@@ -203,12 +186,8 @@ class Index:
         """Forgets a stage and everything made from it; returns their names.
 
         The manifest goes first, so that an interrupted rebuild leaves a stage to do and never a half-deleted finished one.
-
-        Raises:
-            UserError: The stage is that of an index and the folder one of teacher data, or the other way round.
         """
-        self._check_kind(stage)
-        doomed = [name for name in UPSTREAM if name == stage or _depends(name, stage)]
+        doomed = [name for name in STAGES if name == stage or _depends(name, stage)]
         manifest = self.manifest()
         manifest["stages"] = {name: entry for name, entry in manifest["stages"].items() if name not in doomed}
         if storage.exists(self.path("index.json")):
@@ -268,5 +247,5 @@ def _refusal(uri: str, stage: str, old: dict[str, Any], new: dict[str, Any]) -> 
     named = ", ".join(f"{key} ({show(old, key)} there, {show(new, key)} now)" for key in differing)
     return (
         f"stage '{stage}' of '{uri}' was made with another {named}; run again with --rebuild {stage}, "
-        f"or with another {'distil.out' if stage == DISTIL else 'index URI'}"
+        "or with another index URI"
     )

@@ -13,16 +13,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from zerogr import prompts
+from zerogr import prompts, storage
 from zerogr.config import Config
 from zerogr.corpus.stage import load_frequency
 from zerogr.engines import Engine, Generation, Prompt, Sampling
 from zerogr.generation import ShardReport, model_inputs, read_counts, write_shard
-from zerogr.index import Index
+from zerogr.index import Index, shards_in
 from zerogr.seeds import seed_of
 from zerogr.words import DocumentFrequency, is_topical, rank_terms, words
 
-VERSION = 2
+VERSION = 1
 SCHEMA = pa.schema(
     [
         ("row_id", pa.int64()),
@@ -66,14 +66,7 @@ class QueryWriter:
     def __call__(self, shard: int) -> ShardReport:
         """Publishes the shard's queries and returns its counts."""
         return write_shard(
-            self._index,
-            "queries",
-            "queries",
-            shard,
-            SCHEMA,
-            generate=self._generate,
-            make_row=self._make_row,
-            counted=("queries", "spans"),
+            self._index, "queries", "queries", shard, SCHEMA, generate=self._generate, make_row=self._make_row
         )
 
     def _make_row(self, document: dict[str, Any], generation: Generation) -> dict[str, Any]:
@@ -135,7 +128,7 @@ def clean_queries(texts: list[str], title: str, text: str) -> list[str]:
         topical = {_stem(term) for term in terms if is_topical(term)}
         num_shared = len(topical & own)
         echo = _ECHO.search(query)
-        if len(query.split()) > MAX_QUERY_WORDS or (echo and echo[0].lower() not in document):
+        if len(terms) > MAX_QUERY_WORDS or (echo and echo[0].lower() not in document):
             continue
         if num_shared < min(2, len(topical)) or 3 * num_shared < len(topical) or not num_shared:
             continue
@@ -177,6 +170,12 @@ def _draw_terms(ranked: list[tuple[str, float]], count: int, draw: random.Random
 
 
 def queries_counts(index: Index) -> dict[str, Any]:
-    """Returns the counts of the finished query stage, which are those of its shards' footers."""
-    counts = read_counts(index, "queries")
-    return {"rows": counts.pop("rows"), "rejected": sum(index.num_rejected("queries").values()), **counts}
+    """Returns the counts of the finished query stage."""
+    tables = [storage.read_parquet(index.shard("queries", shard)) for shard in shards_in(index.path("queries"))]
+    return {
+        "rows": sum(table.num_rows for table in tables),
+        "rejected": sum(index.num_rejected("queries").values()),
+        "queries": sum(len(table.column("queries").combine_chunks().flatten()) for table in tables),
+        "spans": sum(len(table.column("spans").combine_chunks().flatten()) for table in tables),
+        **read_counts(tables),
+    }

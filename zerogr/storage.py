@@ -3,14 +3,10 @@
 What is written is published whole: a local file is written beside its place and renamed over it, an object is one put.
 A reader therefore sees the old content or the new, never half. Names that start with a dot are unfinished files and
 are invisible to `list_files`.
-
-S3 that answers 5xx, throttles, times out or breaks a connection is asked again, after longer and longer waits, for about
-half a minute (one that says SlowDown for minutes); 403 and 404 are answers. What is still wrong then is raised.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import json
@@ -27,12 +23,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from zerogr.errors import Fault, UserError
-
-_S3_RETRIES = {"mode": "standard", "total_max_attempts": 8}
-"""botocore's. A failed attempt is followed by a wait of 0 to 1, 2, 4, ... 20 s; what breaks off in an answer's body is
-repeated by s3fs itself."""
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from zerogr.errors import UserError
 
 
 def join(uri: str, *parts: str) -> str:
@@ -46,14 +37,10 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     Raises:
         UserError: No filesystem is known for the scheme, or its package is not installed.
     """
-    options: dict[str, Any] = {}
-    if "://" in uri and not uri.startswith("file://"):
-        # Another process may have published since we last looked: a cached listing would hide its shards.
-        options["use_listings_cache"] = False
-    if uri.startswith(("s3://", "s3a://")):
-        options["config_kwargs"] = {"retries": _S3_RETRIES}
+    remote = "://" in uri and not uri.startswith("file://")
     try:
-        return fsspec.core.url_to_fs(uri, **options)
+        # Another process may have published since we last looked: a cached listing would hide its shards.
+        return fsspec.core.url_to_fs(uri, **({"use_listings_cache": False} if remote else {}))
     except (ValueError, ImportError) as error:
         raise UserError(
             f"'{uri}' cannot be opened: {error}; use a path, file://, s3:// or another scheme fsspec knows"
@@ -88,32 +75,16 @@ def write_bytes(uri: str, data: bytes) -> None:
 
     Raises:
         UserError: The place cannot be written to (permission, missing bucket).
-        Fault: The disk is full.
     """
     fs, path = filesystem(uri)
     try:
         if is_local(uri):
-            with _room(uri):
-                _write_local(Path(path), data)
+            _write_local(Path(path), data)
         else:
             fs.pipe_file(path, data)
     except (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise UserError(
             f"'{uri}' cannot be written: {error}; check that the place exists and that you may write there"
-        ) from error
-
-
-@contextmanager
-def _room(place: str) -> Iterator[None]:
-    """Turns the error of a full disk in the block into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        raise Fault(
-            f"'{place}' cannot be written: {str(error.strerror).lower()}; make room there and run the same command again, "
-            "what is published is kept"
         ) from error
 
 
@@ -167,8 +138,7 @@ def upload_folder(folder: Path, uri: str) -> None:
         target = join(uri, file.relative_to(folder).as_posix())
         fs, path = filesystem(target)
         if is_local(target):
-            with _room(target):
-                _copy_local(file, Path(path))
+            _copy_local(file, Path(path))
         else:
             fs.put_file(str(file), path)
 
@@ -211,7 +181,7 @@ def local_folder(uri: str) -> Path:
     target = cache_folder() / "downloads" / hashlib.sha256(repr((uri, version)).encode()).hexdigest()[:24]
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _room(str(target)), tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+        with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
             for name in found:
                 local = Path(temporary) / "files" / name[len(path) :].lstrip("/")
                 local.parent.mkdir(parents=True, exist_ok=True)
@@ -228,8 +198,7 @@ def local_folder(uri: str) -> Path:
 def staging_folder(uri: str) -> Iterator[Path]:
     """Yields an empty local folder whose files are published under `uri` when the block ends without an error."""
     with tempfile.TemporaryDirectory(prefix="zerogr-") as temporary:
-        with _room(temporary):
-            yield Path(temporary)
+        yield Path(temporary)
         upload_folder(Path(temporary), uri)
 
 
@@ -246,15 +215,10 @@ def read_parquet(uri: str, columns: list[str] | None = None) -> pa.Table:
         return pq.read_table(file, columns=columns)
 
 
-def parquet_footer(uri: str) -> pq.FileMetaData:
-    """Returns the file's footer: row count and metadata. Raises UserError if the file is damaged."""
-    try:
-        with open_binary(uri) as file:
-            return pq.ParquetFile(file).metadata
-    except pa.ArrowInvalid as error:
-        raise UserError(f"'{uri}' is damaged ({error}); delete it and run the stage again") from None
-
-
 def parquet_num_rows(uri: str) -> int:
     """Returns the row count in the file's footer. Raises UserError if the file is damaged."""
-    return int(parquet_footer(uri).num_rows)
+    try:
+        with open_binary(uri) as file:
+            return int(pq.ParquetFile(file).metadata.num_rows)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"'{uri}' is damaged ({error}); delete it and run the stage again") from None

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zerogr.words import FUNCTION_WORDS, MAX_WORD_CHARACTERS, DocumentFrequency, is_topical, rank_terms, words
+from zerogr.words import FUNCTION_WORDS, DocumentFrequency, is_topical, rank_terms, words
 
 
 class TestWords:
@@ -18,13 +18,8 @@ class TestWords:
             ("os.path.join(a, b)", ["os.path.join", "a", "b"]),
             ("state-of-the-art -- really", ["state-of-the-art", "really"]),
             ("don't snake_case", ["don", "t", "snake", "case"]),
-            ("ภาษาไทย นี่", ["ภาษา", "าษาไ", "ษาไท", "าไทย", "นี่"]),  # no spaces between words: grams of four letters
-            ("東京タワー、日本", ["東京", "タワー", "日本"]),
-            ("京都大学へ行く", ["京都", "都大", "大学", "学へ", "へ行", "行く"]),  # … of two
-            ("らーめんの店", ["らーめ", "めん", "んの", "の店"]),  # the long vowel belongs to its letter
-            ("Python3.11とC++を使う2024年", ["python3.11", "と", "c++", "を使", "使う", "2024", "年"]),
-            ("ປະເທດລາວ ປີ ໒໐໒໔", ["ປະເທ", "ະເທດ", "ເທດລ", "ທດລາ", "ດລາວ", "ປີ", "໒໐໒໔"]),
-            ("می\u200cخواهم क्\u200dष Donau\u00addampf", ["میخواهم", "क्ष", "donaudampf"]),  # joiners, soft hyphen
+            ("ภาษาไทย นี่", ["ภาษาไทย", "นี่"]),
+            ("東京タワー、日本", ["東京タワー", "日本"]),
             ("한국어 العربية हिन्दी", ["한국어", "العربية", "हिन्दी"]),
             ("ﬁne ＡＢＣ ①", ["fine", "abc", "1"]),  # ligature, full width, circled
             ("cafe\u0301", ["café"]),
@@ -35,23 +30,7 @@ class TestWords:
     def test_of_any_script(self, text: str, expected: list[str]) -> None:
         assert words(text) == expected
 
-    def test_a_text_has_the_grams_of_its_parts(self) -> None:
-        for part, text in (("ขนมปัง", "สูตรทำขนมปังที่บ้าน"), ("机器学习", "我们用机器学习方法")):
-            assert set(words(part)) <= set(words(text))
-
-    @pytest.mark.parametrize(
-        ("text", "expected"),
-        [
-            ("x" * 400, ["x" * MAX_WORD_CHARACTERS]),
-            ("rye-" + "x" * 70 + ".bread", ["rye", "x" * MAX_WORD_CHARACTERS, "bread"]),
-            ("x" * MAX_WORD_CHARACTERS, ["x" * MAX_WORD_CHARACTERS]),
-            ("ก" * 400, ["กกกก"] * 397),
-        ],
-    )
-    def test_no_word_is_a_giant(self, text: str, expected: list[str]) -> None:
-        assert words(text) == expected
-
-    @given(st.one_of(st.text(), st.text("ไท่ยกา東ーかタa1+.-\u3099\u200d"), st.text("aé.\u0301ก", min_size=60)))
+    @given(st.text())
     def test_joined_words_are_the_same_words(self, text: str) -> None:
         """A docid is words joined by spaces; read again it must be itself."""
         assert words(" ".join(words(text))) == words(text)
