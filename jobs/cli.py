@@ -13,7 +13,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from zerogr.errors import UserError
+from zerogr.errors import Fault, UserError
 
 if TYPE_CHECKING:
     from zerogr.config import Config
@@ -32,6 +32,30 @@ a first index, offline, on a laptop:
 """
 
 
+DISTIL_EPILOG = """\
+A task is a corpus with its instruction. For every document of every task the teacher, distil.model, is asked what the two
+generators are asked when they index: for docids, and for queries under the task's instruction. Docids that break a rule and
+queries off the topic are rejected with the reason; what is left is for fine-tuning the generators. Run it again after
+a fault: finished shards are never made again.
+
+  distil:
+    model: Qwen/Qwen2.5-7B-Instruct     # a folder, a Hub name or an s3:// URI
+    out: s3://bucket/teacher            # a folder of its own
+    tasks:                              # none = the corpus and the instruction of this file
+      - name: scifact
+        source: path/to/scifact         # whatever corpus.source may be; corpus.title_column and its kin may stand here too
+        instruction: Given a scientific claim, find the abstracts that support or refute it.
+        max_documents: 20000            # sampled by seed; without it all
+
+what it writes below distil.out, a row per pair; the assistant's turn is `prefill`, a space, `completion`:
+  docids/part-000042.parquet            task, doc_id, prompt, prefill, completion
+  queries/part-000042.parquet           task, doc_id, instruction, prompt, prefill, completion
+  rejected/distil-part-000042.parquet   task, doc_id, stage, reason, detail
+
+`zerogr config` explains every key of the section; `zerogr status` takes distil.out as well.
+"""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns its exit status."""
     parser = _parser()
@@ -45,6 +69,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"zerogr: {error}", file=sys.stderr)
         return 2
+    except Fault as fault:
+        print(f"zerogr: {fault}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("zerogr: interrupted; run the same command again to go on where it stopped", file=sys.stderr)
         return 1
@@ -88,7 +115,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    def config_command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+    def config_command(
+        name: str, run: Any, text: str, stages: tuple[str, ...] = STAGE_NAMES
+    ) -> argparse.ArgumentParser:
         sub = command(name, run, text)
         sub.add_argument("config", metavar="CONFIG", help="a YAML file; `zerogr config` prints the documented default")
         sub.add_argument(
@@ -99,8 +128,9 @@ def _parser() -> argparse.ArgumentParser:
             help="override one key; may be given several times",
         )
         sub.add_argument(
-            "--rebuild", action="append", default=[], choices=STAGE_NAMES, metavar="STAGE",
-            help=f"forget a stage and all that was made from it, then run ({', '.join(STAGE_NAMES)})",
+            "--rebuild", action="append", default=[], choices=stages, metavar="STAGE",
+            **({"nargs": "?", "const": stages[0]} if len(stages) == 1 else {}),
+            help=f"forget a stage and all that was made from it, then run ({', '.join(stages)})",
         )  # fmt: skip
         return sub
 
@@ -113,6 +143,10 @@ def _parser() -> argparse.ArgumentParser:
         "train": "train the retriever",
     }.items():
         config_command(name, _stage, text)
+    sub = config_command(
+        "distil", _distil, "have a stronger model write pairs for fine-tuning the generators", ("distil",)
+    )
+    sub.epilog, sub.formatter_class = DISTIL_EPILOG, argparse.RawDescriptionHelpFormatter
     sub = config_command("submit", _submit, "run `index` on a Ray cluster")
     sub.add_argument(
         "--address",
@@ -195,6 +229,26 @@ def _stage(options: argparse.Namespace) -> None:
     config = _load(options)
     record = importlib.import_module(f"jobs.{options.command}").run(config)
     _print_stages(config.index, {STAGE_OF_COMMAND[options.command]: record})
+
+
+def _distil(options: argparse.Namespace) -> None:
+    from jobs import distil
+    from zerogr.config import load_config
+    from zerogr.index import Index
+
+    config = load_config(options.config, options.set)
+    if options.rebuild:
+        Index(config.distil.out).rebuild("distil")
+    record = distil.run(config)
+    counts = record.counts
+    _print_stages(config.distil.out, {"distil": record})
+    width = max(map(len, counts["tasks"]))
+    for name, pairs in counts["tasks"].items():
+        print(
+            f"    {name:<{width}}  {pairs['documents']:>9,} documents  {pairs['docids']:>9,} docids"
+            f"  {pairs['queries']:>9,} queries"
+        )
+    print(f"    valid: {counts['valid_docids']:.1%} of the docids, {counts['valid_queries']:.1%} of the queries")
 
 
 def _submit(options: argparse.Namespace) -> None:

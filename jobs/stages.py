@@ -10,13 +10,19 @@ from typing import Any
 from zerogr.config import Config
 from zerogr.errors import UserError
 from zerogr.index import Index, StageRecord
+from zerogr.ledger import read_effort
 from zerogr.progress import duration
 
 logger = logging.getLogger(__name__)
 
 
 def run_stage(
-    stage: str, config: Config, inputs: dict[str, Any], build: Callable[[Config, Index], dict[str, Any]]
+    stage: str,
+    config: Config,
+    inputs: dict[str, Any],
+    build: Callable[[Config, Index], dict[str, Any]],
+    *,
+    uri: str | None = None,
 ) -> StageRecord:
     """Runs one stage unless it is done; returns its record.
 
@@ -25,11 +31,12 @@ def run_stage(
         config: Of the run.
         inputs: What its fingerprint is made of.
         build: Does the work that is left and returns the stage's counts.
+        uri: Where the stage lives; None = in the configuration's index.
 
     Raises:
         UserError: The stage was made from other inputs, or too many of its rows were rejected.
     """
-    index = Index(config.index)
+    index = Index(uri or config.index)
     if not index.begin(stage, inputs):
         record = index.require(stage)
         logger.info("%s: done before (%s)", stage, summary(record.counts))
@@ -42,7 +49,15 @@ def run_stage(
         raise
     _check_rejected(stage, config, index, counts)
     seconds = time.monotonic() - start
-    index.finish(stage, inputs, config=config.model_dump(mode="json"), counts=counts, seconds=seconds)
+    effort = read_effort(index, stage)
+    index.finish(
+        stage,
+        inputs,
+        config=config.model_dump(mode="json"),
+        counts=counts,
+        seconds=seconds,
+        effort=effort.rounded() if effort.seconds else None,
+    )
     logger.info("%s: done in %s (%s)", stage, duration(seconds), summary(counts))
     return index.require(stage)
 
@@ -60,14 +75,21 @@ def _check_rejected(stage: str, config: Config, index: Index, counts: dict[str, 
 
 
 def summary(counts: dict[str, Any]) -> str:
-    """Returns the counts that are not zero, on one line."""
-    shown = []
-    for key, value in counts.items():
-        if isinstance(value, dict | list) or value in (None, 0):
-            continue
-        shown.append(
-            f"{key.replace('_', ' ')} {value:,}"
-            if isinstance(value, int | float)
-            else f"{key.replace('_', ' ')} {value}"
-        )
-    return ", ".join(shown)
+    """Returns the counts that are not zero, on one line: a number, the numbers of rounds, or numbers by name."""
+    return ", ".join(
+        f"{key.replace('_', ' ')} {shown}" for key, value in counts.items() if (shown := _shown(value)) is not None
+    )
+
+
+def _shown(value: Any) -> str | None:
+    match value:
+        case int() | float():
+            return f"{value:,}" if value else None
+        case list() if any(value) and all(isinstance(number, int) for number in value):
+            return " → ".join(f"{number:,}" for number in value)
+        case dict() if value and all(isinstance(number, int) for number in value.values()):
+            return f"({summary(value)})"
+        case str():
+            return value
+        case _:
+            return None

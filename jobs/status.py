@@ -7,41 +7,51 @@ from typing import Any
 
 from jobs.stages import summary
 from zerogr.errors import UserError
-from zerogr.index import FOLDERS, STAGES, Index, shards_in
+from zerogr.index import DISTIL, FOLDERS, STAGES, Index, shards_in
+from zerogr.ledger import Effort, read_effort
 from zerogr.progress import duration
 
 
 def status(uri: str) -> dict[str, Any]:
-    """Returns {"index", "stages": {name: {"state", "fingerprint", "counts", ...}}}.
+    """Returns {"index", "stages": {name: {"state", "fingerprint", "counts", ...}}}, of teacher data as well.
 
     Raises:
-        UserError: There is no index at the URI.
+        UserError: There is neither at the URI.
     """
     index = Index(uri)
     finished, begun = index.manifest()["stages"], index.begun()
     if not finished and not begun:
         raise UserError(f"there is no index at '{uri}'; `zerogr index CONFIG` makes one")
-    num_shards = len(shards_in(index.path("corpus")))
     stages: dict[str, Any] = {}
-    for stage in STAGES:
+    for stage in (DISTIL,) if DISTIL in {*finished, *begun} else STAGES:
         if stage in finished:
             entry = finished[stage]
             rejected = index.num_rejected(stage)
             stages[stage] = {"state": "done", **entry, **({"rejected": rejected} if rejected else {})}
             rows = entry["counts"].get("rows")
-            if rows and entry["seconds"]:
+            if "effort" in entry:
+                stages[stage] |= Effort(**entry["effort"]).rates()
+            elif rows and entry["seconds"]:
                 stages[stage]["rows_per_second"] = round(rows / entry["seconds"], 2)
         elif stage in begun:
-            folder = FOLDERS[stage][-1] if stage == "docids" else FOLDERS[stage][0]
-            shards = (
-                {} if stage in ("trie", "retriever", "evaluation") else {"shards": len(shards_in(index.path(folder)))}
-            )
-            if shards and stage != "corpus":
-                shards["of"] = num_shards
-            stages[stage] = {"state": "unfinished", **shards}
+            stages[stage] = {"state": "unfinished", **_unfinished(index, stage)}
         else:
             stages[stage] = {"state": "not begun"}
     return {"index": uri, "stages": stages}
+
+
+def _unfinished(index: Index, stage: str) -> dict[str, Any]:
+    """Returns the shards a stage has published, of how many, and at what rate and price it goes on."""
+    if stage in ("trie", "retriever", "evaluation"):
+        return {}
+    published = set(shards_in(index.path(FOLDERS[stage][-1] if stage == "docids" else FOLDERS[stage][0])))
+    entry: dict[str, Any] = {"shards": len(published)}
+    effort = read_effort(index, stage)
+    if stage not in ("corpus", DISTIL):
+        num_rows = index.rows_of_shards()
+        entry["of"] = len(num_rows)
+        entry |= effort.remaining(sum(rows for shard, rows in num_rows.items() if shard not in published))
+    return entry | effort.rates()
 
 
 def print_status(uri: str, *, as_json: bool) -> None:
@@ -58,6 +68,15 @@ def print_status(uri: str, *, as_json: bool) -> None:
             )
         elif "shards" in entry:
             of = f" of {entry['of']}" if "of" in entry else ""
-            print(f"  {stage:<10}  unfinished: {entry['shards']}{of} shards")
+            print(f"  {stage:<10}  unfinished: {entry['shards']}{of} shards{_pace(entry)}")
         else:
             print(f"  {stage:<10}  {entry['state']}")
+
+
+def _pace(entry: dict[str, Any]) -> str:
+    pace = f", {entry['rows_per_second']:,} documents/s" if "rows_per_second" in entry else ""
+    if "remaining_hours" in entry:
+        pace += f", {duration(entry['remaining_hours'] * 3600)} left"
+        if entry["remaining_gpu_hours"]:
+            pace += f" ({entry['remaining_gpu_hours']:,} GPU-hours)"
+    return pace

@@ -11,7 +11,7 @@ import difflib
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -29,7 +29,9 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-class CorpusConfig(Section):
+class SourceConfig(Section):
+    """Where documents come from and how they are read."""
+
     source: str = Field(
         "pystdlib:",
         min_length=1,
@@ -51,6 +53,9 @@ class CorpusConfig(Section):
     max_documents: int | None = Field(
         None, ge=1, description="Index only this many documents, sampled by hash; null = all."
     )
+
+
+class CorpusConfig(SourceConfig):
     keep_judged: str | None = Field(
         None, description="With max_documents: a BEIR folder whose judged documents are kept first."
     )
@@ -60,8 +65,8 @@ class CorpusConfig(Section):
     )
 
 
-class GenerationConfig(Section):
-    """What the two generating stages share."""
+class EngineConfig(Section):
+    """A language model that writes, and what runs it."""
 
     engine: EngineName = Field(
         "auto", description="auto = vllm where it is installed with a GPU, else transformers; fake = for tests."
@@ -69,6 +74,11 @@ class GenerationConfig(Section):
     model: str = Field(
         EMBEDDED_MODEL, min_length=1, description="Instruction-tuned causal LM: a folder, a Hub name, an s3:// URI."
     )
+
+
+class GenerationConfig(EngineConfig):
+    """What the two generating stages share."""
+
     document_words: int = Field(128, ge=1, description="Words of the document that the model sees.")
     top_p: float = Field(0.95, gt=0, le=1, description="Nucleus mass of the sampler.")
 
@@ -77,6 +87,10 @@ class DocidsConfig(GenerationConfig):
     scheme: Literal["keywords", "title", "tfidf", "random"] = Field(
         "keywords",
         description="keywords = proposed by the LM, validated and repaired; title, tfidf, random = made without an LM.",
+    )
+    prompt_style: Literal["brief", "rules"] = Field(
+        "brief",
+        description="How the LM is asked: brief for small models, rules (those of the paper) for ones of 1B and more.",
     )
     min_words: int = Field(6, ge=1, le=32, description="Fewest words of a docid (fewer where the document has fewer).")
     max_words: int = Field(8, ge=1, le=32, description="Most words of a docid.")
@@ -105,6 +119,11 @@ class DocidsConfig(GenerationConfig):
 
 
 class QueriesConfig(GenerationConfig):
+    instructions: dict[Literal["text", "table", "code"], str] = Field(
+        default_factory=dict,
+        description="By kind of document, where the task differs: {table: ..., code: ...}. The `instruction` in a document's "
+        "metadata goes before; the rest gets the configuration's.",
+    )
     num_queries_per_document: int = Field(
         12,
         ge=0,
@@ -178,6 +197,9 @@ class ComputeConfig(Section):
     )
     num_gpus_per_engine: float = Field(0, ge=0, description="GPUs of one engine actor.")
     engine_batch_size: int = Field(32, ge=1, description="Sequences the transformers engine decodes together.")
+    shards_in_flight: int = Field(
+        2, ge=1, description="Shards that one engine actor has in hand at a time, so that it never waits for storage."
+    )
     engine_options: dict[str, Any] = Field(
         default_factory=dict, description="Passed to vLLM: tensor_parallel_size, max_model_len, ..."
     )
@@ -209,6 +231,53 @@ class EvaluationConfig(Section):
     )
 
 
+class DistilTaskConfig(SourceConfig):
+    """A corpus with its instruction."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Tells its rows from those of other tasks.")
+    instruction: str = Field(min_length=1, description="The retrieval task in one sentence.")
+    source: str = Field(min_length=1, description="As corpus.source.")
+
+
+class DistilConfig(EngineConfig):
+    model: str = Field(
+        EMBEDDED_MODEL,
+        min_length=1,
+        description="The teacher, stronger than the generators: any instruction-tuned causal LM, named as they are.",
+    )
+    out: str = Field(
+        "teacher", min_length=1, description="Where the teacher data goes, a folder of its own: a path or an s3:// URI."
+    )
+    tasks: list[DistilTaskConfig] = Field(
+        default_factory=list,
+        description="A list of {name, source, instruction}, each also with max_documents and the keys of corpus that say "
+        "how to read it; [] = this file's corpus and instruction, as the task `corpus`.",
+    )
+    candidates: int = Field(
+        4,
+        ge=1,
+        le=64,
+        description="Docids the teacher proposes per document; all valid ones are kept, none is repaired.",
+    )
+    num_queries_per_document: int = Field(
+        16, ge=1, le=256, description="Queries sampled per document, before filtering."
+    )
+    temperature: float = Field(0.7, ge=0, le=2, description="Sampling temperature of both.")
+    top_p: float = Field(0.95, gt=0, le=1, description="Nucleus mass of the sampler.")
+    max_tokens: int = Field(
+        64, ge=4, le=256, description="Tokens per sample; generous, because what is cut off in the middle is lost."
+    )
+    shard_size: int = Field(256, ge=1, description="Documents per shard, the unit of resuming.")
+
+    @model_validator(mode="after")
+    def _task_names(self) -> DistilConfig:
+        names = [task.name for task in self.tasks]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two tasks are named '{twice}'; every task needs a name of its own")
+        return self
+
+
 class Config(Section):
     """Everything `zerogr index` needs to know."""
 
@@ -232,6 +301,10 @@ class Config(Section):
     )
     evaluation: EvaluationConfig = Field(
         default_factory=EvaluationConfig, description="What `zerogr index` measures at its end."
+    )
+    distil: DistilConfig = Field(
+        default_factory=DistilConfig,
+        description="What `zerogr distil` asks a teacher. The prompts and the rules are those of docids and queries.",
     )
 
 
@@ -274,9 +347,13 @@ def _with_absolute_paths(config: Config) -> Config:
     def changed(section: Section, *keys: str) -> Section:
         return section.model_copy(update={key: absolute(getattr(section, key)) for key in keys})
 
-    def with_model(section: GenerationConfig | RetrieverConfig) -> Section:  # it may be a name on a hub, and no folder
+    def with_model(section: EngineConfig | RetrieverConfig) -> Section:  # it may be a name on a hub, and no folder
         return changed(section, "model") if os.path.isdir(os.path.expanduser(section.model)) else section
 
+    teacher = {
+        "out": absolute(config.distil.out),
+        "tasks": [changed(task, "source") for task in config.distil.tasks],
+    }
     return config.model_copy(
         update={
             "index": absolute(config.index),
@@ -285,6 +362,7 @@ def _with_absolute_paths(config: Config) -> Config:
             "queries": with_model(config.queries),
             "retriever": with_model(config.retriever),
             "evaluation": changed(config.evaluation, "dataset"),
+            "distil": with_model(config.distil).model_copy(update=teacher),
         }
     )
 
@@ -335,7 +413,7 @@ def _explain(error: ValidationError) -> str:
             sentences.append(f"there is no key '{path}'; {hint}")
         else:
             reason = item["msg"].removeprefix("Value error, ")
-            seen = "" if item["type"] == "value_error" else f" is {item['input']!r}"
+            seen = "" if item["type"] in ("value_error", "missing") else f" is {item['input']!r}"
             sentences.append(f"{path}{seen}: {reason[0].lower()}{reason[1:]}")
     return "; ".join(sentences)
 
@@ -343,7 +421,9 @@ def _explain(error: ValidationError) -> str:
 def _section_at(path: list[str]) -> type[Section]:
     section: type[Section] = Config
     for part in path:
-        section = section.model_fields[part].annotation  # type: ignore[assignment]
+        if not part.isdigit():
+            annotation: Any = section.model_fields[part].annotation
+            section = next(iter(get_args(annotation)), annotation)  # what a list is a list of
     return section
 
 

@@ -1,25 +1,27 @@
 """What the two generating stages share: how a shard is made, its counts, and the fingerprint of a generator.
 
-Token counts travel in the Parquet file's metadata, so that the totals of a stage that was interrupted and resumed are
-those of all its shards.
+A shard's counts travel in its Parquet file's metadata, so that the totals of a stage that was interrupted and resumed are
+those of all its shards, and are known from the files' footers alone.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from zerogr import storage
-from zerogr.config import GenerationConfig
+from zerogr.config import EngineConfig
 from zerogr.engines import Engine, Generation, load_engine
-from zerogr.index import Index
+from zerogr.index import Index, shards_in
 from zerogr.models import model_hash, resolve_model
 
-_KEY = b"zerogr"
+COUNTS_KEY = b"zerogr"
+"""Where the counts are in a shard's metadata."""
 
 
 @dataclass(slots=True)
@@ -52,6 +54,7 @@ def write_shard(
     *,
     generate: Callable[[list[dict[str, Any]]], list[Generation]],
     make_row: Callable[[dict[str, Any], Generation], dict[str, Any] | Rejection],
+    count: Callable[[list[dict[str, Any]]], dict[str, int]] = lambda _: {},
 ) -> ShardReport:
     """Makes a generating stage's shard from the corpus' shard of the same number, and publishes it.
 
@@ -63,6 +66,7 @@ def write_shard(
         schema: Of its rows.
         generate: Asks the language model about all documents of the shard at once.
         make_row: Turns a document and its answer into a row, or says why not.
+        count: Returns what else the shard's metadata says of its rows, in sums.
     """
     documents = storage.read_parquet(index.shard("corpus", shard)).to_pylist()
     generations = generate(documents)
@@ -80,27 +84,31 @@ def write_shard(
         sum(generation.num_prompt_tokens for generation in generations),
         sum(generation.num_output_tokens for generation in generations),
     )
-    tokens = {key: value for key, value in asdict(report).items() if key.endswith("_tokens")}
-    table = pa.Table.from_pylist(rows, schema=schema).replace_schema_metadata({_KEY: json.dumps(tokens)})
+    counts = {
+        "prompt_tokens": report.prompt_tokens,
+        "output_tokens": report.output_tokens,
+        **count(rows),
+    }
+    table = pa.Table.from_pylist(rows, schema=schema).replace_schema_metadata({COUNTS_KEY: json.dumps(counts)})
     index.publish_shard(stage, folder, shard, table, rejected)
     return report
 
 
-def read_counts(tables: Sequence[pa.Table]) -> dict[str, int]:
-    """Returns the sums of the token counts of a stage's shards."""
-    totals = {"prompt_tokens": 0, "output_tokens": 0}
-    for table in tables:
-        for key, value in json.loads((table.schema.metadata or {}).get(_KEY, b"{}")).items():
-            totals[key] += value
-    return totals
+def read_counts(index: Index, folder: str) -> dict[str, int]:
+    """Returns the sums of the counts of a generating stage's shards: rows, tokens, and what else it counts."""
+    totals = Counter(rows=0, prompt_tokens=0, output_tokens=0)
+    uris = [index.shard(folder, shard) for shard in shards_in(index.path(folder))]
+    for footer in storage.for_each(storage.parquet_footer, uris):
+        totals.update(json.loads(footer.metadata[COUNTS_KEY]), rows=footer.num_rows)
+    return dict(totals)
 
 
-def model_inputs(section: str, config: GenerationConfig) -> dict[str, Any]:
+def model_inputs(section: str, config: EngineConfig) -> dict[str, Any]:
     """Returns the fingerprint's part for the weights of a generator; the fake engine has none."""
     weights = None if config.engine == "fake" else model_hash(resolve_model(config.model))
     return {f"{section}.model": weights}
 
 
-def load_generator(config: GenerationConfig, *, batch_size: int, options: dict[str, Any]) -> Engine:
+def load_generator(config: EngineConfig, *, batch_size: int, options: dict[str, Any]) -> Engine:
     """Returns the engine of a generating stage; `options` reach vLLM alone."""
     return load_engine(config.engine, config.model, batch_size=batch_size, **options)

@@ -7,6 +7,8 @@ on. A stage that was begun with one fingerprint refuses another, naming the keys
 
     index.json          {"format", "config", "stages": {name: {"fingerprint", "inputs", "counts", "files", "seconds", ...}}}
     work/<stage>.json   {"fingerprint", "inputs"} of a stage that has begun
+
+A folder of teacher data is kept by the same rules. It has one stage, `distil`, and is never an index as well.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import hashlib
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,8 +35,12 @@ UPSTREAM = {
     "trie": ("docids",),
     "retriever": ("docids", "queries"),
     "evaluation": ("trie", "retriever"),
+    "distil": (),
 }
-STAGES = tuple(UPSTREAM)
+DISTIL = "distil"
+"""The one stage of a folder of teacher data."""
+STAGES = tuple(stage for stage in UPSTREAM if stage != DISTIL)
+"""The stages of an index, in order."""
 FOLDERS = {
     "corpus": ("corpus", "work/document_frequency.bin"),
     "docids": ("docids", "work/docids"),
@@ -41,8 +48,11 @@ FOLDERS = {
     "trie": ("trie",),
     "retriever": ("retriever", "work/training"),
     "evaluation": ("evaluation",),
+    "distil": ("docids", "queries"),
 }
 """What a rebuild of each stage deletes."""
+RUNS = "work/runs"
+"""What the runs of each stage cost (`zerogr.ledger`)."""
 
 REJECTED_SCHEMA = pa.schema(
     [("doc_id", pa.string()), ("stage", pa.string()), ("reason", pa.string()), ("detail", pa.string())]
@@ -62,6 +72,8 @@ class StageRecord:
     files: int = 0
     seconds: float = 0.0
     """Wall time of the run that finished the stage, without earlier interrupted runs."""
+    effort: dict[str, float] = field(default_factory=dict)
+    """What all its runs did and cost, as `zerogr.ledger.Effort`; empty for a stage that is not made by engines."""
 
 
 def fingerprint(inputs: dict[str, Any]) -> str:
@@ -135,7 +147,9 @@ class Index:
 
         Raises:
             StageRefused: The stage was begun or finished with other inputs; the differing keys are named.
+            UserError: An index is to be begun in a folder of teacher data, or the other way round.
         """
+        self._check_kind(stage)
         print_ = fingerprint(inputs)
         stored = self.record(stage)
         begun = None if stored else self._begun(stage)
@@ -153,6 +167,14 @@ class Index:
         if not any(storage.list_files(self.path(folder)) for folder in FOLDERS[stage]):
             storage.delete(self.path("work", f"{stage}.json"))
 
+    def _check_kind(self, stage: str) -> None:
+        # Both kinds hold shards in docids/ and queries/; one would take the other's for its own.
+        known = {*self.manifest()["stages"], *self.begun()}
+        if stage == DISTIL and known - {DISTIL}:
+            raise UserError(f"'{self.uri}' holds an index; give teacher data a folder of its own: set distil.out")
+        if stage != DISTIL and DISTIL in known:
+            raise UserError(f"'{self.uri}' holds teacher data; give the index a folder of its own: set index")
+
     def _begun(self, stage: str) -> dict[str, Any] | None:
         try:
             return storage.read_json(self.path("work", f"{stage}.json"))
@@ -162,10 +184,17 @@ class Index:
     def begun(self) -> list[str]:
         """Returns the stages that were begun and not finished."""
         finished = self.manifest()["stages"]
-        return [stage for stage in STAGES if stage not in finished and self._begun(stage)]
+        return [stage for stage in UPSTREAM if stage not in finished and self._begun(stage)]
 
     def finish(
-        self, stage: str, inputs: dict[str, Any], *, config: dict[str, Any], counts: dict[str, Any], seconds: float
+        self,
+        stage: str,
+        inputs: dict[str, Any],
+        *,
+        config: dict[str, Any],
+        counts: dict[str, Any],
+        seconds: float,
+        effort: dict[str, float] | None = None,
     ) -> None:
         """Writes the stage into the manifest: from here on it is done."""
         manifest = self.manifest()
@@ -179,6 +208,7 @@ class Index:
             "counts": counts,
             "files": files,
             "seconds": round(seconds, 3),
+            **({"effort": effort} if effort else {}),
         }
         storage.write_json(self.path("index.json"), manifest)
 
@@ -186,8 +216,12 @@ class Index:
         """Forgets a stage and everything made from it; returns their names.
 
         The manifest goes first, so that an interrupted rebuild leaves a stage to do and never a half-deleted finished one.
+
+        Raises:
+            UserError: The stage is that of an index and the folder one of teacher data, or the other way round.
         """
-        doomed = [name for name in STAGES if name == stage or _depends(name, stage)]
+        self._check_kind(stage)
+        doomed = [name for name in UPSTREAM if name == stage or _depends(name, stage)]
         manifest = self.manifest()
         manifest["stages"] = {name: entry for name, entry in manifest["stages"].items() if name not in doomed}
         if storage.exists(self.path("index.json")):
@@ -195,12 +229,19 @@ class Index:
         for name in doomed:
             for folder in FOLDERS[name]:
                 storage.delete(self.path(folder))
-            for file in storage.list_files(self.path("rejected")):
-                if file.startswith(f"{name}-"):
-                    storage.delete(self.path("rejected", file))
+            for folder in ("rejected", RUNS):
+                for file in storage.list_files(self.path(folder)):
+                    if file.startswith(f"{name}-"):
+                        storage.delete(self.path(folder, file))
             storage.delete(self.path("work", f"{name}.json"))
         logger.info("rebuilding %s", ", ".join(doomed))
         return doomed
+
+    def rows_of_shards(self) -> dict[int, int]:
+        """Returns {shard: documents} of the finished corpus, without opening a shard: all but the last are full."""
+        corpus = self.require("corpus")
+        size, rows = int(corpus.inputs["corpus.shard_size"]), int(corpus.counts["rows"])
+        return {shard: min(size, max(0, rows - shard * size)) for shard in shards_in(self.path("corpus"))}
 
     def pending_shards(self, folder: str) -> list[int]:
         """Returns the shards of the corpus that `folder` does not hold yet."""
@@ -224,13 +265,11 @@ class Index:
 
     def num_rejected(self, stage: str) -> dict[str, int]:
         """Returns {reason: rows} of a stage's rejected rows."""
-        counts: dict[str, int] = {}
-        for name in storage.list_files(self.path("rejected")):
-            if name.startswith(f"{stage}-"):
-                for reason in (
-                    storage.read_parquet(self.path("rejected", name), ["reason"]).column("reason").to_pylist()
-                ):
-                    counts[reason] = counts.get(reason, 0) + 1
+        names = [name for name in storage.list_files(self.path("rejected")) if name.startswith(f"{stage}-")]
+        uris = [self.path("rejected", name) for name in names]
+        counts: Counter[str] = Counter()
+        for table in storage.for_each(lambda uri: storage.read_parquet(uri, ["reason"]), uris):
+            counts.update(table.column("reason").to_pylist())
         return dict(sorted(counts.items()))
 
 
@@ -247,5 +286,5 @@ def _refusal(uri: str, stage: str, old: dict[str, Any], new: dict[str, Any]) -> 
     named = ", ".join(f"{key} ({show(old, key)} there, {show(new, key)} now)" for key in differing)
     return (
         f"stage '{stage}' of '{uri}' was made with another {named}; run again with --rebuild {stage}, "
-        "or with another index URI"
+        f"or with another {'distil.out' if stage == DISTIL else 'index URI'}"
     )

@@ -6,13 +6,33 @@ better than rules, so each prompt comes with the first words of the answer.
 
 from __future__ import annotations
 
-DOCID_USER = """Document:
+from itertools import islice
+
+from zerogr.words import stretches
+
+DOCID_USER = {
+    "brief": """Document:
 <<<
 {document}
 >>>
 
-List the {min_words} to {max_words} words of this document that name its topic best, most important first."""
-DOCID_PREFILL = "Keywords:"
+List the {min_words} to {max_words} words of this document that name its topic best, most important first.""",
+    "rules": """Document:
+<<<
+{document}
+>>>
+
+Name this document: write {min_words} to {max_words} keywords on one line that tell it from every other document.
+- Most important first, from the general topic to what is particular to this document.
+- Three to five of them are its core terms, in its own words and its own language. Nothing that does not follow from it.
+- Nouns and adjectives in lower case, separated by single spaces: no article, no verb, no punctuation. Technical names, numbers
+  and versions stay as they are written.
+
+Answer with the keywords alone.""",
+}
+DOCID_PREFILL = {"brief": "Keywords:", "rules": ""}
+"""By style. A model of 135M lists words when it is shown how to begin;
+one of 1B and more follows rules, made after the paper's."""
 
 QUERY_USER = """Task: {instruction}
 
@@ -27,26 +47,17 @@ QUERY_PREFILL = "1."
 
 
 def excerpt(title: str, text: str, num_words: int) -> str:
-    """Returns the title and the beginning of the text, `num_words` words in all, line breaks kept."""
+    """Returns the title and the beginning of the text, `num_words` words (`stretches`) in all, line breaks kept."""
     document = f"{title}\n{text}" if title else text
-    kept, count = [], 0
-    for line in document.splitlines():
-        tokens = line.split(" ")
-        size = sum(1 for token in tokens if token)
-        if count + size > num_words:
-            kept.append(" ".join(line.split()[: num_words - count]))
-            break
-        kept.append(line)
-        count += size
-    cut = "\n".join(kept).strip()
+    cut = "".join(islice(stretches(document), num_words)).rstrip()
     while "<<<" in cut or ">>>" in cut:  # once is not enough: without its arrows, "<<>>><" is a marker
         cut = cut.replace("<<<", "").replace(">>>", "")
     return cut
 
 
-def docid_prompt(document: str, min_words: int, max_words: int) -> str:
+def docid_prompt(style: str, document: str, min_words: int, max_words: int) -> str:
     """Returns the user turn that asks for a docid."""
-    return DOCID_USER.format(document=document, min_words=min_words, max_words=max_words)
+    return DOCID_USER[style].format(document=document, min_words=min_words, max_words=max_words)
 
 
 def query_prompt(document: str, instruction: str) -> str:

@@ -7,22 +7,26 @@ spans are what remains when a small model's questions are poor.
 
 from __future__ import annotations
 
+import json
 import random
 import re
+from collections import Counter
+from collections.abc import Sequence
+from itertools import islice, pairwise
 from typing import Any
 
 import pyarrow as pa
 
-from zerogr import prompts, storage
+from zerogr import prompts
 from zerogr.config import Config
 from zerogr.corpus.stage import load_frequency
 from zerogr.engines import Engine, Generation, Prompt, Sampling
-from zerogr.generation import ShardReport, model_inputs, read_counts, write_shard
-from zerogr.index import Index, shards_in
+from zerogr.generation import Rejection, ShardReport, model_inputs, read_counts, write_shard
+from zerogr.index import Index
 from zerogr.seeds import seed_of
-from zerogr.words import DocumentFrequency, is_topical, rank_terms, words
+from zerogr.words import DocumentFrequency, is_topical, rank_terms, stretches, words
 
-VERSION = 1
+VERSION = 2
 SCHEMA = pa.schema(
     [
         ("row_id", pa.int64()),
@@ -48,7 +52,7 @@ def queries_inputs(config: Config, index: Index) -> dict[str, Any]:
         "instruction": config.instruction,
         "version": VERSION,
     }
-    keys = {"num_spans_per_document", "num_queries_per_document"}
+    keys = {"num_spans_per_document", "num_queries_per_document", "instructions"}
     if queries.num_queries_per_document:
         keys = set(type(queries).model_fields) - {"model"}
         inputs |= {"queries.prompt": prompts.QUERY_USER + prompts.QUERY_PREFILL, **model_inputs("queries", queries)}
@@ -66,18 +70,30 @@ class QueryWriter:
     def __call__(self, shard: int) -> ShardReport:
         """Publishes the shard's queries and returns its counts."""
         return write_shard(
-            self._index, "queries", "queries", shard, SCHEMA, generate=self._generate, make_row=self._make_row
+            self._index,
+            "queries",
+            "queries",
+            shard,
+            SCHEMA,
+            generate=self._generate,
+            make_row=self._make_row,
+            count=_counts_of,
         )
 
-    def _make_row(self, document: dict[str, Any], generation: Generation) -> dict[str, Any]:
+    def _make_row(self, document: dict[str, Any], generation: Generation) -> dict[str, Any] | Rejection:
         title, text, config = document["title"], document["text"], self._config
         seed = seed_of(config.seed, "spans", document["doc_id"])
+        instruction = instruction_of(config, document)
+        if not isinstance(instruction, str):
+            return Rejection("invalid_instruction", f"its metadata's instruction is {instruction!r}, which is no text")
+        queries, dropped = judge_queries(generation.texts, title, text)
         return {
             "row_id": document["row_id"],
             "doc_id": document["doc_id"],
-            "instruction": config.instruction,
-            "queries": clean_queries(generation.texts, title, text),
+            "instruction": instruction,
+            "queries": queries,
             "spans": make_spans(title, text, self._frequency, config.queries.num_spans_per_document, seed),
+            "dropped": [reason for reason, _ in dropped],  # counted, not kept
         }
 
     def _generate(self, documents: list[dict[str, Any]]) -> list[Generation]:
@@ -88,7 +104,7 @@ class QueryWriter:
             Prompt(
                 user=prompts.query_prompt(
                     prompts.excerpt(document["title"], document["text"], queries.document_words),
-                    self._config.instruction,
+                    str(instruction_of(self._config, document)),
                 ),
                 prefill=prompts.QUERY_PREFILL,
                 seeds=tuple(
@@ -112,8 +128,17 @@ _ECHO = re.compile(
 )
 
 
-def clean_queries(texts: list[str], title: str, text: str) -> list[str]:
-    """Returns the usable queries among an LM's samples, in their order.
+def instruction_of(config: Config, document: dict[str, Any]) -> Any:
+    """Returns the instruction for a document's queries: its own, that of its kind, or the configuration's."""
+    own = json.loads(document["metadata"]).get("instruction")
+    return own or config.queries.instructions.get(document["kind"], config.instruction)
+
+
+REPETITION = "repetition"
+
+
+def judge_queries(samples: Sequence[str], title: str, text: str) -> tuple[list[str], list[tuple[str, str]]]:
+    """Returns the usable queries among an LM's samples, in their order, and (reason, sample) of the others.
 
     A label, a list mark or quotes around a query are taken off. Left out are empty ones, repetitions (whatever the case),
     echoes of the prompt (unless the document speaks that way), ones of more than `MAX_QUERY_WORDS` words, and ones off the
@@ -122,18 +147,25 @@ def clean_queries(texts: list[str], title: str, text: str) -> list[str]:
     document = f"{title}\n{text}".lower()
     own = {_stem(word) for word in words(document) if is_topical(word)}
     kept: dict[str, str] = {}
-    for sample in texts:
+    dropped = []
+    for sample in samples:
         query = _LABEL.sub("", " ".join(sample.split())).strip(" \"'`*“”")
         terms = words(query)
         topical = {_stem(term) for term in terms if is_topical(term)}
         num_shared = len(topical & own)
-        echo = _ECHO.search(query)
-        if len(terms) > MAX_QUERY_WORDS or (echo and echo[0].lower() not in document):
-            continue
-        if num_shared < min(2, len(topical)) or 3 * num_shared < len(topical) or not num_shared:
-            continue
-        kept.setdefault(" ".join(terms), query)
-    return list(kept.values())
+        if not terms:
+            dropped.append(("empty", sample))
+        elif sum(1 for _ in islice(stretches(query), MAX_QUERY_WORDS + 1)) > MAX_QUERY_WORDS:
+            dropped.append(("too_long", sample))
+        elif (echo := _ECHO.search(query)) and echo[0].lower() not in document:
+            dropped.append(("prompt_echo", sample))
+        elif num_shared < min(2, len(topical)) or 3 * num_shared < len(topical) or not num_shared:
+            dropped.append(("off_topic", sample))
+        elif (key := " ".join(terms)) in kept:
+            dropped.append((REPETITION, sample))
+        else:
+            kept[key] = query
+    return list(kept.values()), dropped
 
 
 def _stem(word: str) -> str:
@@ -144,7 +176,7 @@ def _stem(word: str) -> str:
 def make_spans(title: str, text: str, frequency: DocumentFrequency, count: int, seed: int) -> list[str]:
     """Returns at most `count` distinct queries made of the document itself: the title, passages and keyword sets in turn."""
     draw = random.Random(seed)
-    tokens = text.split()
+    tokens = list(stretches(text))
     ranked = rank_terms(title, text, frequency)[:24]
     spans = dict.fromkeys([title] if title else [])
     for attempt in range(3 * count):
@@ -153,7 +185,7 @@ def make_spans(title: str, text: str, frequency: DocumentFrequency, count: int, 
         if attempt % 2 == 0 and tokens:
             size = min(draw.randint(*SPAN_WORDS), len(tokens))
             start = draw.randint(0, len(tokens) - size)
-            span = " ".join(tokens[start : start + size])
+            span = " ".join("".join(tokens[start : start + size]).split())
         elif ranked:
             span = " ".join(_draw_terms(ranked, min(draw.randint(*KEYWORD_SET), len(ranked)), draw))
         else:
@@ -169,13 +201,51 @@ def _draw_terms(ranked: list[tuple[str, float]], count: int, draw: random.Random
     return [term for term, _ in keyed[:count]]
 
 
+def _counts_of(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """Returns what a shard's metadata says of its queries; sums, so that those of shards can be added."""
+    counts: Counter[str] = Counter(samples=0, queries=0, spans=0, query_words=0, bigrams=0, distinct_bigrams=0)
+    for row in rows:
+        terms = [words(query) for query in row["queries"]]
+        bigrams = [pair for query in terms for pair in pairwise(query)]
+        counts.update(
+            samples=len(row["queries"]) + len(row["dropped"]),
+            queries=len(row["queries"]),
+            spans=len(row["spans"]),
+            documents_without_query=not row["queries"],
+            query_words=sum(map(len, terms)),
+            bigrams=len(bigrams),
+            distinct_bigrams=len(set(bigrams)),
+        )
+        counts.update(f"dropped_{reason}" for reason in row["dropped"])
+    return dict(counts)
+
+
 def queries_counts(index: Index) -> dict[str, Any]:
-    """Returns the counts of the finished query stage."""
-    tables = [storage.read_parquet(index.shard("queries", shard)) for shard in shards_in(index.path("queries"))]
+    """Returns the counts of the finished query stage, which are those of its shards' footers.
+
+    `kept` is the share of the samples that became queries, `dropped` says why the others did not. `distinct_bigrams` is the
+    share of word pairs that are new within their document's queries (distinct-2 of Li et al., 2016, per document): 1 where no
+    two queries of a document have a phrase in common.
+    """
+    counts = read_counts(index, "queries")
+
+    def ratio(one: str, other: str, digits: int) -> float:
+        return round(counts.get(one, 0) / max(counts.get(other, 0), 1), digits)
+
+    of_model = {
+        "samples": counts.get("samples", 0),
+        "kept": ratio("queries", "samples", 4),
+        "dropped": {key.removeprefix("dropped_"): n for key, n in sorted(counts.items()) if key.startswith("dropped_")},
+        "documents_without_query": counts.get("documents_without_query", 0),
+        "words_per_query": ratio("query_words", "queries", 2),
+        "distinct_bigrams": ratio("distinct_bigrams", "bigrams", 4),
+    }
     return {
-        "rows": sum(table.num_rows for table in tables),
+        "rows": counts["rows"],
         "rejected": sum(index.num_rejected("queries").values()),
-        "queries": sum(len(table.column("queries").combine_chunks().flatten()) for table in tables),
-        "spans": sum(len(table.column("spans").combine_chunks().flatten()) for table in tables),
-        **read_counts(tables),
+        "queries": counts.get("queries", 0),
+        "spans": counts.get("spans", 0),
+        **(of_model if of_model["samples"] else {}),
+        "prompt_tokens": counts["prompt_tokens"],
+        "output_tokens": counts["output_tokens"],
     }

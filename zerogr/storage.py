@@ -3,10 +3,14 @@
 What is written is published whole: a local file is written beside its place and renamed over it, an object is one put.
 A reader therefore sees the old content or the new, never half. Names that start with a dot are unfinished files and
 are invisible to `list_files`.
+
+S3 that answers 5xx, throttles, times out or breaks a connection is asked again, after longer and longer waits, for about
+half a minute (one that says SlowDown for minutes); 403 and 404 are answers. What is still wrong then is raised.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -14,16 +18,23 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from zerogr.errors import UserError
+from zerogr.errors import Fault, UserError
+
+_Result = TypeVar("_Result")
+_S3_RETRIES = {"mode": "standard", "total_max_attempts": 8}
+"""botocore's. A failed attempt is followed by a wait of 0 to 1, 2, 4, ... 20 s; what breaks off in an answer's body is
+repeated by s3fs itself."""
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def join(uri: str, *parts: str) -> str:
@@ -37,10 +48,14 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     Raises:
         UserError: No filesystem is known for the scheme, or its package is not installed.
     """
-    remote = "://" in uri and not uri.startswith("file://")
-    try:
+    options: dict[str, Any] = {}
+    if "://" in uri and not uri.startswith("file://"):
         # Another process may have published since we last looked: a cached listing would hide its shards.
-        return fsspec.core.url_to_fs(uri, **({"use_listings_cache": False} if remote else {}))
+        options["use_listings_cache"] = False
+    if uri.startswith(("s3://", "s3a://")):
+        options["config_kwargs"] = {"retries": _S3_RETRIES}
+    try:
+        return fsspec.core.url_to_fs(uri, **options)
     except (ValueError, ImportError) as error:
         raise UserError(
             f"'{uri}' cannot be opened: {error}; use a path, file://, s3:// or another scheme fsspec knows"
@@ -75,16 +90,32 @@ def write_bytes(uri: str, data: bytes) -> None:
 
     Raises:
         UserError: The place cannot be written to (permission, missing bucket).
+        Fault: The disk is full.
     """
     fs, path = filesystem(uri)
     try:
         if is_local(uri):
-            _write_local(Path(path), data)
+            with _room(uri):
+                _write_local(Path(path), data)
         else:
             fs.pipe_file(path, data)
     except (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise UserError(
             f"'{uri}' cannot be written: {error}; check that the place exists and that you may write there"
+        ) from error
+
+
+@contextmanager
+def _room(place: str) -> Iterator[None]:
+    """Turns the error of a full disk in the block into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise Fault(
+            f"'{place}' cannot be written: {str(error.strerror).lower()}; make room there and run the same command again, "
+            "what is published is kept"
         ) from error
 
 
@@ -132,13 +163,23 @@ def delete(uri: str) -> None:
         fs.rm(path, recursive=True)
 
 
+def for_each(function: Callable[[str], _Result], uris: Sequence[str]) -> Iterator[_Result]:
+    """Yields what a function that reads makes of every URI, in their order; many at a time, because storage answers late."""
+    if len(uris) < 2 or is_local(uris[0]):
+        yield from map(function, uris)
+        return
+    with ThreadPoolExecutor(32) as threads:
+        yield from threads.map(function, uris)
+
+
 def upload_folder(folder: Path, uri: str) -> None:
     """Publishes every file below the local `folder` under `uri`, each whole."""
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         target = join(uri, file.relative_to(folder).as_posix())
         fs, path = filesystem(target)
         if is_local(target):
-            _copy_local(file, Path(path))
+            with _room(target):
+                _copy_local(file, Path(path))
         else:
             fs.put_file(str(file), path)
 
@@ -181,7 +222,7 @@ def local_folder(uri: str) -> Path:
     target = cache_folder() / "downloads" / hashlib.sha256(repr((uri, version)).encode()).hexdigest()[:24]
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+        with _room(str(target)), tempfile.TemporaryDirectory(dir=target.parent) as temporary:
             for name in found:
                 local = Path(temporary) / "files" / name[len(path) :].lstrip("/")
                 local.parent.mkdir(parents=True, exist_ok=True)
@@ -198,7 +239,8 @@ def local_folder(uri: str) -> Path:
 def staging_folder(uri: str) -> Iterator[Path]:
     """Yields an empty local folder whose files are published under `uri` when the block ends without an error."""
     with tempfile.TemporaryDirectory(prefix="zerogr-") as temporary:
-        yield Path(temporary)
+        with _room(temporary):
+            yield Path(temporary)
         upload_folder(Path(temporary), uri)
 
 
@@ -215,10 +257,15 @@ def read_parquet(uri: str, columns: list[str] | None = None) -> pa.Table:
         return pq.read_table(file, columns=columns)
 
 
-def parquet_num_rows(uri: str) -> int:
-    """Returns the row count in the file's footer. Raises UserError if the file is damaged."""
+def parquet_footer(uri: str) -> pq.FileMetaData:
+    """Returns the file's footer: row count and metadata. Raises UserError if the file is damaged."""
     try:
         with open_binary(uri) as file:
-            return int(pq.ParquetFile(file).metadata.num_rows)
+            return pq.ParquetFile(file).metadata
     except pa.ArrowInvalid as error:
         raise UserError(f"'{uri}' is damaged ({error}); delete it and run the stage again") from None
+
+
+def parquet_num_rows(uri: str) -> int:
+    """Returns the row count in the file's footer. Raises UserError if the file is damaged."""
+    return int(parquet_footer(uri).num_rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from zerogr import storage
@@ -13,7 +14,9 @@ from zerogr.config import Config
 from zerogr.errors import UserError
 from zerogr.index import Index, shards_in
 from zerogr.models import load_tokenizer, resolve_model, tokenizer_hash
+from zerogr.progress import Progress
 from zerogr.trie import DocidTrie
+from zerogr.trie_build import offsets_of
 
 VERSION = 1
 
@@ -25,16 +28,31 @@ def trie_inputs(config: Config, index: Index) -> dict[str, Any]:
 
 
 def build_trie(config: Config, index: Index) -> dict[str, Any]:
-    """Builds and publishes the trie; returns the stage's counts."""
+    """Builds and publishes the trie; returns the stage's counts.
+
+    The docids are tokenised shard by shard, so that of all of them only the tokens are held, four bytes each.
+    """
     folder = resolve_model(config.retriever.model)
     chat = ChatFormat.of(load_tokenizer(folder))
-    docids = read_docids(index).column("docid").to_pylist()
-    if not docids:
+    shards = shards_in(index.path("docids"))
+    progress = Progress("trie", total=len(shards), unit="shards")
+    tokens, lengths = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.int64)]
+    for shard in shards:
+        docids = storage.read_parquet(index.shard("docids", shard), ["docid"]).column("docid").to_pylist()
+        shard_tokens, offsets = chat.docids(docids)
+        tokens.append(shard_tokens)
+        lengths.append(np.diff(offsets))
+        progress.advance(1)
+    progress.close()
+    all_lengths = np.concatenate(lengths)
+    if not len(all_lengths):
         raise UserError(f"'{index.uri}' has no docid; every document was rejected, see `zerogr status {index.uri}`")
-    trie = DocidTrie.build(chat.docids(docids))
+    all_tokens = np.concatenate(tokens)
+    del tokens, lengths
+    trie = DocidTrie.build((all_tokens, offsets_of(all_lengths)))
     with storage.staging_folder(index.path("trie")) as target:
         trie.save(target, extra={"tokenizer": tokenizer_hash(folder)})
-    return {"rows": len(docids), "docids": trie.num_docids, "nodes": trie.num_nodes, "bytes": trie.nbytes}
+    return {"rows": trie.num_rows, "docids": trie.num_docids, "nodes": trie.num_nodes, "bytes": trie.nbytes}
 
 
 def read_docids(index: Index) -> pa.Table:

@@ -1,9 +1,15 @@
 """Words: how text becomes the lower-case terms that docids are made of, and how rare each term is in the corpus.
 
 A word is a run of letters, marks and digits of any script; `+ # . -` survive inside it, `+ #` also at its end, so that
-`c++`, `3.11`, `os.path` and `state-of-the-art` stay whole. How many documents hold a term is counted in a hashed table of
-2**22 counters: 16 MiB whatever the corpus, mergeable across shards, and two terms that share a counter (one pair in four
-million) only look a little more common than they are.
+`c++`, `3.11`, `os.path` and `state-of-the-art` stay whole. A mark belongs to its letter and never ends a word.
+
+Scripts without spaces between words have no such runs, a whole sentence is one. There, without a dictionary, a word is a
+*gram*: so many neighbouring letters with their marks, at every place of the run (as search engines do it: Lucene's
+CJKAnalyzer). Whether a text stands alone or inside a longer one, it has the same grams, which is what counting, ranking and
+comparing words need; katakana, which sets off whole words, is left as it is.
+
+How many documents hold a term is counted in a hashed table of 2**22 counters: 16 MiB whatever the corpus, mergeable across
+shards, and two terms that share a counter (one pair in four million) only look a little more common than they are.
 """
 
 from __future__ import annotations
@@ -12,12 +18,28 @@ import math
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import regex
 
+MAX_WORD_CHARACTERS = 64
+"""Longer words (addresses, encoded data) fall apart at their `+ # . -`, and what is still longer is cut."""
+
 _WORD = regex.compile(r"[\p{L}\p{N}][\p{L}\p{M}\p{N}]*(?:[+#.\-][\p{L}\p{N}][\p{L}\p{M}\p{N}]*)*[+#]*")
+_PIECE = regex.compile(r"[\p{L}\p{N}][\p{L}\p{M}\p{N}]*")
+_UNSPACED = regex.compile(
+    r"""(?V1x)
+      (?P<pair> (?:[[\p{Han}\p{Hiragana}]&&[\p{L}\p{N}]][\p{M}ー]*)+ )  # most Chinese words have two characters
+    | (?P<four> (?:[\p{Line_Break=SA}&&\p{L}]\p{M}*)+ )                 # Thai, Lao, Khmer, Burmese: about a word
+    """
+)
+_UNSPACED_LETTER = r"(?:[[\p{Han}\p{Hiragana}]&&[\p{L}\p{N}]][\p{M}ー]*|[\p{Line_Break=SA}&&\p{L}]\p{M}*)"
+_STRETCH = regex.compile(rf"(?V1)(?:{_UNSPACED_LETTER}{{1,4}}|(?:(?!{_UNSPACED_LETTER})\S)+)\s*")
+_ASCII_STRETCH = regex.compile(r"\S+\s*")
+_LETTER = regex.compile(r"[\p{L}\p{N}][\p{M}ー]*")
+_INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200c\u200d\u2060\ufeff"))
+"""Soft hyphen, joiners and non-joiners: they say how a word is drawn, and would tear it apart."""
 
 FUNCTION_WORDS = frozenset(
     """a about above according across after again against all almost along already also although always am among an
@@ -42,9 +64,34 @@ FUNCTION_WORDS = frozenset(
 
 
 def words(text: str) -> list[str]:
-    """Returns the normalised words of a text, in order: NFKC, lower case."""
-    lowered = unicodedata.normalize("NFKC", text).lower()
-    return _WORD.findall(unicodedata.normalize("NFKC", lowered))  # lower case may compose what upper case could not
+    """Returns the normalised words of a text, in order: NFKC, lower case, at most `MAX_WORD_CHARACTERS` long each."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text.translate(_INVISIBLE))
+    text = text.lower()
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)  # lower case may compose what upper case could not
+        text = _UNSPACED.sub(_grams, text)
+    found = _WORD.findall(text)
+    if max(map(len, found), default=0) <= MAX_WORD_CHARACTERS:
+        return found
+    return [
+        piece[:MAX_WORD_CHARACTERS]
+        for word in found
+        for piece in ([word] if len(word) <= MAX_WORD_CHARACTERS else _PIECE.findall(word))
+    ]
+
+
+def _grams(run: regex.Match[str]) -> str:
+    letters = _LETTER.findall(run[0])
+    length = 2 if run.lastgroup == "pair" else 4
+    grams = ("".join(letters[i : i + length]) for i in range(max(1, len(letters) - length + 1)))
+    return f" {' '.join(grams)} "
+
+
+def stretches(text: str) -> Iterator[str]:
+    """Yields the text piece by piece, each with the white space behind it: what stands between spaces, and of a script without
+    spaces four letters. Joined they are the text from its first letter on. A measure of length, where words would be."""
+    return (found[0] for found in (_ASCII_STRETCH if text.isascii() else _STRETCH).finditer(text))
 
 
 def is_topical(word: str) -> bool:

@@ -183,7 +183,7 @@ class TestRefusals:
     def test_changed_prompt(
         self, tiny_index: str, config: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(prompts, "DOCID_USER", prompts.DOCID_USER + " Think first.")
+        monkeypatch.setitem(prompts.DOCID_USER, "brief", prompts.DOCID_USER["brief"] + " Think first.")
         error = self._refused(tiny_index, ["index", config], capsys)
         assert "stage 'docids'" in error and "docids.prompt" in error and "seed" not in error
 

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,7 +22,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from zerogr.engines import Prompt, Sampling, load_engine
+from zerogr.engines import EngineDied, Prompt, Sampling, load_engine
 from zerogr.engines.rendering import cut_at_stop
 from zerogr.engines.transformers import TransformersEngine
 from zerogr.engines.vllm import VLLMEngine
@@ -58,10 +67,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> Iterator[VLLMEngine]:
+    with running(folder) as engine:
+        yield engine
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[VLLMEngine]:
     engine = load_engine("vllm", str(folder), dtype="float32", max_num_seqs=16, max_num_batched_tokens=512)
     assert isinstance(engine, VLLMEngine)
     yield engine
-    engine._llm.llm_engine.engine_core.shutdown()
+    engine.close()
 
 
 def prompts(num_samples: int) -> list[Prompt]:
@@ -75,9 +90,9 @@ def test_n_samples_come_from_one_request(engine: VLLMEngine, monkeypatch: pytest
     requests = []
     generate = engine._llm.generate
 
-    def recording(prompts, params, **kwargs):
-        requests.extend(param.n for param in params)
-        return generate(prompts, params, **kwargs)
+    def recording(prompt, params, request_id):
+        requests.append(params.n)
+        return generate(prompt, params, request_id)
 
     monkeypatch.setattr(engine._llm, "generate", recording)
     generations = engine.generate(prompts(5), Sampling(max_tokens=12))
@@ -137,3 +152,98 @@ def test_a_bad_prompt_gets_an_error_and_the_others_an_answer(engine: VLLMEngine)
     assert results[0].texts == [] and "max_prompt_tokens is 80" in results[0].error
     assert len(results[1].texts) == 2 and results[1].error == ""
     assert engine.generate([bad], Sampling(max_tokens=5, max_prompt_tokens=80))[0].error
+
+
+def test_what_vllm_rejects_is_an_error_and_the_others_get_their_answers(
+    engine: VLLMEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    render = engine._renderer.render
+    broken = {"no token": [], "an unknown token": [10**6], "more than the context": [65] * 513}
+    monkeypatch.setattr(
+        engine._renderer,
+        "render",
+        lambda prompt, limit: broken[prompt.user] if prompt.user in broken else render(prompt, limit),
+    )
+    good = prompts(2)
+    bad = [Prompt(user=user, seeds=(1, 2)) for user in broken]
+    mixed = [good[0], bad[0], bad[1], good[1], bad[2], Prompt(user="no sample", seeds=()), good[2]]
+    results = engine.generate(mixed, Sampling(max_tokens=5))
+    assert [len(result.texts) for result in results] == [2, 0, 0, 2, 0, 0, 2]
+    assert [bool(result.error) for result in results] == [False, True, True, False, True, True, False]
+    assert "empty" in results[1].error and "10000" in results[2].error and "513" in results[4].error
+
+
+def test_an_empty_user_turn_is_answered(engine: VLLMEngine) -> None:
+    [generation] = engine.generate([Prompt(user="", seeds=(1, 2))], Sampling(max_tokens=5))
+    assert len(generation.texts) == 2 and not generation.error
+
+
+def test_threads_share_a_batch_and_get_their_own_answers(engine: VLLMEngine) -> None:
+    sampling = Sampling(max_tokens=4)
+    shards = [
+        [Prompt(user=f"{shard} and {i}: {'x' * (7 * i % 40)}", seeds=(100 * shard + i, 0)) for i in range(12)]
+        for shard in range(3)
+    ]
+    expected = [engine.generate(shard, sampling) for shard in shards]
+    barrier = threading.Barrier(len(shards))
+
+    def work(shard: list[Prompt]) -> list:
+        barrier.wait()
+        return [engine.generate(shard, sampling) for _ in range(3)]
+
+    with ThreadPoolExecutor(len(shards)) as threads:
+        for answers, alone in zip(threads.map(work, shards), expected, strict=True):
+            assert answers == [alone] * 3
+
+
+def test_a_killed_engine_process_raises_and_does_not_hang(folder: Path) -> None:
+    before = set(multiprocessing.active_children())
+    many = [Prompt(user=f"Name the topic {i}", seeds=tuple(range(8))) for i in range(100)]
+    with running(folder) as engine, ThreadPoolExecutor(2) as threads:
+        [core] = set(multiprocessing.active_children()) - before
+        calls = [threads.submit(engine.generate, many, Sampling(max_tokens=400)) for _ in range(2)]
+        time.sleep(1)
+        assert not any(call.done() for call in calls), "the engine was done before it was killed"
+        os.kill(core.pid, signal.SIGKILL)
+        for call in calls:
+            with pytest.raises(EngineDied, match="vLLM has died"):
+                call.result(timeout=60)
+        with pytest.raises(EngineDied, match="vLLM has died"):
+            engine.generate(many, Sampling(max_tokens=4))
+
+
+def test_close_ends_the_processes_and_what_is_running(folder: Path) -> None:
+    before = set(multiprocessing.active_children())
+    many = [Prompt(user=f"Name the topic {i}", seeds=tuple(range(8))) for i in range(100)]
+    with running(folder) as engine, ThreadPoolExecutor(1) as threads:
+        started = set(multiprocessing.active_children()) - before
+        call = threads.submit(engine.generate, many, Sampling(max_tokens=400))
+        time.sleep(1)
+        engine.close()
+        with pytest.raises((EngineDied, CancelledError)):
+            call.result(timeout=60)
+    assert started
+    for process in started:
+        process.join(timeout=60)
+        assert not process.is_alive()
+
+
+def test_a_process_that_never_closes_its_engine_ends(folder: Path) -> None:
+    program = f"""
+from zerogr.engines import Prompt, Sampling, load_engine
+if __name__ == "__main__":
+    engine = load_engine("vllm", {str(folder)!r}, dtype="float32", max_num_seqs=16, max_num_batched_tokens=512)
+    [generation] = engine.generate([Prompt(user="x", seeds=(1, 2))], Sampling(max_tokens=4))
+    print("samples:", len(generation.texts))
+"""
+    (folder / "program.py").write_text(program)
+    done = subprocess.run(
+        [sys.executable, str(folder / "program.py")],
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "samples: 2" in done.stdout
+    assert "Traceback" not in done.stderr

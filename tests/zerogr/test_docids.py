@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.published import contents
 from zerogr import storage
 from zerogr.config import Config, validate_config
-from zerogr.corpus.stage import build_corpus
+from zerogr.corpus.stage import build_corpus, load_frequency
 from zerogr.docids.resolve import Resolution, resolve
 from zerogr.docids.rules import Limits, Terms, repair, validate
 from zerogr.docids.schemes import keyword_candidates, random_candidates, tfidf_candidates, title_candidates
@@ -133,6 +136,20 @@ class _Counted(DocumentFrequency):
 
     def of(self, term: str) -> int:
         return sum(term in terms for terms in self._sets)
+
+
+class TestCoverage:
+    def test_by_hand(self) -> None:
+        terms = Terms.of("Pear", "pear apple apple fig", _Counted([]))  # no corpus: every word is equally rare
+        one, two, four = (1 + math.log(count) for count in (1, 2, 4))
+        assert terms.coverage(["pear", "apple"]) == pytest.approx((four + two) / (four + two + one))
+        assert terms.coverage(["pear", "pear", "unheard"]) == pytest.approx(four / (four + two + one))
+        assert terms.coverage(["fig", "apple", "pear"]) == pytest.approx(1)
+        assert terms.coverage([]) == 0
+
+    def test_of_documents_without_a_topic_or_a_word(self) -> None:
+        assert Terms.of("", "to be or not to be", _Counted([])).coverage(["to", "be"]) == pytest.approx(2 / 4)
+        assert Terms.of("", "…", _Counted([])).coverage(["to"]) == 0
 
 
 class TestSchemes:
@@ -275,6 +292,41 @@ class TestResolve:
         assert again.counts == resolution.counts
 
 
+LANGUAGES = {
+    "thai": (
+        "ขนมปังซาวโดว์",
+        "ขนมปังซาวโดว์ทำจากแป้งสาลี น้ำ และเกลือ โดยใช้หัวเชื้อธรรมชาติแทนยีสต์สำเร็จรูป "
+        "ผู้อบต้องเลี้ยงหัวเชื้อทุกวันและหมักแป้งไว้ในตู้เย็นข้ามคืนก่อนนำเข้าเตาอบ",
+    ),
+    "chinese": (
+        "酸面包的做法",
+        "酸面包用面粉、水和盐制成，依靠天然酵母而不是商业酵母发酵。烘焙师每天喂养酵头，把面团放在冰"
+        "箱里过夜，第二天早上再放进烤箱烘烤。",
+    ),
+    "arabic": (
+        "خبز العجين المخمر",
+        "يُصنع خبز العجين المخمر من الدقيق والماء والملح، ويعتمد على خميرة طبيعية بدلاً من الخميرة التجارية. "
+        "يغذي الخباز البادئ كل يوم ويترك العجين في الثلاجة طوال الليل قبل الخبز في الفرن.",
+    ),
+    "german": (
+        "Sauerteigbrot backen",
+        "Sauerteigbrot besteht aus Weizenmehl, Wasser und Salz; statt Backhefe treibt ein Anstellgut den "
+        "Teig. Die Bäckerin füttert es täglich, lässt den Teig über Nacht im Kühlschrank gären und heizt "
+        "früh den Steinofen.",
+    ),
+    "hindi": (
+        "खमीरी रोटी",
+        "खमीरी रोटी आटे, पानी और नमक से बनती है और इसमें बाज़ार के ख़मीर की जगह प्राकृतिक ख़मीर का उपयोग "
+        "होता है। बेकर हर दिन ख़मीर को आटा खिलाता है और गूँथे हुए आटे को रात भर ठंडी जगह पर रखता है।",
+    ),
+    "japanese": (
+        "サワードウブレッド",
+        "サワードウブレッドは小麦粉と水と塩で作られ、市販のイーストではなく天然酵母で発酵させます。"
+        "職人は毎日スターターに餌をやり、生地を冷蔵庫で一晩寝かせてからオーブンで焼きます。",
+    ),
+}
+
+
 def config_of(tmp_path: Path, collection: Path, *, index: str, shard_size: int = 8, **docids: Any) -> Config:
     return validate_config(
         {
@@ -332,6 +384,126 @@ class TestStage:
             DocidProposer(config, index, FakeEngine())(2)
             contents.append(storage.read_bytes(index.shard(FOLDER, 2)))
         assert contents[0] == contents[1]
+
+    def test_workers_do_not_change_a_byte(self, tmp_path: Path, collection: Path) -> None:
+        config = config_of(
+            tmp_path,
+            collection,
+            index="index",
+            scheme="title",
+            shard_size=7,
+            min_words=1,
+            min_core_terms=1,
+            max_words=2,
+        )
+        assigned(config)
+        index = Index(config.index)
+        one, two = (
+            (assign_docids(config, index, num_workers=num_workers), contents(config.index, "docids"))
+            for num_workers in (1, 2)
+        )
+        assert one == two
+        assert one[0]["collisions"] > 0
+
+    def test_goes_on_after_a_crash_between_two_shards(
+        self, tmp_path: Path, collection: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config = config_of(tmp_path, collection, index="index")
+        _, counts = assigned(config)
+        undisturbed = contents(config.index, "docids")
+        for name in list(undisturbed)[1:]:
+            storage.delete(Index(config.index).path(name))
+        storage.write_bytes(Index(config.index).path("docids", "part-000000.parquet"), b"made of other proposals")
+
+        written = []
+
+        def write_two(uri: str, table: pa.Table) -> None:
+            if len(written) == 2:
+                raise OSError("the machine is gone")
+            written.append(uri)
+            write(uri, table)
+
+        write = storage.write_parquet
+        with monkeypatch.context() as patched, pytest.raises(OSError, match="the machine is gone"):
+            patched.setattr(storage, "write_parquet", write_two)
+            assign_docids(config, Index(config.index), num_workers=1)
+        assert len(contents(config.index, "docids")) == 2
+        assert assign_docids(config, Index(config.index)) == counts
+        assert contents(config.index, "docids") == undisturbed
+
+    def test_a_duplicate_has_docid_and_source_of_the_first(self, tmp_path: Path) -> None:
+        rows = [{"_id": f"d{i}", "text": BREAD if i % 2 else f"{BREAD} Number {i}."} for i in range(6)]
+        source = tmp_path / "corpus.jsonl"
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        config = config_of(tmp_path, source, index="index", shard_size=2)
+        docids, counts = assigned(config)
+        proposals = [
+            row
+            for shard in range(3)
+            for row in storage.read_parquet(Index(config.index).shard(FOLDER, shard)).to_pylist()
+        ]
+        assert (
+            len({row["candidates"][0] for row in proposals[1::2]}) == 3
+        )  # a language model's seeds are the document's
+        assert len({(row["docid"], row["source"]) for row in docids[1::2]}) == 1
+        assert (docids[1]["docid"], docids[1]["source"]) == (proposals[1]["candidates"][0], proposals[1]["sources"][0])
+        assert [row["candidates"] for row in docids] == [row["candidates"] for row in proposals]
+        assert (counts["duplicates"], counts["collisions_per_round"][-1]) == (2, 0)
+
+    def test_the_report_is_that_of_the_rows(self, tmp_path: Path, collection: Path) -> None:
+        config = config_of(tmp_path, collection, index="index", shard_size=11)
+        rows, counts = assigned(config)
+        index = Index(config.index)
+        proposals = [row for shard in range(4) for row in storage.read_parquet(index.shard(FOLDER, shard)).to_pylist()]
+        assert counts["repaired"] == sum(row["source"] == "repaired" for row in rows) / 40 > 0
+        assert counts["valid_at_first_try"] == sum(not row["violations"] for row in proposals) / 40
+        assert counts["violations"] == dict(sorted(Counter(sum((row["violations"] for row in proposals), [])).items()))
+        assert counts["words_per_docid"] == pytest.approx(sum(len(row["docid"].split()) for row in rows) / 40, abs=0.01)
+        assert counts["collisions_per_round"] == [counts["collisions"], 0, 0, 0]
+
+        frequency = load_frequency(index)
+        documents = storage.read_parquet(index.shard("corpus", 0)).to_pylist()
+        for document, row, proposal in zip(documents, rows, proposals, strict=False):
+            terms = Terms.of(document["title"], document["text"], frequency)
+            assert proposal["coverage"] == pytest.approx([terms.coverage(text.split()) for text in row["candidates"]])
+        chosen = [
+            proposal["coverage"][row["candidates"].index(row["docid"])]
+            for row, proposal in zip(rows, proposals, strict=True)
+        ]
+        assert counts["coverage"] == pytest.approx(sum(chosen) / 40, abs=1e-4)
+        assert 0 < counts["coverage"] < 1
+
+    @pytest.mark.parametrize("scheme", ["keywords", "title", "tfidf"])
+    def test_any_language(self, tmp_path: Path, scheme: str) -> None:
+        source = tmp_path / "corpus.jsonl"
+        rows = [{"_id": name, "title": title, "text": text} for name, (title, text) in LANGUAGES.items()]
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        config = config_of(tmp_path, source, index="index", scheme=scheme)
+        docids, counts = assigned(config)
+        assert [row["doc_id"] for row in docids] == list(LANGUAGES)
+        assert counts["rejected"] == 0
+        for row in docids:
+            found = row["docid"].split(" ")
+            assert words(row["docid"]) == found  # so that what the retriever writes is what the trie holds
+            assert len(found) <= 8
+            assert max(map(len, found)) < 32
+            assert set(found) <= set(words(" ".join(LANGUAGES[row["doc_id"]])))
+        if scheme != "title":
+            assert check_docids(config, Index(config.index)) == {}
+            assert all(len(row["docid"].split(" ")) >= 6 for row in docids)
+
+    def test_versions_and_years_name_documents(self, tmp_path: Path) -> None:
+        source = tmp_path / "corpus.jsonl"
+        texts = {"3.11": "python 3.11 release of 2022", "3.12": "python 3.12 release of 2023", "c++": "c++ since '98"}
+        source.write_text("".join(json.dumps({"_id": name, "text": text}) + "\n" for name, text in texts.items()))
+        docids = {
+            row["doc_id"]: set(row["docid"].split(" ")) for row in assigned(config_of(tmp_path, source, index="i"))[0]
+        }
+        assert docids == {
+            "3.11": {"python", "3.11", "release", "2022"},
+            "3.12": {"python", "3.12", "release", "2023"},
+            "c++": {"c++", "98"},
+        }
 
     def test_rejected_documents_and_duplicates(self, tmp_path: Path) -> None:
         rows = [

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from zerogr import storage
-from zerogr.errors import UserError
+from zerogr.errors import Fault, UserError
 
 
 @pytest.fixture(params=["path", "file", pytest.param("s3", marks=pytest.mark.integration)])
@@ -181,11 +181,11 @@ class TestDyingWriters:
         source = tmp_path / "source"
         source.mkdir()
         (source / "file").write_bytes(b"new")
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(Fault, match="no space left"):
             storage.write_bytes(str(place / "file"), b"new")
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(Fault, match="no space left"):
             storage.upload_folder(source, str(place))
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(Fault, match="no space left"):
             storage.write_parquet(str(place / "part-000000.parquet"), pa.table({"a": [1]}))
         assert storage.list_files(str(place)) == {"file": 3}
         assert (place / "file").read_bytes() == b"old"
@@ -195,7 +195,7 @@ class TestDyingWriters:
         """`kill -9` runs no `finally`."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Path, "unlink", lambda *_, **__: None)
-            with pytest.raises(OSError, match="No space left"):
+            with pytest.raises(Fault, match="no space left"):
                 storage.write_bytes(str(tmp_path / "part-000000.parquet"), b"new")
         assert len(os.listdir(tmp_path)) == 1
         assert storage.list_files(str(tmp_path)) == {}

@@ -25,7 +25,7 @@ from zerogr.index import Index, shards_in
 from zerogr.progress import Progress
 from zerogr.words import DocumentFrequency, words
 
-VERSION = 1
+VERSION = 2
 FREQUENCY = "work/document_frequency.bin"
 SCHEMA = pa.schema(
     [
@@ -143,7 +143,7 @@ def _checked(config: Config) -> Iterator[Document | Rejected]:
 class _SeenIds:
     """A set of 64-bit hashes: a small Python set in front of one sorted array. 8 bytes per id."""
 
-    LIMIT = 1_000_000
+    LIMIT = 2**18
 
     def __init__(self) -> None:
         self._recent: set[int] = set()
@@ -158,6 +158,7 @@ class _SeenIds:
         self._recent.add(key)
         if len(self._recent) == self.LIMIT:
             recent = np.fromiter(self._recent, dtype=np.uint64, count=self.LIMIT)
-            self._sorted = np.sort(np.concatenate([self._sorted, recent]))
+            recent.sort()
+            self._sorted = np.insert(self._sorted, np.searchsorted(self._sorted, recent), recent)
             self._recent.clear()
         return True

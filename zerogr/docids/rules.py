@@ -8,7 +8,7 @@ it has.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from zerogr.words import DocumentFrequency, is_topical, rank_terms, words
@@ -32,13 +32,20 @@ class Terms:
     """Its topical words by falling TF-IDF weight; all its words, in order, if none is topical."""
     own: frozenset[str]
     """Every word it holds."""
+    weights: dict[str, float]
+    """TF-IDF weight of each word in `ranked`; all alike if none is topical."""
 
     @classmethod
     def of(cls, title: str, text: str, frequency: DocumentFrequency) -> Terms:
         """Returns the terms of a document; `ranked` is empty only if it holds no word at all."""
         own = dict.fromkeys(words(f"{title}\n{text}"))
-        ranked = [term for term, _ in rank_terms(title, text, frequency)]
-        return cls(ranked or list(own), frozenset(own))
+        weights = dict(rank_terms(title, text, frequency)) or dict.fromkeys(own, 1.0)
+        return cls(list(weights), frozenset(own), weights)
+
+    def coverage(self, docid: Iterable[str]) -> float:
+        """Returns the share (0 to 1) of the weight of all `ranked` words that the docid's words have; 0 without words."""
+        named = sum(self.weights.get(word, 0.0) for word in set(docid))
+        return named / sum(self.weights.values()) if self.weights else 0.0
 
 
 def validate(candidate: Sequence[str], terms: Terms, limits: Limits, frequency: DocumentFrequency) -> list[str]:

@@ -1,21 +1,26 @@
 """The docid stage: candidates per shard, in parallel; then one resolution over all of them.
 
-`DocidProposer` is the unit of parallel work: a shard of the corpus in, a shard of candidates out (`work/docids`), published
-whole. `assign_docids` reads all candidates, resolves the collisions and writes the docids shard by shard.
+`DocidProposer` is the unit of parallel work: a shard of the corpus in, a shard of proposals out (`work/docids`), published
+whole. `assign_docids` resolves the collisions, for which it holds about 50 bytes per document, and writes the docids shard by
+shard. It writes all of them each time: that is quick, and a docid left from an interrupted run could be taken by now if a
+lost shard of proposals had to be made again.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from zerogr import prompts, storage
 from zerogr.config import Config
 from zerogr.corpus.stage import load_frequency
-from zerogr.docids.resolve import resolve
+from zerogr.docids import report
+from zerogr.docids.resolve import Assignment, Read, content_of, gather, key_of, map_shards, pick, resolve_shards
 from zerogr.docids.rules import Limits, Terms, validate
 from zerogr.docids.schemes import Candidate, keyword_candidates, random_candidates, tfidf_candidates, title_candidates
 from zerogr.engines import Engine, Generation, Prompt, Sampling
@@ -23,7 +28,7 @@ from zerogr.generation import Rejection, ShardReport, model_inputs, read_counts,
 from zerogr.index import Index, shards_in
 from zerogr.seeds import seed_of
 
-VERSION = 1
+VERSION = 2
 FOLDER = "work/docids"
 NUM_TERMS = 32
 """Ranked terms kept per document, to tell colliding documents apart."""
@@ -32,9 +37,11 @@ PROPOSAL_SCHEMA = pa.schema(
     [
         ("row_id", pa.int64()),
         ("doc_id", pa.string()),
-        ("content", pa.string()),
+        ("content", pa.binary(16)),  # equal for documents with equal title and text
         ("candidates", pa.list_(pa.string())),
-        ("sources", pa.list_(pa.string())),
+        ("keys", pa.list_(pa.uint64())),  # of the candidates, for the resolution
+        ("sources", pa.list_(pa.string())),  # of the candidates
+        ("coverage", pa.list_(pa.float32())),  # of the candidates
         ("violations", pa.list_(pa.string())),
         ("terms", pa.list_(pa.string())),
     ]
@@ -57,7 +64,10 @@ def docids_inputs(config: Config, index: Index) -> dict[str, Any]:
     keys = {"scheme", "min_words", "max_words", "min_core_terms", "max_foreign_words"}
     if docids.scheme == "keywords":
         keys = set(type(docids).model_fields) - {"model"}
-        inputs |= {"docids.prompt": prompts.DOCID_USER + prompts.DOCID_PREFILL, **model_inputs("docids", docids)}
+        inputs |= {
+            "docids.prompt": prompts.DOCID_USER[docids.prompt_style] + prompts.DOCID_PREFILL[docids.prompt_style],
+            **model_inputs("docids", docids),
+        }
     return inputs | {f"docids.{key}": getattr(docids, key) for key in sorted(keys)}
 
 
@@ -95,9 +105,11 @@ class DocidProposer:
         return {
             "row_id": document["row_id"],
             "doc_id": document["doc_id"],
-            "content": hashlib.sha256(f"{document['title']}\x1f{document['text']}".encode()).hexdigest()[:32],
+            "content": content_of(document["title"], document["text"]),
             "candidates": [candidate.docid for candidate in candidates],
+            "keys": [key_of(candidate.docid) for candidate in candidates],
             "sources": [candidate.source for candidate in candidates],
+            "coverage": [terms.coverage(candidate.docid.split(" ")) for candidate in candidates],
             "violations": list(candidates[0].violations),
             "terms": terms.ranked[:NUM_TERMS],
         }
@@ -109,11 +121,12 @@ class DocidProposer:
         requests = [
             Prompt(
                 user=prompts.docid_prompt(
+                    docids.prompt_style,
                     prompts.excerpt(document["title"], document["text"], docids.document_words),
                     docids.min_words,
                     docids.max_words,
                 ),
-                prefill=prompts.DOCID_PREFILL,
+                prefill=prompts.DOCID_PREFILL[docids.prompt_style],
                 seeds=tuple(
                     seed_of(self._config.seed, "docids", document["doc_id"], i) for i in range(docids.candidates)
                 ),
@@ -135,48 +148,90 @@ class DocidProposer:
                 return random_candidates(self._config.seed, document["doc_id"], self._limits)
 
 
-def assign_docids(config: Config, index: Index) -> dict[str, Any]:
-    """Resolves the collisions of all candidates, writes the docid shards, and returns the stage's counts."""
+def assign_docids(config: Config, index: Index, *, num_workers: int = 4) -> dict[str, Any]:
+    """Resolves the collisions of all candidates, writes the docid shards, and returns the stage's counts.
+
+    Args:
+        config: Of the run.
+        index: Where the proposals are and the docids go.
+        num_workers: Threads that read and write shards; the docids do not depend on it.
+    """
     shards = shards_in(index.path(FOLDER))
-    tables = [storage.read_parquet(index.shard(FOLDER, shard)) for shard in shards]
-    proposals = pa.concat_tables([table.replace_schema_metadata() for table in tables]).combine_chunks()
 
-    def column(name: str) -> Any:
-        chunked = proposals.column(name)
-        return chunked.chunk(0) if chunked.num_chunks else pa.array([], type=chunked.type)
+    def read(place: int, columns: list[str]) -> pa.Table:
+        return storage.read_parquet(index.shard(FOLDER, shards[place]), columns)
 
-    limits = config.docids
-    resolution = resolve(column("content"), column("candidates"), column("terms"), limits.max_words)
-    sources = [
-        "resolved" if choice != 0 else source[0]
-        for source, choice in zip(column("sources").to_pylist(), resolution.choice.tolist(), strict=True)
-    ]
-    docids = pa.table(
-        [
-            column("row_id"),
-            column("doc_id"),
-            pa.array(resolution.docids, pa.string()),
-            pa.array(sources, pa.string()),
-            column("candidates"),
-        ],
-        schema=SCHEMA,
-    )
-    start = 0
-    for shard, table in zip(shards, tables, strict=True):
-        storage.write_parquet(index.shard("docids", shard), docids.slice(start, table.num_rows))
-        start += table.num_rows
-    num_rows = max(proposals.num_rows, 1)
-    violations = Counter(rule for broken in column("violations").to_pylist() for rule in broken)
-    num_valid = sum(source[0] == "lm" for source in column("sources").to_pylist())
+    assignment = resolve_shards(read, len(shards), config.docids.max_words, num_workers=num_workers)
+    writer = _DocidWriter(read, assignment, _elsewhere(read, assignment, num_workers))
+
+    def write(place: int) -> report.Sums:
+        docids, sums = writer.docids(place)
+        storage.write_parquet(index.shard("docids", shards[place]), docids)
+        return sums
+
+    sums = report.total(map_shards("docids", write, range(len(shards)), num_workers))
+    rejected = sum(index.num_rejected("docids").values())
+    has_model = config.docids.scheme == "keywords"
     return {
-        "rows": proposals.num_rows,
-        "rejected": sum(index.num_rejected("docids").values()),
-        **({"valid_at_first_try": round(num_valid / num_rows, 4)} if limits.scheme == "keywords" else {}),
-        **resolution.counts,
-        "violations": dict(sorted(violations.items())),
-        "words_per_docid": round(sum(docid.count(" ") + 1 for docid in resolution.docids) / num_rows, 2),
-        **read_counts(tables),
+        **report.counts(sums, assignment, rejected=rejected, has_model=has_model),
+        **read_counts(index, FOLDER),
     }
+
+
+_CHOSEN = pa.schema([("docid", pa.string()), ("source", pa.string()), ("coverage", pa.float32())])
+
+
+def _chosen(proposals: pa.Table, choice: np.ndarray) -> pa.Table:
+    """Returns `_CHOSEN` for rows [n] by the number of their candidate (int64 [n]); -1 is the first and does not hold."""
+    number = np.maximum(choice, 0)
+    lists = {name: proposals.column(name).combine_chunks() for name in ("candidates", "sources", "coverage")}
+    source = pc.if_else(pa.array(choice == 0), pick(lists["sources"], np.zeros_like(number)), "resolved")
+    return pa.table([pick(lists["candidates"], number), source, pick(lists["coverage"], number)], schema=_CHOSEN)
+
+
+def _elsewhere(read: Read, assignment: Assignment, num_workers: int) -> tuple[np.ndarray, pa.Table]:
+    """Returns (rows, `_CHOSEN` of them) of all rows whose docid another row shares, or is none of its own candidates."""
+    is_shared = assignment.group != np.arange(len(assignment.group))
+    rows = np.union1d(assignment.group[is_shared], assignment.told_apart)
+    if not len(rows):
+        return rows, _CHOSEN.empty_table()
+    proposals = gather(read, assignment.starts, rows, ["candidates", "sources", "coverage"], num_workers=num_workers)
+    chosen = _chosen(proposals, assignment.choice[rows])
+    is_told_apart = pa.array(np.isin(rows, assignment.told_apart))
+    docids = pc.replace_with_mask(chosen.column("docid").combine_chunks(), is_told_apart, assignment.texts)
+    return rows, chosen.set_column(0, "docid", docids)
+
+
+@dataclass(slots=True)
+class _DocidWriter:
+    """Makes the docid shards from the proposals and the resolution, one at a time."""
+
+    read: Read
+    assignment: Assignment
+    elsewhere: tuple[np.ndarray, pa.Table]
+    """From `_elsewhere`."""
+
+    def docids(self, place: int) -> tuple[pa.Table, report.Sums]:
+        """Returns the rows of a docid shard, and their sums."""
+        columns = ["row_id", "doc_id", "candidates", "sources", "coverage", "violations"]
+        proposals = self.read(place, columns)
+        rows = np.arange(*self.assignment.starts[place : place + 2])
+        group, choice = self.assignment.group[rows], self.assignment.choice[rows]
+        is_own = (group == rows) & (choice >= 0)
+        known, texts = self.elsewhere
+        # What is elsewhere stands behind the shard's own rows, and is taken from there.
+        others = texts.take(np.searchsorted(known, group[~is_own]))
+        position = np.arange(len(rows))
+        position[~is_own] = len(rows) + np.arange(len(others))
+        chosen = (
+            pa.concat_tables([_chosen(proposals, np.where(is_own, choice, 0)), others]).combine_chunks().take(position)
+        )
+        docid, source, coverage = (chosen.column(name).combine_chunks() for name in _CHOSEN.names)
+        table = pa.table(
+            [proposals.column("row_id"), proposals.column("doc_id"), docid, source, proposals.column("candidates")],
+            schema=SCHEMA,
+        )
+        return table, report.Sums.of(docid, source, coverage, proposals)
 
 
 def check_docids(config: Config, index: Index) -> dict[str, int]:

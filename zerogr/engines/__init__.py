@@ -3,7 +3,8 @@
 Three engines stand behind one protocol: `transformers` (any machine), `vllm` (GPUs; CPU builds too) and `fake`
 (a deterministic function of prompt and seed, for tests of everything around a language model).
 An engine never raises for one bad prompt: that `Generation` carries an `error` and no texts. It raises when it is
-broken itself, so that its worker dies and the work is retried elsewhere.
+broken itself, `EngineDied` where nothing but a fresh engine can help, so that its worker ends and the work is done again
+elsewhere.
 """
 
 from __future__ import annotations
@@ -56,6 +57,10 @@ class Generation:
     """Summed over the samples."""
     error: str = ""
     """Why this prompt got no answer; empty if it did."""
+
+
+class EngineDied(RuntimeError):
+    """The engine can answer no more, and only a new process can. Whoever holds it should end."""
 
 
 class Engine(Protocol):

@@ -17,6 +17,7 @@ threads wait for each other actively: set OMP_WAIT_POLICY=PASSIVE and GOMP_SPINC
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,15 +72,20 @@ class TransformersEngine:
         register_grouped_sdpa()
         self.model.set_attn_implementation(GROUPED_SDPA)
         self.batch_size = batch_size
+        self._serving = threading.Lock()
         self._renderer = ChatRenderer(self.tokenizer)
         self._end_ids = end_token_ids(self.tokenizer, self.model.generation_config)
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Generation]:
-        """Returns one `Generation` per prompt, in the order of the prompts.
+        """Returns one `Generation` per prompt, in the order of the prompts. Of several threads, one at a time is served.
 
         Raises:
             UserError: The model's context is too short for `max_tokens`.
         """
+        with self._serving:
+            return self._generate(prompts, sampling)
+
+    def _generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Generation]:
         context_tokens = getattr(self.model.config, "max_position_embeddings", None)
         max_prompt_tokens = max_prompt_tokens_for(sampling, context_tokens)
         generations, token_ids = self._renderer.render_all(prompts, max_prompt_tokens)

@@ -1,0 +1,80 @@
+"""A machine of the cluster is lost in the middle of a stage. Its shards are made on the machine that is left."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.chaos.engines import Diary
+from tests.chaos.settings import run_stages
+from tests.processes import kill_with_descendants
+from tests.published import contents, files
+from zerogr.index import Index, shards_in
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+REPOSITORY = Path(__file__).parents[2]
+DEADLINE_S = 240
+SOON = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
+"""A lost node is noticed within seconds; a slow one still has ten to answer."""
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """A head that computes nothing and two nodes with room for one engine each."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": SOON}
+    )
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1)
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def test_lost_node(cluster: Any, undisturbed: str, collection: Path, tiny_model: Path, tmp_path: Path) -> None:
+    index = str(tmp_path / "index")
+    config = run_stages(index, collection, tiny_model, "corpus", compute__num_engine_workers=2)
+    go, diary, log = tmp_path / "go", Diary(tmp_path / "diary"), tmp_path / "driver.log"
+    command = [sys.executable, "-m", "tests.chaos.held_driver", "docids", config, str(go), str(tmp_path / "diary")]
+    environment = {**os.environ, "RAY_ADDRESS": cluster.address}
+    with log.open("wb") as output:
+        driver = subprocess.Popen(
+            command, cwd=REPOSITORY, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        _wait(lambda: bool(diary.events()) and bool(shards_in(f"{index}/work/docids")), driver)
+        published = files(index, "work/docids")
+        held = next(iter(diary.events().values()))
+        lost = next(node for node in cluster.worker_nodes if node.node_id in held)
+        for process in [each.process for group in lost.all_processes.values() for each in group]:
+            kill_with_descendants(process.pid)
+        assert len(files(index, "work/docids")) < 5
+        go.touch()
+        assert driver.wait(timeout=DEADLINE_S) == 0
+    finally:
+        print(log.read_text(errors="replace"))
+        if driver.poll() is None:
+            kill_with_descendants(driver.pid)
+        driver.wait()
+    assert {name: file for name, file in files(index).items() if name in published} == published
+    assert contents(index, "docids", "work/docids") == contents(undisturbed, "docids", "work/docids")
+    assert Index(index).require("docids").counts == Index(undisturbed).require("docids").counts
+
+
+def _wait(until: Callable[[], bool], driver: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not until():
+        assert driver.poll() is None, "the driver ended too early"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

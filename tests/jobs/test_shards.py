@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from jobs import shards
+from jobs.attempts import WITHOUT_A_WORD, Attempts
+from jobs.shards import Hands
+
+
+def test_attempts_of_a_shard() -> None:
+    attempts = Attempts()
+    assert attempts.begin(3) == (0, "")
+    assert attempts.begin(3) == (1, WITHOUT_A_WORD)
+    attempts.fail(3, "out of memory")
+    assert attempts.begin(3) == (2, "out of memory")
+    assert attempts.begin(4) == (0, "")
+
+
+def test_engines_that_cannot_be_loaded_are_counted_for_all_shards() -> None:
+    attempts = Attempts()
+    for shard in range(2):
+        attempts.begin(shard)
+        attempts.fail_to_load("no such file")
+    assert attempts.begin(7) == (2, "no such file")
+    attempts.loaded()
+    assert attempts.begin(8) == (0, "")
+
+
+def test_a_shard_that_was_made_starts_anew() -> None:
+    attempts = Attempts()
+    for _ in range(3):
+        assert attempts.begin(3) == (0, "")
+        attempts.succeed(3)
+
+
+def test_time_with_several_shards_in_hand_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 10.0, 14.0, 100.0, 101.0])
+    monkeypatch.setattr(shards.time, "monotonic", lambda: next(clock))
+    hands = Hands()
+    hands.take()  # at 0
+    hands.take()
+    assert hands.lay_down() == 10.0
+    assert hands.lay_down() == 4.0  # at 14; idle until 100
+    hands.take()
+    assert hands.lay_down() == 1.0
+
+
+def test_a_process_ends_when_its_other_shards_are_finished() -> None:
+    hands = Hands()
+    for _ in range(3):
+        hands.take()
+    ending = [threading.Thread(target=hands.wait_for_others, daemon=True) for _ in range(2)]
+    taking = threading.Thread(target=hands.take, daemon=True)
+    for thread in ending:
+        thread.start()
+    ending[0].join(0.05)
+    taking.start()
+    assert ending[0].is_alive() and ending[1].is_alive()  # one shard is still being made
+    hands.lay_down()
+    for thread in ending:
+        thread.join()
+    taking.join(0.05)
+    assert taking.is_alive()  # nothing is begun in a process that ends
