@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from zerogr.docids.resolve import Resolution, resolve
 from zerogr.docids.rules import Limits, Terms, repair, validate
 from zerogr.docids.schemes import keyword_candidates, random_candidates, tfidf_candidates, title_candidates
 from zerogr.docids.stage import FOLDER, PROPOSAL_SCHEMA, DocidProposer, assign_docids, check_docids, docids_inputs
+from zerogr.engines import Generation, Prompt, Sampling
 from zerogr.engines.fake import FakeEngine
 from zerogr.index import Index, shards_in
 from zerogr.words import DocumentFrequency, words
@@ -472,6 +474,24 @@ class TestStage:
         ]
         assert counts["coverage"] == pytest.approx(sum(chosen) / 40, abs=1e-4)
         assert 0 < counts["coverage"] < 1
+
+    def test_both_styles_of_asking(self, tmp_path: Path, collection: Path) -> None:
+        asked: dict[str, list[Prompt]] = {}
+
+        class Recorder(FakeEngine):
+            def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Generation]:
+                asked[style] += prompts
+                return super().generate(prompts, sampling)
+
+        for style in ("brief", "rules"):
+            asked[style] = []
+            config = config_of(tmp_path, collection, index=style, prompt_style=style, min_words=5, max_words=9)
+            build_corpus(config, Index(config.index))
+            DocidProposer(config, Index(config.index), Recorder())(0)
+        for brief, rules in zip(asked["brief"], asked["rules"], strict=True):
+            assert brief.prefill == "Keywords:" and rules.prefill == ""
+            assert "List the 5 to 9 words" in brief.user and "write 5 to 9 keywords on one line" in rules.user
+            assert brief.user.partition(">>>")[0] == rules.user.partition(">>>")[0]
 
     @pytest.mark.parametrize("scheme", ["keywords", "title", "tfidf"])
     def test_any_language(self, tmp_path: Path, scheme: str) -> None:

@@ -241,3 +241,13 @@ class TestShards:
         monkeypatch.setattr(storage, "write_parquet", note)
         index.publish_shard("queries", "queries", 0, pa.table({"row_id": [1]}), [("a", "engine_error", "?")])
         assert order == [index.path("rejected", f"queries-{shard_name(0)}"), index.shard("queries", 0)]
+
+
+def test_rows_of_shards_are_known_without_opening_them(tmp_path: Path) -> None:
+    index = Index(str(tmp_path))
+    for shard, size in enumerate((4, 4, 3)):
+        index.publish_shard("corpus", "corpus", shard, pa.table({"row_id": [0] * size}), [])
+    index.finish("corpus", {"corpus.shard_size": 4}, config={}, counts={"rows": 11}, seconds=0)
+    assert index.rows_of_shards() == {0: 4, 1: 4, 2: 3}
+    index.publish_shard("corpus", "corpus", 3, pa.table({"row_id": [0][:0]}), [("d", "empty_document", "")])
+    assert index.rows_of_shards() == {0: 4, 1: 4, 2: 3, 3: 0}  # the last rows were all rejected
