@@ -1,0 +1,266 @@
+"""How much faster do examples train here than under an ordinary trainer? `python -m benchmarks.training [--quick]`
+
+The same examples, a retriever's (instruction, query -> docid), the same ones in every optimiser step, the same model in the
+same precision under the same optimiser, in one process each:
+
+    ours       examples packed into rows behind their shared prefix, the output head for the targets alone
+    trainer    Hugging Face's `Trainer`: every example with its prefix, padded to the longest of its batch, logits of all tokens
+
+The two loss curves must be one, else the figures mean nothing. The last line printed is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.report import report
+from benchmarks.trie import peak_resident_bytes
+from zerogr.chat import ChatFormat
+from zerogr.config import validate_config
+from zerogr.corpus.document import Document
+from zerogr.corpus.pystdlib import read_pystdlib
+from zerogr.docids.rules import Limits, Terms
+from zerogr.docids.schemes import tfidf_candidates
+from zerogr.index import Index
+from zerogr.models import EMBEDDED_MODEL, load_model, resolve_model
+from zerogr.queries import make_spans
+from zerogr.training.examples import Examples, epoch_order
+from zerogr.training.loop import TrainingSettings, train
+from zerogr.training.stage import load_examples
+from zerogr.words import DocumentFrequency, words
+
+SEED, WARM_UP = 0, 2
+PEAK_FLOPS = {"NVIDIA H100": 989e12, "NVIDIA H200": 989e12, "NVIDIA A100": 312e12}
+"""Dense bf16, by the beginning of the device's name (NVIDIA's data sheets)."""
+
+NOTES = """
+- A useful token is one of an example as it stands alone: prefix, query, docid, end. Both sides train the same ones, so
+  `useful_tokens_ratio_vs_trainer` is the ratio of their seconds per step; the first steps are left out on both sides.
+- `loss_difference`: the largest difference between the two losses of a step, of the trainer's.
+- `share_of_useful`: useful tokens over all that pass through the model; above 1 where a row's examples share their prefix.
+- Weights, gradients and AdamW are fp32 on both sides, matrix products bf16 (`--precision fp32`: all fp32). Attention is the
+  model's default (`sdpa`) on both.
+- `mfu`: 6 x parameters x tokens through the model, and the head for the targets alone, over the peak of the device; only where
+  that is known.
+"""
+
+
+def main() -> None:
+    """Prints the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="three steps of each, and the loss of two of them")
+    parser.add_argument("--model", default=EMBEDDED_MODEL, help="a folder or a Hugging Face name")
+    parser.add_argument(
+        "--index", help="take the docids and queries of this index; passages of Python's own text otherwise"
+    )
+    parser.add_argument("--steps", type=int, help="of each, without the first; 12")
+    parser.add_argument("--batch-size", type=int, default=32, help="examples per step")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--out", type=Path, help="also write the figures to this Markdown file")
+    arguments = parser.parse_args()
+    num_steps = WARM_UP + (arguments.steps or (1 if arguments.quick else 12))
+    settings = {"num_steps": num_steps, "batch_size": arguments.batch_size, "precision": arguments.precision}
+    runs = {}
+    for name in ("ours", "trainer"):
+        print(f"{name}: {num_steps} steps …", file=sys.stderr, flush=True)
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            runs[name] = process.submit(run, name, arguments.model, arguments.index, settings).result()
+    ours, trainer = runs["ours"], runs["trainer"]
+    difference = np.abs(np.array(ours["losses"]) - trainer["losses"]) / trainer["losses"]
+    figures: dict[str, Any] = {
+        "device": ours["device"],
+        "model": arguments.model,
+        "examples_per_step": arguments.batch_size,
+        "num_steps": num_steps - WARM_UP,
+        "useful_tokens_ratio_vs_trainer": trainer["step_s"] / ours["step_s"],
+        "loss_difference": float(difference.max()),
+        "first_loss": ours["losses"][0],
+        "last_loss": ours["losses"][-1],
+        "useful_tokens_per_s": ours["useful_tokens_per_step"] / ours["step_s"],
+        "useful_tokens_per_s_trainer": trainer["useful_tokens_per_step"] / trainer["step_s"],
+        "step_s": ours["step_s"],
+        "step_s_trainer": trainer["step_s"],
+        "share_of_useful": ours["useful_tokens_per_step"] / ours["tokens_per_step"],
+        "share_of_useful_trainer": trainer["useful_tokens_per_step"] / trainer["tokens_per_step"],
+        "peak_bytes": ours["peak_bytes"],
+        "peak_bytes_trainer": trainer["peak_bytes"],
+        "mfu": ours["mfu"],
+    }
+    rounded = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in figures.items()}
+    report("Training against an ordinary trainer", rounded, arguments.out, NOTES)
+
+
+def run(name: str, model_name: str, index: str | None, settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns what one side measured."""
+    folder = resolve_model(model_name)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(SEED)
+    model, tokenizer = load_model(folder, device=device, dtype=torch.float32)
+    chat = ChatFormat.of(tokenizer)
+    num_examples = settings["num_steps"] * settings["batch_size"]
+    examples = load_examples(Index(index), chat) if index else passages(chat, num_examples)
+    ids = epoch_order(np.arange(len(examples)), SEED, 0)[:num_examples]
+    if len(ids) < num_examples:
+        raise SystemExit(f"'{index}' has {len(ids)} examples; {num_examples} are needed: lower --steps")
+    seconds, losses, tokens = SIDES[name](model, examples, ids, settings, device)
+    useful = [
+        int(sum(len(examples.prefixes[examples.task[i]]) + examples.offsets[i + 1] - examples.offsets[i] for i in step))
+        for step in np.split(ids, settings["num_steps"])
+    ]
+    timed, timed_tokens = seconds[WARM_UP:], tokens[WARM_UP:]
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "step_s": median(timed),
+        "losses": losses,
+        "useful_tokens_per_step": sum(useful[WARM_UP:]) / len(timed),
+        "tokens_per_step": sum(timed_tokens) / len(timed),
+        "peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else peak_resident_bytes(),
+        "mfu": mfu(model, examples, ids, sum(timed_tokens) / len(timed), median(timed), settings["num_steps"]),
+    }
+
+
+def passages(chat: ChatFormat, count: int) -> Examples:
+    """Examples of Python's reference text: its passages and keyword sets, and docids of its heaviest terms."""
+    documents = [row for row in read_pystdlib() if isinstance(row, Document)]
+    frequency = DocumentFrequency()
+    for document in documents:
+        frequency.add(words(f"{document.title}\n{document.text}"))
+    instruction = validate_config({}).instruction
+    per_document = 8
+    triples = []
+    for number, document in enumerate(documents[: -(-count // 4)]):
+        terms = Terms.of(document.title, document.text, frequency)
+        docid = tfidf_candidates(terms, Limits())[0].docid
+        spans = make_spans(document.title, document.text, frequency, per_document, number)
+        triples += [(instruction, span, docid) for span in spans]
+    return Examples.build(triples, chat)
+
+
+class Stop(Exception):
+    """Enough steps."""
+
+
+class NoCheckpoints:
+    """The `Checkpointer` that keeps nothing."""
+
+    def save(self, model: Any, optimizer: Any, step: int) -> None:
+        """Does nothing."""
+
+    def restore(self, model: Any, optimizer: Any) -> int:
+        """Returns 0: there is none."""
+        return 0
+
+
+def train_ours(
+    model: Any, examples: Examples, ids: np.ndarray, settings: dict[str, Any], device: str
+) -> tuple[list[float], list[float], list[int]]:
+    """(Seconds, loss, tokens through the model) of every step."""
+    from zerogr.training.loop import pack
+
+    order = Examples(
+        examples.prefixes,
+        np.concatenate([examples.tokens[examples.offsets[i] : examples.offsets[i + 1]] for i in ids]),
+        np.append(0, np.cumsum(np.diff(examples.offsets)[ids])),
+        examples.num_targets[ids],
+        examples.task[ids],
+    )
+    loop = TrainingSettings(
+        num_epochs=1, batch_size=settings["batch_size"], learning_rate=1e-4, schedule="constant", warmup_fraction=0.0,
+        precision=settings["precision"], evaluation_fraction=0.0, evaluate_every=1, checkpoint_every=10**9, seed=SEED,
+    )  # fmt: skip
+    marks, losses = [time.perf_counter()], []
+
+    def step_done(metrics: dict[str, Any]) -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        marks.append(time.perf_counter())
+        losses.append(metrics["loss"])
+
+    steps = np.split(epoch_order(np.arange(len(ids)), SEED, 0), settings["num_steps"])
+    train(model, order, loop, checkpointer=NoCheckpoints(), report=step_done, device=device)
+    tokens = [int((pack(order, step, loop.row_tokens).segments >= 0).sum()) for step in steps]
+    return list(np.diff(marks)), losses, tokens
+
+
+def train_theirs(
+    model: Any, examples: Examples, ids: np.ndarray, settings: dict[str, Any], device: str
+) -> tuple[list[float], list[float], list[int]]:
+    """The same of Hugging Face's `Trainer`."""
+    from torch.utils.data import SequentialSampler
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    marks, losses, tokens = [time.perf_counter()], [], []
+    rows = []
+    for i in ids[epoch_order(np.arange(len(ids)), SEED, 0)]:  # the order in which ours takes them
+        own = [int(token) for token in examples.tokens[examples.offsets[i] : examples.offsets[i + 1]]]
+        input_ids = [*examples.prefixes[examples.task[i]], *own]
+        num_targets = int(examples.num_targets[i])
+        rows.append({"input_ids": input_ids, "labels": [-100] * (len(input_ids) - num_targets) + own[-num_targets:]})
+
+    def collate(batch: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        length = max(len(row["input_ids"]) for row in batch)
+        tokens.append(length * len(batch))
+        fill = {"input_ids": 0, "labels": -100}
+        padded = {
+            key: torch.tensor([row[key] + [value] * (length - len(row[key])) for row in batch])
+            for key, value in fill.items()
+        }
+        lengths = torch.tensor([len(row["input_ids"]) for row in batch])
+        return {**padded, "attention_mask": (torch.arange(length)[None] < lengths[:, None]).long()}
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            if device == "cuda":
+                torch.cuda.synchronize()
+            marks.append(time.perf_counter())
+
+        def on_log(self, _: Any, __: Any, ___: Any, logs: dict[str, float] | None = None, **____: Any) -> None:
+            if logs and "loss" in logs:
+                losses.append(float(logs["loss"]))
+
+    class InOrder(Trainer):
+        def _get_train_sampler(self, *_: Any) -> Any:
+            return SequentialSampler(rows)
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            folder, per_device_train_batch_size=settings["batch_size"], num_train_epochs=1, learning_rate=1e-4,
+            lr_scheduler_type="constant", warmup_steps=0, weight_decay=0.0, adam_beta1=0.9, adam_beta2=0.95,
+            max_grad_norm=1.0, optim="adamw_torch", bf16=settings["precision"] == "bf16", use_cpu=device == "cpu",
+            logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True, dataloader_pin_memory=False,
+        )  # fmt: skip
+        InOrder(model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[Clock()]).train()
+    return list(np.diff(marks)), losses, tokens
+
+
+SIDES = {"ours": train_ours, "trainer": train_theirs}
+
+
+def mfu(
+    model: Any, examples: Examples, ids: np.ndarray, tokens_per_step: float, step_s: float, num_steps: int
+) -> float | None:
+    """The share of the device's peak that the model's products reach; None where the peak is not known."""
+    if not torch.cuda.is_available():
+        return None
+    peak = next((peak for name, peak in PEAK_FLOPS.items() if torch.cuda.get_device_name().startswith(name)), None)
+    if peak is None:
+        return None
+    head = model.get_output_embeddings().weight.numel()
+    body = sum(parameter.numel() for parameter in model.get_decoder().parameters()) - head
+    targets = float(examples.num_targets[ids].sum()) / num_steps
+    return 6 * (body * tokens_per_step + head * targets) / step_s / peak
+
+
+if __name__ == "__main__":
+    main()
