@@ -33,7 +33,7 @@ import pyarrow.compute as pc
 from benchmarks.report import report
 from benchmarks.trie import peak_resident_bytes
 from zerogr import storage
-from zerogr.config import validate_config
+from zerogr.config_file import validate_config
 from zerogr.corpus.document import Document
 from zerogr.corpus.pystdlib import read_pystdlib
 from zerogr.docids.resolve import key_of

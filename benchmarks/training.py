@@ -27,17 +27,16 @@ import torch
 from benchmarks.report import report
 from benchmarks.trie import peak_resident_bytes
 from zerogr.chat import ChatFormat
-from zerogr.config import validate_config
+from zerogr.config_file import validate_config
 from zerogr.corpus.document import Document
 from zerogr.corpus.pystdlib import read_pystdlib
 from zerogr.docids.rules import Limits, Terms
 from zerogr.docids.schemes import tfidf_candidates
-from zerogr.index import Index
 from zerogr.models import EMBEDDED_MODEL, load_model, resolve_model
 from zerogr.queries import make_spans
 from zerogr.training.examples import Examples, epoch_order
 from zerogr.training.loop import TrainingSettings, train
-from zerogr.training.stage import load_examples
+from zerogr.training.recipes import RetrieverRecipe
 from zerogr.words import DocumentFrequency, words
 
 SEED, WARM_UP = 0, 2
@@ -107,9 +106,11 @@ def run(name: str, model_name: str, index: str | None, settings: dict[str, Any])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(SEED)
     model, tokenizer = load_model(folder, device=device, dtype=torch.float32)
-    chat = ChatFormat.of(tokenizer)
     num_examples = settings["num_steps"] * settings["batch_size"]
-    examples = load_examples(Index(index), chat) if index else passages(chat, num_examples)
+    if index:
+        examples = RetrieverRecipe(validate_config({"index": index})).examples(tokenizer)
+    else:
+        examples = passages(ChatFormat.of(tokenizer), num_examples)
     ids = epoch_order(np.arange(len(examples)), SEED, 0)[:num_examples]
     if len(ids) < num_examples:
         raise SystemExit(f"'{index}' has {len(ids)} examples; {num_examples} are needed: lower --steps")
@@ -143,7 +144,7 @@ def passages(chat: ChatFormat, count: int) -> Examples:
         terms = Terms.of(document.title, document.text, frequency)
         docid = tfidf_candidates(terms, Limits())[0].docid
         spans = make_spans(document.title, document.text, frequency, per_document, number)
-        triples += [(instruction, span, docid) for span in spans]
+        triples += [(instruction, span, docid, 1.0) for span in spans]
     return Examples.build(triples, chat)
 
 
@@ -174,6 +175,7 @@ def train_ours(
         np.append(0, np.cumsum(np.diff(examples.offsets)[ids])),
         examples.num_targets[ids],
         examples.task[ids],
+        examples.weights[ids],
     )
     loop = TrainingSettings(
         num_epochs=1, batch_size=settings["batch_size"], learning_rate=1e-4, schedule="constant", warmup_fraction=0.0,

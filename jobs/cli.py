@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from zerogr.config import Config
     from zerogr.index import StageRecord
 
-STAGE_OF_COMMAND = {"corpus": "corpus", "docids": "docids", "queries": "queries", "trie": "trie", "train": "retriever"}
 STAGE_NAMES = ("corpus", "docids", "queries", "trie", "retriever", "evaluation")
+RECIPE_NAMES = ("retriever", "docid_generator", "query_generator")
 STRATEGY_NAMES = ("greedy", "beam", "nucleus", "reverse_annealing", "stochastic_beam", "best_first")
 
 EPILOG = """\
@@ -140,9 +140,14 @@ def _parser() -> argparse.ArgumentParser:
         "docids": "give every document its docid",
         "queries": "write pseudo-queries for every document",
         "trie": "build the trie of the docids",
-        "train": "train the retriever",
     }.items():
         config_command(name, _stage, text)
+    sub = config_command("train", _train, "train the retriever, or a generator", (*STAGE_NAMES, *RECIPE_NAMES[1:]))
+    sub.add_argument(
+        "--recipe", choices=RECIPE_NAMES, default="retriever",
+        help="what to train: the index's retriever (default), or from the pairs of section tuning a docid_generator or a "
+        "query_generator; then name its folder, TUNING.OUT/RECIPE, as docids.model or queries.model",
+    )  # fmt: skip
     sub = config_command(
         "distil", _distil, "have a stronger model write pairs for fine-tuning the generators", ("distil",)
     )
@@ -203,12 +208,12 @@ def _positive(text: str) -> int:
 
 
 def _load(options: argparse.Namespace) -> Config:
-    from zerogr.config import load_config
+    from zerogr.config_file import load_config
     from zerogr.index import Index
 
     config = load_config(options.config, options.set)
     for stage in options.rebuild:
-        Index(config.index).rebuild(stage)
+        Index(config.tuning.out if stage in RECIPE_NAMES[1:] else config.index).rebuild(stage)
     return config
 
 
@@ -228,12 +233,20 @@ def _stage(options: argparse.Namespace) -> None:
 
     config = _load(options)
     record = importlib.import_module(f"jobs.{options.command}").run(config)
-    _print_stages(config.index, {STAGE_OF_COMMAND[options.command]: record})
+    _print_stages(config.index, {options.command: record})
+
+
+def _train(options: argparse.Namespace) -> None:
+    from jobs import train
+
+    config = _load(options)
+    record = train.run(config, options.recipe)
+    _print_stages(config.index if options.recipe == "retriever" else config.tuning.out, {options.recipe: record})
 
 
 def _distil(options: argparse.Namespace) -> None:
     from jobs import distil
-    from zerogr.config import load_config
+    from zerogr.config_file import load_config
     from zerogr.index import Index
 
     config = load_config(options.config, options.set)
@@ -253,7 +266,7 @@ def _distil(options: argparse.Namespace) -> None:
 
 def _submit(options: argparse.Namespace) -> None:
     from jobs.submit import submit
-    from zerogr.config import load_config
+    from zerogr.config_file import load_config
 
     print(
         submit(
@@ -314,7 +327,7 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _config(_options: argparse.Namespace) -> None:
-    from zerogr.config import default_yaml
+    from zerogr.config_file import default_yaml
 
     print(default_yaml(), end="")
 

@@ -8,8 +8,8 @@ from typing import Any
 from jobs.stages import run_stage
 from zerogr import storage
 from zerogr.config import Config
+from zerogr.corpus.collection import Collection
 from zerogr.errors import UserError
-from zerogr.evaluation.collection import Collection
 from zerogr.evaluation.compare import publish_results, run_bm25, run_strategy, table_row
 from zerogr.evaluation.metrics import Run
 from zerogr.index import Index, StageRecord

@@ -7,23 +7,23 @@ from typing import Any
 
 from jobs.stages import summary
 from zerogr.errors import UserError
-from zerogr.index import DISTIL, FOLDERS, STAGES, Index, shards_in
+from zerogr.index import DISTIL, FOLDERS, KINDS, Index, shards_in
 from zerogr.ledger import Effort, read_effort
 from zerogr.progress import duration
 
 
 def status(uri: str) -> dict[str, Any]:
-    """Returns {"index", "stages": {name: {"state", "fingerprint", "counts", ...}}}, of teacher data as well.
+    """Returns {"index", "stages": {name: {"state", "fingerprint", "counts", ...}}}, of teacher data and generators as well.
 
     Raises:
-        UserError: There is neither at the URI.
+        UserError: There is none of them at the URI.
     """
     index = Index(uri)
     finished, begun = index.manifest()["stages"], index.begun()
     if not finished and not begun:
         raise UserError(f"there is no index at '{uri}'; `zerogr index CONFIG` makes one")
     stages: dict[str, Any] = {}
-    for stage in (DISTIL,) if DISTIL in {*finished, *begun} else STAGES:
+    for stage in KINDS[index.kind() or "an index"][0]:
         if stage in finished:
             entry = finished[stage]
             rejected = index.num_rejected(stage)
@@ -42,7 +42,7 @@ def status(uri: str) -> dict[str, Any]:
 
 def _unfinished(index: Index, stage: str) -> dict[str, Any]:
     """Returns the shards a stage has published, of how many, and at what rate and price it goes on."""
-    if stage in ("trie", "retriever", "evaluation"):
+    if stage not in ("corpus", "docids", "queries", DISTIL):
         return {}
     published = set(shards_in(index.path(FOLDERS[stage][-1] if stage == "docids" else FOLDERS[stage][0])))
     entry: dict[str, Any] = {"shards": len(published)}

@@ -1,33 +1,37 @@
-"""Reads queries/ and docids/; trains the retriever under Ray Train (FSDP2 with several workers); writes retriever/.
-`zerogr train CONFIG`"""
+"""Trains a model under Ray Train (FSDP2 with several workers): the retriever from queries/ and docids/ into retriever/, or a
+generator from pairs into tuning.out. `zerogr train CONFIG [--recipe NAME]`"""
 
 from __future__ import annotations
 
 import logging
 import os
 import uuid
+from functools import partial
 from typing import Any
 
 from jobs.cluster import ray_session, share_of_cpus
 from jobs.stages import run_stage
 from zerogr import storage
-from zerogr.config import Config, validate_config
+from zerogr.config import Config
+from zerogr.config_file import validate_config
 from zerogr.errors import UserError
-from zerogr.index import Index, StageRecord
-from zerogr.training.stage import retriever_inputs
+from zerogr.index import FOLDERS, Index, StageRecord
+from zerogr.training.recipes import RECIPES
 
 logger = logging.getLogger(__name__)
-FOLDER = "work/training"
 OUTCOME = "outcome.json"
 """What the workers have to say at the end: the stage's counts, or {"mistake": a sentence for the user}."""
 
 
-def run(config: Config) -> StageRecord:
-    """Runs the retriever stage."""
-    return run_stage("retriever", config, retriever_inputs(config, Index(config.index)), _build)
+def run(config: Config, recipe: str = "retriever") -> StageRecord:
+    """Runs the stage of a recipe."""
+    chosen = RECIPES[recipe](config)
+    build = partial(_build, recipe=recipe)
+    return run_stage(chosen.stage, config, chosen.inputs(), build, uri=chosen.index.uri)
 
 
-def _build(config: Config, index: Index) -> dict[str, Any]:
+def _build(config: Config, index: Index, *, recipe: str) -> dict[str, Any]:
+    folder = FOLDERS[recipe][1]
     compute = config.compute
     with ray_session():
         from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -37,7 +41,11 @@ def _build(config: Config, index: Index) -> dict[str, Any]:
         num_threads = share_of_cpus(compute.num_cpus_per_trainer, compute.num_training_workers)
         trainer = TorchTrainer(
             train_on_worker,
-            train_loop_config={"config": config.model_dump(mode="json"), "num_threads": num_threads},
+            train_loop_config={
+                "config": config.model_dump(mode="json"),
+                "recipe": recipe,
+                "num_threads": num_threads,
+            },
             torch_config=TorchConfig(backend="nccl" if has_gpu else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=compute.num_training_workers,
@@ -49,17 +57,17 @@ def _build(config: Config, index: Index) -> dict[str, Any]:
             ),
             run_config=RunConfig(
                 name=f"run-{uuid.uuid4().hex[:8]}",  # resuming is ours, from the newest checkpoint in the index
-                storage_path=index.path(FOLDER, "ray"),
+                storage_path=index.path(folder, "ray"),
                 failure_config=FailureConfig(max_failures=compute.max_retries),
             ),
         )
         trainer.fit()
-    outcome: dict[str, Any] = storage.read_json(index.path(FOLDER, OUTCOME))
-    storage.delete(index.path(FOLDER, OUTCOME))
-    storage.delete(index.path(FOLDER, "ray"))
+    outcome: dict[str, Any] = storage.read_json(index.path(folder, OUTCOME))
+    storage.delete(index.path(folder, OUTCOME))
+    storage.delete(index.path(folder, "ray"))
     if "mistake" in outcome:  # without a checkpoint nothing is left that would bind the stage to this configuration
         raise UserError(outcome["mistake"])
-    storage.delete(index.path(FOLDER))
+    storage.delete(index.path(folder))
     return outcome
 
 
@@ -72,31 +80,32 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
 
     from zerogr.training.checkpoints import StorageCheckpointer
     from zerogr.training.loop import train
-    from zerogr.training.stage import load_base, load_examples, publish_retriever, training_settings
+    from zerogr.training.recipes import load_base, publish_model
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)  # Ray Train has set its own levels by now
     torch.set_num_threads(arguments["num_threads"])
-    config = validate_config(arguments["config"])
-    index, context, device = Index(config.index), ray_train.get_context(), get_device()
+    recipe = RECIPES[arguments["recipe"]](validate_config(arguments["config"]))
+    folder = FOLDERS[recipe.stage][1]
+    context, device = ray_train.get_context(), get_device()
     rank, num_ranks = context.get_world_rank(), context.get_world_size()
     try:
-        model, chat = load_base(config, device)
+        model, tokenizer = load_base(recipe, device)
         outcome = train(
             model,
-            load_examples(index, chat),
-            training_settings(config),
-            checkpointer=StorageCheckpointer(index.path(FOLDER, "checkpoints"), rank=rank),
+            recipe.examples(tokenizer),
+            recipe.settings,
+            checkpointer=StorageCheckpointer(recipe.index.path(folder, "checkpoints"), rank=rank),
             report=lambda metrics: ray_train.report(metrics),
             device=device,
             rank=rank,
             num_ranks=num_ranks,
         )
-        publish_retriever(config, index, model, rank=rank)
+        publish_model(recipe, model, rank=rank)
     except (UserError, FloatingPointError) as error:
         # Raised here, it would be taken for a fault of the machine and tried again; every rank meets the same mistake.
-        outcome = {"mistake": str(error)}
+        outcome = {"mistake": f"{recipe.stage}: {error}"}
     if rank == 0:
-        storage.write_json(index.path(FOLDER, OUTCOME), outcome)
+        storage.write_json(recipe.index.path(folder, OUTCOME), outcome)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,16 @@
-"""The configuration: one YAML file, one validated tree, one default that documents itself.
+"""The configuration: one validated tree whose fields document themselves.
 
-Every field carries its unit and meaning; `default_yaml` prints them as the comments of the default file, so the
-documentation cannot drift from the code. `compute` says how much hardware to use and never enters a fingerprint;
+Every field carries its unit and meaning; `zerogr.config_file.default_yaml` prints them as the comments of the default file, so
+the documentation cannot drift from the code. `compute` says how much hardware to use and never enters a fingerprint;
 everything else decides what the index holds, and does.
 """
 
 from __future__ import annotations
 
-import difflib
-import os
-import re
-from pathlib import Path
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from zerogr.errors import UserError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 EMBEDDED_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 Strategy = Literal["greedy", "beam", "nucleus", "reverse_annealing", "stochastic_beam", "best_first"]
@@ -148,6 +142,13 @@ class RetrieverConfig(Section):
 
 
 class TrainingConfig(Section):
+    judged: str | None = Field(
+        None, description="A BEIR folder whose judged queries train the retriever beside the pseudo-queries."
+    )
+    judged_split: str = Field("train", description="Of those, qrels/<split>.tsv; never the one to be evaluated on.")
+    judged_weight: float = Field(
+        1.0, gt=0, le=1000, description="What a judged query of the highest grade counts; a pseudo-query counts 1."
+    )
     num_epochs: int = Field(
         1, ge=1, le=1000, description="Passes over the (query, docid) pairs; more different pairs beat more passes."
     )
@@ -271,11 +272,47 @@ class DistilConfig(EngineConfig):
 
     @model_validator(mode="after")
     def _task_names(self) -> DistilConfig:
-        names = [task.name for task in self.tasks]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise ValueError(f"two tasks are named '{twice}'; every task needs a name of its own")
+        _different_names(self.tasks)
         return self
+
+
+class TuningTaskConfig(SourceConfig):
+    """A corpus that teaches the generators."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Tells its pairs from those of other tasks.")
+    instruction: str = Field(min_length=1, description="The retrieval task in one sentence.")
+    source: str = Field(min_length=1, description="As corpus.source.")
+    judged: str | None = Field(None, description="A BEIR folder with queries about these documents.")
+    split: str = Field("train", description="Of those, qrels/<split>.tsv; never one to be evaluated on.")
+
+
+class TuningConfig(Section):
+    model: str = Field(EMBEDDED_MODEL, min_length=1, description="Causal LM that becomes a generator.")
+    out: str = Field(
+        "generators", min_length=1, description="Where the generators go, a folder of its own: a path or an s3:// URI."
+    )
+    teacher: str | None = Field(None, description="A folder of teacher data (`zerogr distil`) to learn from.")
+    tasks: list[TuningTaskConfig] = Field(
+        default_factory=list,
+        description="A list of {name, source, instruction, judged, split}: titles teach docids, judged queries teach queries.",
+    )
+    num_epochs: int = Field(1, ge=1, le=1000, description="Passes over the pairs.")
+    batch_size: int = Field(16, ge=1, description="Pairs per optimiser step, over all workers.")
+    learning_rate: float = Field(1e-4, gt=0, lt=1, description="Peak of AdamW.")
+    row_tokens: int = Field(1024, ge=64, description="Pairs are packed into rows of this many tokens.")
+    max_prompt_tokens: int = Field(1024, ge=64, description="Longer prompts lose the end of their document.")
+
+    @model_validator(mode="after")
+    def _task_names(self) -> TuningConfig:
+        _different_names(self.tasks)
+        return self
+
+
+def _different_names(tasks: Sequence[DistilTaskConfig | TuningTaskConfig]) -> None:
+    names = [task.name for task in tasks]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"two tasks are named '{twice}'; every task needs a name of its own")
 
 
 class Config(Section):
@@ -306,141 +343,7 @@ class Config(Section):
         default_factory=DistilConfig,
         description="What `zerogr distil` asks a teacher. The prompts and the rules are those of docids and queries.",
     )
-
-
-_SECTIONS = {name for name in Config.model_fields if isinstance(getattr(Config(), name), Section)}
-
-
-def load_config(path: str | None, overrides: list[str] | None = None) -> Config:
-    """Returns the validated configuration of a YAML file with `key.sub=value` overrides on top.
-
-    Raises:
-        UserError: The file is missing or not YAML; a key is unknown; a value is not allowed.
-    """
-    tree: Any = {}
-    if path is not None:
-        try:
-            tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        except FileNotFoundError:
-            raise UserError(
-                f"there is no config file '{path}'; `zerogr config > {path}` writes a documented one"
-            ) from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"'{path}' cannot be read as YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(tree, dict):
-            raise UserError(
-                f"'{path}' holds a {type(tree).__name__}; it must be a mapping with the keys of `zerogr config`"
-            )
-        # A section whose lines are all commented out is read as null.
-        tree = {key: {} if value is None and key in _SECTIONS else value for key, value in tree.items()}
-    for override in overrides or []:
-        _apply_override(tree, override)
-    return _with_absolute_paths(validate_config(tree))
-
-
-def _with_absolute_paths(config: Config) -> Config:
-    """Returns the configuration as a worker with another working directory can read it."""
-
-    def absolute(value: str | None) -> str | None:
-        return value if value is None or ":" in value else os.path.abspath(os.path.expanduser(value))
-
-    def changed(section: Section, *keys: str) -> Section:
-        return section.model_copy(update={key: absolute(getattr(section, key)) for key in keys})
-
-    def with_model(section: EngineConfig | RetrieverConfig) -> Section:  # it may be a name on a hub, and no folder
-        return changed(section, "model") if os.path.isdir(os.path.expanduser(section.model)) else section
-
-    teacher = {
-        "out": absolute(config.distil.out),
-        "tasks": [changed(task, "source") for task in config.distil.tasks],
-    }
-    return config.model_copy(
-        update={
-            "index": absolute(config.index),
-            "corpus": changed(config.corpus, "source", "keep_judged"),
-            "docids": with_model(config.docids),
-            "queries": with_model(config.queries),
-            "retriever": with_model(config.retriever),
-            "evaluation": changed(config.evaluation, "dataset"),
-            "distil": with_model(config.distil).model_copy(update=teacher),
-        }
+    tuning: TuningConfig = Field(
+        default_factory=TuningConfig,
+        description="What `zerogr train --recipe docid_generator` or `query_generator` learns from; the rest as in training.",
     )
-
-
-def validate_config(tree: dict[str, Any]) -> Config:
-    """Returns the configuration of a parsed tree.
-
-    Raises:
-        UserError: One sentence that names the path, the value seen, what is allowed, or the nearest right key.
-    """
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(_explain(error)) from None
-
-
-def _apply_override(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise UserError(f"--set {override}: write it as key.sub=value, for example --set training.num_epochs=2")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(
-            f"--set {override}: '{text}' is not a YAML value; quote it, for example --set 'instruction=\"Find: it\"'"
-        ) from None
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", text.strip()):
-        value = float(value)  # YAML 1.1 reads 1e-4, which has no dot, as a string
-    if isinstance(value, dict) and not text.lstrip().startswith("{"):
-        value = text.strip()  # YAML reads `pystdlib:` and `Find: it` as mappings
-    *parents, last = key.strip().split(".")
-    for parent in parents:
-        tree = tree.setdefault(parent, {})
-        if not isinstance(tree, dict):
-            raise UserError(f"--set {override}: '{parent}' is a value, not a section")
-    tree[last] = value
-
-
-def _explain(error: ValidationError) -> str:
-    sentences = []
-    for item in error.errors():
-        path = ".".join(str(part) for part in item["loc"]) or "the configuration"
-        if item["type"] == "extra_forbidden":
-            *parents, wrong = (str(part) for part in item["loc"])
-            names = list(_section_at(parents).model_fields)
-            near = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5)
-            hint = f"did you mean '{'.'.join([*parents, near[0]])}'?" if near else f"allowed there: {', '.join(names)}"
-            sentences.append(f"there is no key '{path}'; {hint}")
-        else:
-            reason = item["msg"].removeprefix("Value error, ")
-            seen = "" if item["type"] in ("value_error", "missing") else f" is {item['input']!r}"
-            sentences.append(f"{path}{seen}: {reason[0].lower()}{reason[1:]}")
-    return "; ".join(sentences)
-
-
-def _section_at(path: list[str]) -> type[Section]:
-    section: type[Section] = Config
-    for part in path:
-        if not part.isdigit():
-            annotation: Any = section.model_fields[part].annotation
-            section = next(iter(get_args(annotation)), annotation)  # what a list is a list of
-    return section
-
-
-def default_yaml() -> str:
-    """Returns the documented default configuration file."""
-    lines = ["# The configuration of ZeroGR. Every key is optional; what stands here is the default."]
-    for name, field in Config.model_fields.items():
-        default = getattr(Config(), name)
-        lines += ["", f"# {field.description}"]
-        if not isinstance(default, Section):
-            lines.append(f"{name}: {_yaml_value(default)}")
-            continue
-        lines.append(f"{name}:")
-        for key, sub in type(default).model_fields.items():
-            lines += [f"  # {sub.description}", f"  {key}: {_yaml_value(getattr(default, key))}"]
-    return "\n".join(lines) + "\n"
-
-
-def _yaml_value(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")

@@ -8,7 +8,8 @@ on. A stage that was begun with one fingerprint refuses another, naming the keys
     index.json          {"format", "config", "stages": {name: {"fingerprint", "inputs", "counts", "files", "seconds", ...}}}
     work/<stage>.json   {"fingerprint", "inputs"} of a stage that has begun
 
-A folder of teacher data is kept by the same rules. It has one stage, `distil`, and is never an index as well.
+Folders of teacher data (one stage, `distil`) and of generators (a stage for each) are kept by the same rules, and are never an
+index as well.
 """
 
 from __future__ import annotations
@@ -36,11 +37,21 @@ UPSTREAM = {
     "retriever": ("docids", "queries"),
     "evaluation": ("trie", "retriever"),
     "distil": (),
+    "docid_generator": (),
+    "query_generator": (),
 }
+STAGES = ("corpus", "docids", "queries", "trie", "retriever", "evaluation")
+"""The stages of an index, in order."""
 DISTIL = "distil"
 """The one stage of a folder of teacher data."""
-STAGES = tuple(stage for stage in UPSTREAM if stage != DISTIL)
-"""The stages of an index, in order."""
+GENERATORS = ("docid_generator", "query_generator")
+"""The stages of a folder of generators."""
+KINDS = {
+    "an index": (STAGES, "set index"),
+    "teacher data": ((DISTIL,), "set distil.out"),
+    "generators": (GENERATORS, "set tuning.out"),
+}
+"""What a folder may hold: its stages, and the key that gives it another folder."""
 FOLDERS = {
     "corpus": ("corpus", "work/document_frequency.bin"),
     "docids": ("docids", "work/docids"),
@@ -49,6 +60,8 @@ FOLDERS = {
     "retriever": ("retriever", "work/training"),
     "evaluation": ("evaluation",),
     "distil": ("docids", "queries"),
+    "docid_generator": ("docid_generator", "work/docid_generator"),
+    "query_generator": ("query_generator", "work/query_generator"),
 }
 """What a rebuild of each stage deletes."""
 RUNS = "work/runs"
@@ -147,7 +160,7 @@ class Index:
 
         Raises:
             StageRefused: The stage was begun or finished with other inputs; the differing keys are named.
-            UserError: An index is to be begun in a folder of teacher data, or the other way round.
+            UserError: The folder holds something of another kind.
         """
         self._check_kind(stage)
         print_ = fingerprint(inputs)
@@ -167,13 +180,17 @@ class Index:
         if not any(storage.list_files(self.path(folder)) for folder in FOLDERS[stage]):
             storage.delete(self.path("work", f"{stage}.json"))
 
-    def _check_kind(self, stage: str) -> None:
-        # Both kinds hold shards in docids/ and queries/; one would take the other's for its own.
+    def kind(self) -> str | None:
+        """Returns which of `KINDS` the folder holds; None if nothing was begun there."""
         known = {*self.manifest()["stages"], *self.begun()}
-        if stage == DISTIL and known - {DISTIL}:
-            raise UserError(f"'{self.uri}' holds an index; give teacher data a folder of its own: set distil.out")
-        if stage != DISTIL and DISTIL in known:
-            raise UserError(f"'{self.uri}' holds teacher data; give the index a folder of its own: set index")
+        return next((kind for kind, (stages, _) in KINDS.items() if known & set(stages)), None)
+
+    def _check_kind(self, stage: str) -> None:
+        # Several kinds hold shards in docids/ and queries/; one would take the other's for its own.
+        there = self.kind()
+        wanted, key = next((kind, key) for kind, (stages, key) in KINDS.items() if stage in stages)
+        if there not in (None, wanted):
+            raise UserError(f"'{self.uri}' holds {there}; give {wanted} a folder of its own: {key}")
 
     def _begun(self, stage: str) -> dict[str, Any] | None:
         try:
@@ -218,7 +235,7 @@ class Index:
         The manifest goes first, so that an interrupted rebuild leaves a stage to do and never a half-deleted finished one.
 
         Raises:
-            UserError: The stage is that of an index and the folder one of teacher data, or the other way round.
+            UserError: The folder holds something of another kind.
         """
         self._check_kind(stage)
         doomed = [name for name in UPSTREAM if name == stage or _depends(name, stage)]
@@ -282,9 +299,10 @@ def _refusal(uri: str, stage: str, old: dict[str, Any], new: dict[str, Any]) -> 
         text = json.dumps(inputs[key], ensure_ascii=False) if key in inputs else "absent"
         return text if len(text) <= 60 else text[:57] + "..."
 
-    differing = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-    named = ", ".join(f"{key} ({show(old, key)} there, {show(new, key)} now)" for key in differing)
+    differing = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    named = ", ".join(f"{name} ({show(old, name)} there, {show(new, name)} now)" for name in differing)
+    key = {DISTIL: "distil.out", **dict.fromkeys(GENERATORS, "tuning.out")}.get(stage, "index URI")
     return (
         f"stage '{stage}' of '{uri}' was made with another {named}; run again with --rebuild {stage}, "
-        f"or with another {'distil.out' if stage == DISTIL else 'index URI'}"
+        f"or with another {key}"
     )

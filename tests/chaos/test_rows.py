@@ -14,7 +14,7 @@ from jobs.cli import main
 from tests import tiny
 from tests.chaos.settings import LANGUAGE_MODEL, write_config
 from tests.published import rows
-from zerogr.config import load_config
+from zerogr.config_file import load_config
 from zerogr.docids.stage import check_docids
 from zerogr.engines.fake import FAIL_MARKER
 from zerogr.index import Index

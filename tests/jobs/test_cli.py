@@ -196,7 +196,7 @@ class TestMistakesWithAnIndex:
 
 
 def test_config_is_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from zerogr.config import load_config
+    from zerogr.config_file import load_config
 
     assert main(["config"]) == 0
     (tmp_path / "config.yaml").write_text(capsys.readouterr().out)
@@ -264,9 +264,9 @@ def test_mistake_in_a_process_of_its_own(tmp_path: Path) -> None:
 def test_a_bug_is_not_the_users_mistake(tmp_path: Path) -> None:
     """Exit status 1 and the traceback: nothing else tells a maintainer what broke."""
     script = (
-        "import sys, zerogr.config\n"
+        "import sys, zerogr.config_file\n"
         "def broken(*_): raise RuntimeError('a bug')\n"
-        "zerogr.config.load_config = broken\n"
+        "zerogr.config_file.load_config = broken\n"
         "from jobs.cli import run\n"
         "sys.argv = ['zerogr', 'index', 'config.yaml']\n"
         "run()\n"

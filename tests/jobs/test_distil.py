@@ -327,6 +327,6 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     ):
         assert part in text
     example = text[text.index("  distil:\n") :].partition("\n\n")[0]
-    from zerogr.config import validate_config
+    from zerogr.config_file import validate_config
 
     assert validate_config(yaml.safe_load(example)).distil.tasks[0].max_documents == 20000

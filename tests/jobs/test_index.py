@@ -14,7 +14,7 @@ from jobs.cli import main
 from tests import tiny
 from tests.published import files, rows
 from zerogr import Retriever, prompts, storage
-from zerogr.config import validate_config
+from zerogr.config_file import validate_config
 from zerogr.docids.stage import check_docids
 from zerogr.index import STAGES, Index
 
@@ -315,11 +315,11 @@ def _folder(index: str, name: str) -> Path:
 
 
 def test_queries_of_a_rejected_document_train_nothing(copied: str) -> None:
-    from zerogr.training.stage import _triples
+    from zerogr.training.recipes import RetrieverRecipe
 
     index = Index(copied)
     table = storage.read_parquet(index.shard("docids", 0))
     storage.write_parquet(index.shard("docids", 0), table.slice(1))
     gone = table.column("docid")[0].as_py()
-    triples = list(_triples(index))
-    assert triples and gone not in {docid for _, _, docid in triples}
+    triples = list(RetrieverRecipe(validate_config({"index": copied})).triples())
+    assert triples and gone not in {docid for _, _, docid, _ in triples}

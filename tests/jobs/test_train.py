@@ -93,7 +93,8 @@ def _examples(chat: ChatFormat) -> Examples:
     draw = np.random.default_rng(0)
     words = "coffee grind water keel mast wind knight rook pawn flour yeast oven gear chain brake".split()
     return Examples.build(
-        (("Find the text.", " ".join(draw.choice(words, 4)), " ".join(draw.choice(words, 3))) for _ in range(31)), chat
+        (("Find the text.", " ".join(draw.choice(words, 4)), " ".join(draw.choice(words, 3)), 1.0) for _ in range(31)),
+        chat,
     )
 
 

@@ -47,7 +47,7 @@ class TestTokensOfADocid:
 
     def test_trie_training_and_decoder_agree(self, tokenizer: Any) -> None:
         chat = ChatFormat.of(tokenizer)
-        examples = Examples.build((("Find it.", f"query {i}", docid) for i, docid in enumerate(DOCIDS)), chat)
+        examples = Examples.build((("Find it.", f"query {i}", docid, 1.0) for i, docid in enumerate(DOCIDS)), chat)
         trie = DocidTrie.build(chat.docids(DOCIDS))
         for row in range(len(DOCIDS)):
             example = examples.tokens[examples.offsets[row] : examples.offsets[row + 1]]
@@ -74,7 +74,7 @@ class TestTokensOfADocid:
 
     def test_an_example_is_the_prompt_and_its_docid(self, tokenizer: Any) -> None:
         chat = ChatFormat.of(tokenizer)
-        examples = Examples.build([("Find it.", "wind and tide", "keel mast wind")], chat)
+        examples = Examples.build([("Find it.", "wind and tide", "keel mast wind", 1.0)], chat)
         learnt = [*chat.docid("keel mast wind"), chat.end_token_id]
         whole = [*examples.prefixes[examples.task[0]], *examples.tokens.tolist()]
         assert whole == chat.prompt("Find it.", "wind and tide") + learnt

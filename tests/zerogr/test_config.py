@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from zerogr.config import Config, DistilConfig, Section, default_yaml, load_config, validate_config
+from zerogr.config import Config, DistilConfig, Section, TuningConfig
+from zerogr.config_file import default_yaml, load_config, validate_config
 from zerogr.errors import UserError
 
 
@@ -182,7 +183,11 @@ class TestFile:
     def test_empty_file_is_the_default(self, tmp_path: Path) -> None:
         path = tmp_path / "config.yaml"
         path.write_text("")
-        places = {"index": os.path.abspath("index"), "distil": DistilConfig(out=os.path.abspath("teacher"))}
+        places = {
+            "index": os.path.abspath("index"),
+            "distil": DistilConfig(out=os.path.abspath("teacher")),
+            "tuning": TuningConfig(out=os.path.abspath("generators")),
+        }
         assert load_config(str(path)) == load_config(None) == Config(**places)
 
     def test_paths_become_absolute_and_names_stay(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,8 @@ import pytest
 
 from tests import tiny
 from zerogr import storage
-from zerogr.config import Config, CorpusConfig, validate_config
+from zerogr.config import Config, CorpusConfig
+from zerogr.config_file import validate_config
 from zerogr.corpus.document import Document, Rejected
 from zerogr.corpus.readers import detect_format, read_corpus, source_hash
 from zerogr.corpus.sampling import judged_doc_ids, sample

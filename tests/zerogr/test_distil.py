@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from zerogr import prompts, storage
-from zerogr.config import Config, load_config, validate_config
+from zerogr.config import Config
+from zerogr.config_file import load_config, validate_config
 from zerogr.corpus.stage import build_corpus, load_frequency
 from zerogr.distil import (
     Distiller,
@@ -455,5 +456,5 @@ class TestKindsOfFolder:
             index.finish("distil", {}, config={}, counts={}, seconds=0)
         assert index.begun() == ([] if is_finished else ["distil"])
         for attempt in (lambda: index.begin("corpus", {}), lambda: index.rebuild("docids")):
-            with pytest.raises(UserError, match="holds teacher data; give the index a folder of its own: set index"):
+            with pytest.raises(UserError, match="holds teacher data; give an index a folder of its own: set index"):
                 attempt()

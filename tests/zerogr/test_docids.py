@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from tests.published import contents
 from zerogr import storage
-from zerogr.config import Config, validate_config
+from zerogr.config import Config
+from zerogr.config_file import validate_config
 from zerogr.corpus.stage import build_corpus, load_frequency
 from zerogr.docids.resolve import Resolution, resolve
 from zerogr.docids.rules import Limits, Terms, repair, validate

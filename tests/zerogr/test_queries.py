@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from zerogr import prompts, storage
-from zerogr.config import Config, validate_config
+from zerogr.config import Config
+from zerogr.config_file import validate_config
 from zerogr.corpus.stage import build_corpus
 from zerogr.engines import Generation, Prompt, Sampling
 from zerogr.engines.fake import FakeEngine

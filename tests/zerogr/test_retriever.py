@@ -14,7 +14,8 @@ import torch
 from tests import tiny
 from zerogr import storage
 from zerogr.chat import SETTINGS_FILE
-from zerogr.config import Config, validate_config
+from zerogr.config import Config
+from zerogr.config_file import validate_config
 from zerogr.corpus.stage import build_corpus, corpus_inputs
 from zerogr.decoding import STRATEGIES
 from zerogr.docids.stage import FOLDER, DocidProposer, assign_docids, docids_inputs
@@ -26,13 +27,7 @@ from zerogr.queries import QueryWriter, queries_counts, queries_inputs
 from zerogr.retriever import Hit, Retriever
 from zerogr.training.checkpoints import StorageCheckpointer, full_tensors
 from zerogr.training.loop import train
-from zerogr.training.stage import (
-    load_base,
-    load_examples,
-    publish_retriever,
-    retriever_inputs,
-    training_settings,
-)
+from zerogr.training.recipes import RetrieverRecipe, load_base, publish_model
 from zerogr.trie import DocidTrie
 from zerogr.trie_stage import build_trie, read_docids, trie_inputs
 
@@ -60,16 +55,17 @@ def build_index(config: Config) -> dict[str, torch.Tensor]:
     finish("docids", docids_inputs(config, index), assign_docids(config, index))
     finish("queries", queries_inputs(config, index), queries_counts(index))
     finish("trie", trie_inputs(config, index), build_trie(config, index))
-    model, chat = load_base(config)
+    recipe = RetrieverRecipe(config)
+    model, tokenizer = load_base(recipe)
     counts = train(
         model,
-        load_examples(index, chat),
-        training_settings(config),
+        recipe.examples(tokenizer),
+        recipe.settings,
         checkpointer=StorageCheckpointer(index.path("work", "training")),
         report=lambda _: None,
     )
-    publish_retriever(config, index, model, rank=0)
-    finish("retriever", retriever_inputs(config, index), counts)
+    publish_model(recipe, model, rank=0)
+    finish("retriever", recipe.inputs(), counts)
     return full_tensors(model)
 
 
@@ -241,21 +237,23 @@ class TestLoad:
 class TestStages:
     def test_a_document_without_a_docid_teaches_nothing(self, copy: str, tiny_model: Path, collection: Path) -> None:
         config = validate_config(tiny.settings(copy, collection, tiny_model))
-        index, chat = Index(copy), load_base(config)[1]
-        before = len(load_examples(index, chat))
+        index, recipe = Index(copy), RetrieverRecipe(config)
+        tokenizer = load_base(recipe)[1]
+        before = len(recipe.examples(tokenizer))
         queries = storage.read_parquet(index.shard("queries", 0)).to_pylist()
         docids = storage.read_parquet(index.shard("docids", 0))
         storage.write_parquet(index.shard("docids", 0), docids.slice(1))
         lost = len(queries[0]["queries"]) + len(queries[0]["spans"])
         assert lost > 0
-        assert len(load_examples(index, chat)) == before - lost
+        assert len(recipe.examples(tokenizer)) == before - lost
 
     def test_no_query_at_all_is_one_error(self, copy: str, tiny_model: Path, collection: Path) -> None:
         config = validate_config(tiny.settings(copy, collection, tiny_model))
-        index, chat = Index(copy), load_base(config)[1]
-        storage.delete(index.path("queries"))
+        recipe = RetrieverRecipe(config)
+        tokenizer = load_base(recipe)[1]
+        storage.delete(Index(copy).path("queries"))
         with pytest.raises(UserError, match="has no pseudo-query to train on; raise queries.num_spans_per_document"):
-            load_examples(index, chat)
+            recipe.examples(tokenizer)
 
     def test_no_docid_at_all_is_one_error(self, copy: str, tiny_model: Path, collection: Path) -> None:
         config = validate_config(tiny.settings(copy, collection, tiny_model))
@@ -270,9 +268,7 @@ class TestStages:
         self, built: str, tiny_model: Path, collection: Path
     ) -> None:
         def inputs(**changes: Any) -> dict[str, Any]:
-            return retriever_inputs(
-                validate_config(tiny.settings(built, collection, tiny_model, **changes)), Index(built)
-            )
+            return RetrieverRecipe(validate_config(tiny.settings(built, collection, tiny_model, **changes))).inputs()
 
         plain = inputs()
         assert inputs(compute__num_training_workers=2, training__checkpoint_every=9) == plain

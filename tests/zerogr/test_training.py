@@ -56,6 +56,7 @@ def make_examples(chat: ChatFormat, count: int = 19) -> Examples:
                 "Find the text." if i % 3 else "What is it about?",
                 " ".join(draw.choice(WORDS, 1 + i % 7)),
                 " ".join(draw.choice(WORDS, 1 + i % 4)),
+                1.0,
             )
             for i in range(count)
         ),
@@ -136,6 +137,7 @@ class TestPacking:
             offsets=np.array([0, 2, 4]),
             num_targets=np.array([1, 1], dtype=np.int32),
             task=np.array([0, 0], dtype=np.int32),
+            weights=np.array([1, 2], dtype=np.float32),
         )
         batch = pack(examples, [0, 1], 64)
         assert batch.tokens.tolist() == [[9, 1, 2, 3, 4]]
@@ -148,6 +150,7 @@ class TestPacking:
             [1, 0, 0, 1, 1],
         ]
         assert batch.target_index.tolist() == [1, 3]
+        assert batch.weights.tolist() == [1, 2]
         assert batch.targets.tolist() == [2, 4]
 
 
@@ -323,7 +326,7 @@ class TestLoop:
         with pytest.raises(FloatingPointError) as caught:
             run(model, make_examples(chat), StorageCheckpointer(str(tmp_path)))
         assert str(caught.value) == (
-            "the loss is nan at step 1; lower training.learning_rate (it is 0.01) and run again with --rebuild retriever"
+            "the loss is nan at step 1; lower the learning rate (it is 0.01) and run again with --rebuild"
         )
         assert storage.list_files(str(tmp_path)) == {}  # and no checkpoint to go on from
 

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any, Protocol
 
 from zerogr import storage
-from zerogr.evaluation.collection import Collection
+from zerogr.corpus.collection import Collection
 from zerogr.evaluation.metrics import Run, evaluate_run
 from zerogr.evaluation.runs import format_run, run_file_name
 from zerogr.index import Index, shards_in

@@ -7,7 +7,7 @@ With a 25-token prefix and 30-token examples a row of 256 tokens holds 7 example
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,27 +30,56 @@ class Examples:
     """int32 [N]: how many tokens at the end of an example are to be learnt (docid and end token)."""
     task: np.ndarray
     """int32 [N]."""
+    weights: np.ndarray
+    """float32 [N]: what an example counts in the loss, 1 as a rule."""
 
     def __len__(self) -> int:
         return len(self.num_targets)
 
     @classmethod
-    def build(cls, triples: Iterable[tuple[str, str, str]], chat: ChatFormat) -> Examples:
-        """Returns the examples of (instruction, query, docid) triples, in their order."""
+    def build(cls, rows: Iterable[tuple[str, str, str, float]], chat: ChatFormat) -> Examples:
+        """Returns the examples of (instruction, query, docid, weight) rows, in their order."""
         tasks: dict[str, int] = {}
         docids: dict[str, list[int]] = {}
+
+        def examples() -> Iterator[tuple[list[int], list[int], int, float]]:
+            for instruction, query, docid, weight in rows:
+                target = docids.get(docid) or docids.setdefault(docid, [*chat.docid(docid), chat.end_token_id])
+                yield chat.query(query), target, tasks.setdefault(instruction, len(tasks)), weight
+
+        return cls._of(examples(), lambda: [chat.prefix(instruction) for instruction in tasks])
+
+    @classmethod
+    def of_pairs(cls, pairs: Iterable[tuple[list[int], list[int]]]) -> Examples:
+        """Returns the examples of (prompt, completion) token lists, the end token included; they share no prefix."""
+        return cls._of(((prompt, completion, 0, 1.0) for prompt, completion in pairs), lambda: [[]])
+
+    @classmethod
+    def _of(
+        cls, examples: Iterable[tuple[list[int], list[int], int, float]], prefixes: Callable[[], list[list[int]]]
+    ) -> Examples:
+        """Returns the examples of (tokens before the target, target, task, weight); `prefixes` is asked when all are read."""
         tokens: list[np.ndarray] = []
-        num_targets, task = [], []
-        for instruction, query, docid in triples:
-            target = docids.get(docid) or docids.setdefault(docid, [*chat.docid(docid), chat.end_token_id])
-            tokens.append(np.array([*chat.query(query), *target], dtype=np.int32))
+        num_targets, task, weights = [], [], []
+        for before, target, number, weight in examples:
+            tokens.append(np.array([*before, *target], dtype=np.int32))
             num_targets.append(len(target))
-            task.append(tasks.setdefault(instruction, len(tasks)))
+            task.append(number)
+            weights.append(weight)
         offsets = np.zeros(len(tokens) + 1, dtype=np.int64)
         np.cumsum([len(example) for example in tokens], out=offsets[1:])
-        flat = np.concatenate(tokens) if tokens else np.zeros(0, dtype=np.int32)
-        prefixes = [chat.prefix(instruction) for instruction in tasks]
-        return cls(prefixes, flat, offsets, np.array(num_targets, dtype=np.int32), np.array(task, dtype=np.int32))
+        return cls(
+            prefixes(),
+            np.concatenate(tokens) if tokens else np.zeros(0, dtype=np.int32),
+            offsets,
+            np.array(num_targets, dtype=np.int32),
+            np.array(task, dtype=np.int32),
+            np.array(weights, dtype=np.float32),
+        )
+
+    def num_targets_of(self, ids: np.ndarray) -> float:
+        """Returns the target tokens of some examples, each as often as its example counts."""
+        return float((self.num_targets[ids] * self.weights[ids]).sum(dtype=np.float64))
 
     def split(self, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns (training ids, held-out ids), int64, each ascending; at least one example stays for training."""
@@ -78,6 +107,8 @@ class PackedBatch:
     """int64 [M]: flat places in [R * L] whose hidden state predicts a target."""
     targets: torch.Tensor
     """int64 [M]"""
+    weights: torch.Tensor
+    """float32 [M]: what each target counts."""
 
     def mask(self) -> torch.Tensor:
         """Returns bool [R, 1, L, L]: True where a token may look: backwards, at the prefix and at its own example."""
@@ -111,7 +142,7 @@ def pack(examples: Examples, ids: Iterable[int], row_tokens: int) -> PackedBatch
     tokens = np.zeros((len(rows), length), dtype=np.int64)
     positions = np.zeros((len(rows), length), dtype=np.int64)
     segments = np.full((len(rows), length), -1, dtype=np.int64)
-    target_index, targets = [], []
+    target_index, targets, weights = [], [], []
     for row, (task, members, _) in enumerate(rows):
         prefix = examples.prefixes[task]
         start = len(prefix)
@@ -125,6 +156,7 @@ def pack(examples: Examples, ids: Iterable[int], row_tokens: int) -> PackedBatch
             count = int(examples.num_targets[i])
             target_index.append(row * length + np.arange(end - count - 1, end - 1))
             targets.append(piece[-count:].astype(np.int64))
+            weights.append(np.full(count, examples.weights[i], dtype=np.float32))
             start = end
     return PackedBatch(
         torch.from_numpy(tokens),
@@ -132,6 +164,7 @@ def pack(examples: Examples, ids: Iterable[int], row_tokens: int) -> PackedBatch
         torch.from_numpy(segments),
         torch.from_numpy(np.concatenate(target_index)),
         torch.from_numpy(np.concatenate(targets)),
+        torch.from_numpy(np.concatenate(weights)),
     )
 
 

@@ -64,13 +64,14 @@ class SelectedTargetLoss(nn.Module):
         self.model = model
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
-        """Returns the sum over the batch's targets of -log p(target), fp32 scalar."""
+        """Returns the sum over the batch's targets of weight x -log p(target), fp32 scalar."""
         decoder, head = self.model.get_decoder(), self.model.get_output_embeddings()
         states = decoder(
             input_ids=batch.tokens, position_ids=batch.positions, attention_mask=batch.mask(), use_cache=False
         )
         selected = states.last_hidden_state.flatten(0, 1)[batch.target_index]  # [M, D]
-        return functional.cross_entropy(head(selected).float(), batch.targets, reduction="sum")
+        losses = functional.cross_entropy(head(selected).float(), batch.targets, reduction="none")
+        return (losses * batch.weights).sum()
 
 
 def shard_model(module: SelectedTargetLoss, device: torch.device | str, num_ranks: int) -> None:
@@ -148,8 +149,8 @@ def train(
             loss = _step(module, optimizer, examples, ids, settings, device=device, rank=rank, num_ranks=num_ranks)
             if not np.isfinite(loss):
                 raise FloatingPointError(
-                    f"the loss is {loss} at step {step + 1}; lower training.learning_rate "
-                    f"(it is {settings.learning_rate}) and run again with --rebuild retriever"
+                    f"the loss is {loss} at step {step + 1}; lower the learning rate (it is {settings.learning_rate}) "
+                    f"and run again with --rebuild"
                 )
             step += 1
             losses.append(loss)
@@ -221,14 +222,17 @@ def _loss_of(
     device: torch.device | str,
     rank: int,
     num_ranks: int,
-) -> tuple[torch.Tensor, int]:
-    """Returns (this rank's summed loss, targets of all ranks). A rank without an example computes one that counts nothing."""
+) -> tuple[torch.Tensor, float]:
+    """Returns (this rank's summed loss, weighted targets of all ranks).
+
+    A rank without an example computes one that counts nothing.
+    """
     own = ids[rank::num_ranks]
     batch = pack(examples, own if len(own) else ids[:1], settings.row_tokens).to(device)
     kind = torch.device(device).type
     with torch.autocast(kind, dtype=torch.bfloat16, enabled=settings.precision == "bf16"):
         total = module(batch)
-    return total * float(len(own) > 0), int(examples.num_targets[ids].sum())
+    return total * float(len(own) > 0), examples.num_targets_of(ids)
 
 
 def evaluate_loss(
@@ -245,7 +249,7 @@ def evaluate_loss(
     if not len(ids):
         return None
     module.eval()
-    total, num_targets = 0.0, 0
+    total, num_targets = 0.0, 0.0
     with torch.no_grad():
         for step_ids in batches(ids, settings.batch_size):
             loss, count = _loss_of(module, examples, step_ids, settings, device=device, rank=rank, num_ranks=num_ranks)

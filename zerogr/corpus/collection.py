@@ -7,6 +7,7 @@ here: they are in the index. Cost: one pass over both files; the judged queries 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -77,6 +78,11 @@ class Collection:
                 f"of '{uri}', the first is {missing[0]!r}; add them or drop their judgements"
             )
         return cls(queries=queries, qrels=qrels)
+
+    def hash(self) -> str:
+        """Returns a hash of queries, instructions and judgements."""
+        content = [(query.query_id, query.text, query.instruction) for query in self.queries.values()]
+        return hashlib.sha256(json.dumps([content, self.qrels]).encode()).hexdigest()[:16]
 
     def restricted_to(self, doc_ids: set[str]) -> Collection:
         """Returns the part of the collection that an index of these documents can be judged on.

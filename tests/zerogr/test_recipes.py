@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import tiny
+from zerogr import prompts, storage
+from zerogr.config import Config
+from zerogr.config_file import validate_config
+from zerogr.corpus.stage import build_corpus, load_frequency
+from zerogr.docids.rules import Terms, validate
+from zerogr.docids.stage import limits_of
+from zerogr.engines import Prompt
+from zerogr.engines.rendering import ChatRenderer
+from zerogr.errors import UserError
+from zerogr.index import DISTIL, Index
+from zerogr.training.pairs import Pair, pairs_for
+from zerogr.training.recipes import RECIPES, RetrieverRecipe, load_base
+
+
+@pytest.fixture
+def config(tmp_path: Path, collection: Path, tiny_model: Path) -> Config:
+    task = {"name": "tiny", "source": str(collection), "judged": str(collection), "split": "test"}
+    tree = tiny.settings(str(tmp_path / "index"), collection, tiny_model)
+    tree["tuning"] = {
+        "model": str(tiny_model),
+        "out": str(tmp_path / "generators"),
+        "tasks": [{**task, "instruction": "Find the text that answers."}],
+    }
+    return validate_config(tree)
+
+
+def changed(config: Config, **tuning: Any) -> Config:
+    return config.model_copy(update={"tuning": config.tuning.model_copy(update=tuning)})
+
+
+class TestPairs:
+    def test_titles_teach_docids_that_obey_the_rules(self, config: Config) -> None:
+        pairs = list(pairs_for(config, "docid_generator"))
+        titled = [row for row in tiny.documents() if row["title"]]
+        assert len(pairs) == len(titled) == 20
+        index = Index(config.index)
+        build_corpus(config, index)
+        frequency, limits = load_frequency(index), limits_of(config)
+        for pair, row in zip(pairs, titled, strict=True):
+            assert row["text"][:40] in pair.prompt and pair.prefill == prompts.DOCID_PREFILL["brief"]
+            assert pair.completion.startswith(row["title"])
+            assert not validate(
+                pair.completion.split(" "), Terms.of(row["title"], row["text"], frequency), limits, frequency
+            )
+
+    def test_judged_queries_teach_queries(self, config: Config) -> None:
+        pairs = list(pairs_for(config, "query_generator"))
+        assert len(pairs) == 40
+        first = tiny.documents()[0]
+        assert first["text"] in pairs[0].prompt and "Find the text that answers." in pairs[0].prompt
+        assert pairs[0].completion == f"what about {first['text'].split(':')[0][6:]}"
+
+    def test_a_sample_holds_judged_documents(self, config: Config, tmp_path: Path) -> None:
+        dataset = tiny.write_collection(tmp_path / "judged")
+        (dataset / "qrels" / "train.tsv").write_text(
+            "query-id\tcorpus-id\tscore\nq39\tbicycles-7\t2\nq38\tchess-1\t0\n"
+        )
+        task = config.tuning.tasks[0].model_copy(update={"judged": str(dataset), "split": "train", "max_documents": 3})
+        [pair] = pairs_for(changed(config, tasks=[task]), "query_generator")
+        assert pair.completion == "what about the measurement of bicycles"
+
+    def test_teacher_data_comes_as_it_is(self, config: Config, tmp_path: Path) -> None:
+        import pyarrow as pa
+
+        teacher = Index(str(tmp_path / "teacher"))
+        row = {"task": "t", "doc_id": "d", "prompt": "Name it.", "prefill": "", "completion": "tea leaf"}
+        storage.write_parquet(teacher.shard("docids", 0), pa.Table.from_pylist([row]))
+        teacher.finish(DISTIL, {}, config={}, counts={}, seconds=0)
+        config = changed(config, teacher=teacher.uri, tasks=[])
+        assert list(pairs_for(config, "docid_generator")) == [Pair("Name it.", "", "tea leaf")]
+        assert list(pairs_for(config, "query_generator")) == []
+        recipe = RECIPES["query_generator"](config)
+        with pytest.raises(UserError, match="no pair to train the query_generator on; see tuning.teacher"):
+            recipe.examples(load_base(recipe)[1])
+
+    def test_a_task_without_judged_queries_says_so(self, config: Config) -> None:
+        task = config.tuning.tasks[0].model_copy(update={"judged": None})
+        config = changed(config, tasks=[task])
+        assert RECIPES["docid_generator"](config).inputs()
+        with pytest.raises(UserError, match="'tiny' names no judged queries, which the query generator learns from"):
+            RECIPES["query_generator"](config).inputs()
+
+
+class TestGenerator:
+    @pytest.mark.parametrize(("name", "space"), [("docid_generator", " "), ("query_generator", " ")])
+    def test_learns_in_the_tokens_it_is_asked_in(self, config: Config, name: str, space: str) -> None:
+        recipe = RECIPES[name](config)
+        tokenizer = load_base(recipe)[1]
+        examples = recipe.examples(tokenizer)
+        pair = next(pairs_for(config, name))
+        asked = ChatRenderer(tokenizer).render(Prompt(user=pair.prompt, prefill=pair.prefill, seeds=()), 1024)
+        answer = tokenizer(space + pair.completion, add_special_tokens=False)["input_ids"]
+        assert examples.tokens[: examples.offsets[1]].tolist() == [*asked, *answer, tokenizer.eos_token_id]
+        assert examples.num_targets[0] == len(answer) + 1
+
+    def test_what_it_is_made_from(self, config: Config, tmp_path: Path) -> None:
+        def inputs(name: str, **tuning: Any) -> dict[str, Any]:
+            return RECIPES[name](changed(config, **tuning)).inputs()
+
+        for name in ("docid_generator", "query_generator"):
+            plain = inputs(name)
+            assert inputs(name, out=str(tmp_path / "elsewhere")) == plain
+            other = inputs(name, num_epochs=3)
+            assert {key for key in plain if plain[key] != other[key]} == {"training.num_epochs"}
+        task = config.tuning.tasks[0].model_copy(update={"instruction": "Find another."})
+        assert inputs("query_generator", tasks=[task]) != inputs("query_generator")
+
+
+class TestJudgedQueries:
+    def test_train_the_retriever_by_their_grades(self, tiny_index: str, tmp_path: Path, config: Config) -> None:
+        dataset = tmp_path / "judged"
+        (dataset / "qrels").mkdir(parents=True)
+        queries = [{"_id": "q1", "text": "boats"}, {"_id": "q2", "text": "bakers", "instruction": "Find bread."}]
+        (dataset / "queries.jsonl").write_text("".join(json.dumps(query) + "\n" for query in queries))
+        (dataset / "qrels" / "train.tsv").write_text(
+            "query-id\tcorpus-id\tscore\nq1\tsailing-0\t2\nq1\tchess-0\t0\nq2\tbread-1\t1\nq2\tunknown\t2\n"
+        )
+        judged = {"judged": str(dataset), "judged_weight": 3.0}
+        config = config.model_copy(update={"index": tiny_index, "training": config.training.model_copy(update=judged)})
+        recipe, plain = RetrieverRecipe(config), RetrieverRecipe(validate_config({"index": tiny_index}))
+        docid_of = {
+            row["doc_id"]: row["docid"]
+            for shard in range(5)
+            for row in storage.read_parquet(Index(tiny_index).shard("docids", shard)).to_pylist()
+        }
+        added = set(recipe.triples()) - set(plain.triples())
+        assert added == {
+            ("Find the text that answers.", "boats", docid_of["sailing-0"], 3.0),
+            ("Find bread.", "bakers", docid_of["bread-1"], 1.5),
+        }
+        examples = recipe.examples(load_base(recipe)[1])
+        assert sorted(examples.weights.tolist())[-2:] == [1.5, 3.0]
+        inputs = recipe.inputs()
+        assert inputs["training.judged_weight"] == 3.0 and "training.judged" not in plain.inputs()

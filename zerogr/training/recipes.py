@@ -1,0 +1,234 @@
+"""Recipes: what the trainer is given and what becomes of it. One trainer, three of them.
+
+    retriever          (instruction, query -> docid) of an index: its pseudo-queries, and judged queries where there are some
+    docid_generator    (document -> docid), asked as `zerogr docids` asks
+    query_generator    (document, instruction -> query), asked as `zerogr queries` asks
+
+The generators learn from teacher data (`zerogr distil`), from titles and from judged queries (`zerogr.training.pairs`); a
+generator is then named as `docids.model` or `queries.model` of an index.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from zerogr import storage
+from zerogr.chat import SETTINGS_FILE, ChatFormat
+from zerogr.config import Config
+from zerogr.corpus.collection import Collection
+from zerogr.engines import Prompt
+from zerogr.engines.rendering import ChatRenderer
+from zerogr.errors import UserError
+from zerogr.index import Index, shards_in
+from zerogr.models import load_model, model_hash, resolve_model
+from zerogr.training.checkpoints import full_tensors
+from zerogr.training.examples import Examples
+from zerogr.training.loop import TrainingSettings
+from zerogr.training.pairs import Pair, pairs_for, pairs_inputs
+
+VERSION = 2
+
+
+class Recipe(Protocol):
+    """One kind of model to train."""
+
+    stage: str
+    """Its name in the manifest, and the folder of the trained model."""
+    index: Index
+    """Where the stage lives."""
+    base: str
+    """The model to begin with."""
+    num_layers: int | None
+    """Of its layers, the first so many; None = all."""
+    settings: TrainingSettings
+
+    def inputs(self) -> dict[str, Any]:
+        """Returns what the stage's fingerprint is made of."""
+
+    def examples(self, tokenizer: Any) -> Examples:
+        """Returns what is to be learnt. Raises UserError if there is nothing."""
+
+    def write_settings(self, folder: Path) -> None:
+        """Writes into the model's folder what its users need to know of its training."""
+
+
+def load_base(recipe: Recipe, device: Any = "cpu") -> tuple[Any, Any]:
+    """Returns the recipe's base model in fp32 and its tokenizer."""
+    return load_model(resolve_model(recipe.base), device=device, dtype=torch.float32, num_layers=recipe.num_layers)
+
+
+def publish_model(recipe: Recipe, model: nn.Module, *, rank: int) -> None:
+    """Publishes the trained model as a Hugging Face folder. With several ranks all must call it; rank 0 writes."""
+    tensors = full_tensors(model)
+    if rank:
+        return
+    whole, tokenizer = load_base(recipe)
+    whole.load_state_dict({name: tensor.cpu() for name, tensor in tensors.items()}, strict=False)
+    dtype = torch.bfloat16 if recipe.settings.precision == "bf16" else torch.float32
+    with storage.staging_folder(recipe.index.path(recipe.stage)) as folder:
+        whole.to(dtype).save_pretrained(folder, safe_serialization=True)
+        tokenizer.save_pretrained(folder)
+        recipe.write_settings(folder)
+
+
+def _settings(config: Config, **changes: Any) -> TrainingSettings:
+    fields = TrainingSettings.__dataclass_fields__
+    chosen = {key: value for key, value in config.training.model_dump().items() if key in fields}
+    return TrainingSettings(**{**chosen, **changes}, seed=config.seed)
+
+
+def _common_inputs(config: Config, base: str, num_layers: int | None) -> dict[str, Any]:
+    training = config.training.model_dump(exclude={"checkpoint_every", "judged", "judged_split", "judged_weight"})
+    return {
+        "seed": config.seed,
+        "model": model_hash(resolve_model(base)),
+        "num_layers": num_layers,
+        **{f"training.{key}": value for key, value in training.items()},
+        "version": VERSION,
+    }
+
+
+class RetrieverRecipe:
+    """The index's pseudo-queries and docids become examples, judged queries beside them."""
+
+    stage = "retriever"
+
+    def __init__(self, config: Config) -> None:
+        self._config, self.index = config, Index(config.index)
+        self.base, self.num_layers = config.retriever.model, config.retriever.num_layers
+        self.settings = _settings(config)
+
+    def inputs(self) -> dict[str, Any]:
+        """Returns what the retriever is made from."""
+        training, judged = self._config.training, {}
+        if training.judged:
+            collection = Collection.load(training.judged, training.judged_split)
+            judged = {"training.judged": collection.hash(), "training.judged_weight": training.judged_weight}
+        return {
+            "docids": self.index.require("docids").fingerprint,
+            "queries": self.index.require("queries").fingerprint,
+            **_common_inputs(self._config, self.base, self.num_layers),
+            **judged,
+        }
+
+    def examples(self, tokenizer: Any) -> Examples:
+        """Returns every (instruction, query, docid) of the index as training examples."""
+        examples = Examples.build(self.triples(), chat_format(tokenizer, self._config))
+        if not len(examples):
+            raise UserError(
+                f"'{self.index.uri}' has no pseudo-query to train on; "
+                "raise queries.num_spans_per_document or queries.num_queries_per_document"
+            )
+        return examples
+
+    def triples(self) -> Iterator[tuple[str, str, str, float]]:
+        """Yields (instruction, query, docid, weight)."""
+        judged = self._judged_queries()
+        published = set(shards_in(self.index.path("docids")))
+        for shard in shards_in(self.index.path("queries")):
+            if shard not in published:
+                continue
+            columns = ["row_id", "doc_id", "docid"]
+            docids = storage.read_parquet(self.index.shard("docids", shard), columns).to_pylist()
+            docid_of = {row["row_id"]: row["docid"] for row in docids}
+            for row in storage.read_parquet(self.index.shard("queries", shard)).to_pylist():
+                for query in [*row["queries"], *row["spans"]]:
+                    if row["row_id"] in docid_of:  # a document whose docid was rejected is not in the index
+                        yield row["instruction"], query, docid_of[row["row_id"]], 1.0
+            for row in docids:
+                for instruction, query, weight in judged.get(row["doc_id"], ()):
+                    yield instruction, query, row["docid"], weight
+
+    def _judged_queries(self) -> dict[str, list[tuple[str, str, float]]]:
+        """Returns {doc_id: [(instruction, query, weight)]}; the highest grade weighs `judged_weight`, others in proportion."""
+        training = self._config.training
+        if not training.judged:
+            return {}
+        collection = Collection.load(training.judged, training.judged_split)
+        highest = max((grade for grades in collection.qrels.values() for grade in grades.values()), default=0)
+        found: dict[str, list[tuple[str, str, float]]] = {}
+        for query_id, grades in collection.qrels.items():
+            query = collection.queries[query_id]
+            for doc_id, grade in grades.items():
+                if grade > 0:
+                    weight = training.judged_weight * grade / highest
+                    found.setdefault(doc_id, []).append(
+                        (query.instruction or self._config.instruction, query.text, weight)
+                    )
+        return found
+
+    def write_settings(self, folder: Path) -> None:
+        """Writes what a search needs to know to prompt the model as it was trained."""
+        settings = {
+            "instruction": self._config.instruction,
+            "max_instruction_tokens": self._config.training.max_instruction_tokens,
+            "max_query_tokens": self._config.training.max_query_tokens,
+        }
+        (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def chat_format(tokenizer: Any, config: Config) -> ChatFormat:
+    """Returns the chat format of a tokenizer under the configured limits."""
+    training = config.training
+    return ChatFormat.of(
+        tokenizer, max_instruction_tokens=training.max_instruction_tokens, max_query_tokens=training.max_query_tokens
+    )
+
+
+class GeneratorRecipe:
+    """Pairs of prompt and completion, in the tokens in which an engine asks and is answered."""
+
+    num_layers: int | None = None
+
+    def __init__(self, config: Config, stage: str) -> None:
+        tuning = config.tuning
+        self._config, self.index, self.stage = config, Index(tuning.out), stage
+        self.base = tuning.model
+        self.settings = _settings(
+            config,
+            num_epochs=tuning.num_epochs,
+            batch_size=tuning.batch_size,
+            learning_rate=tuning.learning_rate,
+            row_tokens=tuning.row_tokens,
+        )
+
+    def inputs(self) -> dict[str, Any]:
+        """Returns what the generator is made from."""
+        tuning = self._config.tuning
+        keys = ("num_epochs", "batch_size", "learning_rate", "row_tokens", "max_prompt_tokens")
+        return {
+            **_common_inputs(self._config, self.base, None),
+            **{f"training.{key}": getattr(tuning, key) for key in keys},
+            **pairs_inputs(self._config, self.stage),
+        }
+
+    def examples(self, tokenizer: Any) -> Examples:
+        """Returns the pairs as training examples."""
+        renderer, tuning = ChatRenderer(tokenizer), self._config.tuning
+
+        def tokens(pair: Pair) -> tuple[list[int], list[int]]:
+            prompt = Prompt(user=pair.prompt, prefill=pair.prefill, seeds=())
+            answer = " " * bool(pair.prefill) + pair.completion
+            completion = tokenizer(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            return renderer.render(prompt, tuning.max_prompt_tokens), [*completion, tokenizer.eos_token_id]
+
+        examples = Examples.of_pairs(tokens(pair) for pair in pairs_for(self._config, self.stage))
+        if not len(examples):
+            raise UserError(f"there is no pair to train the {self.stage} on; see tuning.teacher and tuning.tasks")
+        return examples
+
+    def write_settings(self, folder: Path) -> None:
+        """Writes nothing: a generator is asked like any other model."""
+
+
+RECIPES: dict[str, Callable[[Config], Recipe]] = {
+    "retriever": RetrieverRecipe,
+    "docid_generator": lambda config: GeneratorRecipe(config, "docid_generator"),
+    "query_generator": lambda config: GeneratorRecipe(config, "query_generator"),
+}
