@@ -47,7 +47,9 @@ WORKERS: dict[str, Callable[[Config, Index, Engine], Callable[[int], ShardReport
     "docids": DocidProposer,
     "queries": QueryWriter,
 }
+PARTS = [*WORKERS, "samples"]
 NOTES = """
+- Sampling is the paper's: temperature 1, the whole distribution, 16 queries a document.
 - `<stage>_ratio_vs_bare_engine`: documents/s of the stage's worker over documents/s of one `engine.generate` with all of its
   prompts; the median over rounds of both, one after the other, in turns first. Loading the model is in neither.
 - The worker is the stage's own and is called as an actor calls it, `shards_in_flight` at a time; Ray is not part of it.
@@ -198,6 +200,7 @@ def main() -> None:
     """Prints the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="docids alone, few documents, one round: a minute or two")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="of the measurement; all")
     parser.add_argument("--engine", choices=ENGINES, default="auto")
     parser.add_argument("--model", default=EMBEDDED_MODEL, help="a folder or a Hugging Face name")
     parser.add_argument("--corpus", default="pystdlib:", help="the documents' source, as corpus.source")
@@ -213,12 +216,21 @@ def main() -> None:
     num_documents = arguments.documents or (16 if arguments.quick else 128)
     num_rounds = arguments.rounds or (1 if arguments.quick else 3)
     num_prompts = arguments.prompts or (3 if arguments.quick else 16)
-    stages = ["docids"] if arguments.quick else ["docids", "queries"]
+    chosen = arguments.parts or (["docids", "samples"] if arguments.quick else PARTS)
+    stages = [stage for stage in WORKERS if stage in chosen]
 
     with tempfile.TemporaryDirectory() as folder:
         shard_size = arguments.shard_size or max(1, num_documents // 4)
         corpus = {"source": arguments.corpus, "max_documents": num_documents, "shard_size": shard_size}
-        config = Config.model_validate({"index": folder, "corpus": corpus})
+        sampling = {"temperature": 1.0, "top_p": 1.0}  # the paper's
+        config = Config.model_validate(
+            {
+                "index": folder,
+                "corpus": corpus,
+                "docids": sampling,
+                "queries": {**sampling, "num_queries_per_document": 16, "num_spans_per_document": 16},
+            }
+        )
         build_corpus(config, Index(folder))
         start = time.perf_counter()
         engine = load_engine(
@@ -242,13 +254,15 @@ def main() -> None:
         parts: dict[str, Callable[[], dict[str, Any]]] = {
             stage: partial(measure_stage, stage, config, engine, shards_in_flight, num_rounds) for stage in stages
         }
-        parts["n samples"] = partial(measure_samples, config, engine, num_prompts, num_rounds)
+        if "samples" in chosen:
+            parts["samples"] = partial(measure_samples, config, engine, num_prompts, num_rounds)
         for name, measure in parts.items():
             start = time.perf_counter()
             figures |= measure()
             print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-        figures["ratio_vs_bare_engine"] = min(figures[f"{stage}_ratio_vs_bare_engine"] for stage in stages)
-        figures["documents_per_s"] = num_documents / sum(figures[f"{stage}_s"] for stage in stages)
+        if stages:
+            figures["ratio_vs_bare_engine"] = min(figures[f"{stage}_ratio_vs_bare_engine"] for stage in stages)
+            figures["documents_per_s"] = num_documents / sum(figures[f"{stage}_s"] for stage in stages)
         if is_vllm:
             engine.close()
     rounded = {name: round(value, 5) if isinstance(value, float) else value for name, value in figures.items()}

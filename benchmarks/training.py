@@ -48,8 +48,8 @@ NOTES = """
   `useful_tokens_ratio_vs_trainer` is the ratio of their seconds per step; the first steps are left out on both sides.
 - `loss_difference`: the largest difference between the two losses of a step, of the trainer's.
 - `share_of_useful`: useful tokens over all that pass through the model; above 1 where a row's examples share their prefix.
-- Weights, gradients and AdamW are fp32 on both sides, matrix products bf16 (`--precision fp32`: all fp32). Attention is the
-  model's default (`sdpa`) on both.
+- Weights, gradients and AdamW (fused) are fp32 on both sides, matrix products bf16 (`--precision fp32`: all fp32). Attention is
+  the model's default (`sdpa`) on both.
 - `mfu`: 6 x parameters x tokens through the model, and the head for the targets alone, over the peak of the device; only where
   that is known.
 """
@@ -239,7 +239,7 @@ def train_theirs(
         arguments = TrainingArguments(
             folder, per_device_train_batch_size=settings["batch_size"], num_train_epochs=1, learning_rate=1e-4,
             lr_scheduler_type="constant", warmup_steps=0, weight_decay=0.0, adam_beta1=0.9, adam_beta2=0.95,
-            max_grad_norm=1.0, optim="adamw_torch", bf16=settings["precision"] == "bf16", use_cpu=device == "cpu",
+            max_grad_norm=1.0, optim="adamw_torch_fused", bf16=settings["precision"] == "bf16", use_cpu=device == "cpu",
             logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True, dataloader_pin_memory=False,
         )  # fmt: skip
         InOrder(model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[Clock()]).train()

@@ -16,7 +16,7 @@ from zerogr.config import Config
 from zerogr.config_file import validate_config
 from zerogr.errors import UserError
 from zerogr.index import FOLDERS, Index, StageRecord
-from zerogr.training.recipes import RECIPES
+from zerogr.training.recipes import RECIPES, run_recipe
 
 logger = logging.getLogger(__name__)
 OUTCOME = "outcome.json"
@@ -38,7 +38,8 @@ def _build(config: Config, index: Index, *, recipe: str) -> dict[str, Any]:
         from ray.train.torch import TorchConfig, TorchTrainer
 
         has_gpu = compute.num_gpus_per_trainer > 0
-        num_threads = share_of_cpus(compute.num_cpus_per_trainer, compute.num_training_workers)
+        num_threads = share_of_cpus(compute.num_cpus_per_trainer, compute.most_training_workers)
+        workers = compute.num_training_workers
         trainer = TorchTrainer(
             train_on_worker,
             train_loop_config={
@@ -48,7 +49,7 @@ def _build(config: Config, index: Index, *, recipe: str) -> dict[str, Any]:
             },
             torch_config=TorchConfig(backend="nccl" if has_gpu else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=compute.num_training_workers,
+                num_workers=workers if isinstance(workers, int) else (workers[0], workers[1]),
                 use_gpu=has_gpu,
                 resources_per_worker={
                     "CPU": num_threads if os.environ.get("RAY_ADDRESS") else 1,
@@ -58,7 +59,9 @@ def _build(config: Config, index: Index, *, recipe: str) -> dict[str, Any]:
             run_config=RunConfig(
                 name=f"run-{uuid.uuid4().hex[:8]}",  # resuming is ours, from the newest checkpoint in the index
                 storage_path=index.path(folder, "ray"),
-                failure_config=FailureConfig(max_failures=compute.max_retries),
+                failure_config=FailureConfig(
+                    max_failures=compute.max_retries, max_preemption_failures=compute.max_preemptions
+                ),
             ),
         )
         trainer.fit()
@@ -78,10 +81,6 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
     from ray import train as ray_train
     from ray.train.torch import get_device
 
-    from zerogr.training.checkpoints import StorageCheckpointer
-    from zerogr.training.loop import train
-    from zerogr.training.recipes import load_base, publish_model
-
     logging.getLogger("ray.train").setLevel(logging.ERROR)  # Ray Train has set its own levels by now
     torch.set_num_threads(arguments["num_threads"])
     recipe = RECIPES[arguments["recipe"]](validate_config(arguments["config"]))
@@ -89,18 +88,15 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
     context, device = ray_train.get_context(), get_device()
     rank, num_ranks = context.get_world_rank(), context.get_world_size()
     try:
-        model, tokenizer = load_base(recipe, device)
-        outcome = train(
-            model,
-            recipe.examples(tokenizer),
-            recipe.settings,
-            checkpointer=StorageCheckpointer(recipe.index.path(folder, "checkpoints"), rank=rank),
+        outcome = run_recipe(
+            recipe,
+            recipe.index.path(folder, "checkpoints"),
             report=lambda metrics: ray_train.report(metrics),
+            is_ending=lambda: ray_train.get_preemption_info() is not None,
             device=device,
             rank=rank,
             num_ranks=num_ranks,
         )
-        publish_model(recipe, model, rank=rank)
     except (UserError, FloatingPointError) as error:
         # Raised here, it would be taken for a fault of the machine and tried again; every rank meets the same mistake.
         outcome = {"mistake": f"{recipe.stage}: {error}"}

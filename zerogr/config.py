@@ -204,17 +204,36 @@ class ComputeConfig(Section):
     engine_options: dict[str, Any] = Field(
         default_factory=dict, description="Passed to vLLM: tensor_parallel_size, max_model_len, ..."
     )
-    num_training_workers: int = Field(
-        1, ge=1, description="Ranks of the trainer; more than one shard the model with FSDP2."
+    num_training_workers: int | list[int] = Field(
+        1,
+        description="Ranks of the trainer; more than one shard the model with FSDP2. [fewest, most] = as many as there is room "
+        "for, more or fewer as nodes come and go.",
     )
     num_cpus_per_trainer: int = Field(0, ge=0, description="Threads of one rank; 0 = an equal share of the machine.")
     num_gpus_per_trainer: int = Field(0, ge=0, le=1, description="1 = every rank on its own GPU.")
     max_retries: int = Field(
         3, ge=0, description="Of a shard or a rank lost to an infrastructure fault; a user's mistake is never retried."
     )
+    max_preemptions: int = Field(
+        -1, ge=-1, description="Of spot nodes under the trainer, which are no faults; -1 = any number."
+    )
     max_rejected_fraction: float = Field(
         0.1, ge=0, le=1, description="A stage fails when more of its rows are rejected."
     )
+
+    @model_validator(mode="after")
+    def _training_workers(self) -> ComputeConfig:
+        workers = self.num_training_workers
+        bounds = [workers, workers] if isinstance(workers, int) else workers
+        if len(bounds) != 2 or not 1 <= bounds[0] <= bounds[1]:
+            raise ValueError(f"num_training_workers is {workers}; it must be at least 1, or [fewest, most]")
+        return self
+
+    @property
+    def most_training_workers(self) -> int:
+        """Ranks of the trainer where there are nodes for all of them."""
+        workers = self.num_training_workers
+        return workers if isinstance(workers, int) else workers[1]
 
 
 class EvaluationConfig(Section):

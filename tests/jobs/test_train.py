@@ -41,7 +41,7 @@ def test_two_workers_train_the_weights_of_one(tiny_index: str, tmp_path: Path, l
     index = str(tmp_path / "index")
     shutil.copytree(tiny_index, index)
     config = str(Path(tiny_index).parent / "config.yaml")
-    changes = ["--set", f"index={index}", "--set", "compute.num_training_workers=2"]
+    changes = ["--set", f"index={index}", "--set", "compute.num_training_workers=[1, 2]"]  # there is room for two
     assert main(["train", config, *changes, "--rebuild", "retriever"]) == 0
 
     one, two = (load_file(Path(uri) / "retriever" / "model.safetensors") for uri in (tiny_index, index))

@@ -180,6 +180,14 @@ class TestFile:
         with pytest.raises(UserError, match=f"holds a {kind}; it must be a mapping"):
             load_config(str(path))
 
+    @pytest.mark.parametrize("workers", ["0", "[2, 1]", "[0, 2]", "[1, 2, 3]"])
+    def test_training_workers_are_a_number_or_a_range(self, workers: str) -> None:
+        with pytest.raises(
+            UserError, match=r"compute: num_training_workers is .*; it must be at least 1, or \[fewest, most\]"
+        ):
+            load_config(None, [f"compute.num_training_workers={workers}"])
+        assert load_config(None, ["compute.num_training_workers=[1, 2]"]).compute.most_training_workers == 2
+
     def test_empty_file_is_the_default(self, tmp_path: Path) -> None:
         path = tmp_path / "config.yaml"
         path.write_text("")

@@ -284,6 +284,25 @@ class TestResume:
         weights, _, _ = run(load(tiny_model)[0], examples, StorageCheckpointer(str(tmp_path)))
         assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
+    def test_a_machine_that_is_about_to_go_leaves_a_checkpoint(
+        self, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(loop, "ASK_EVERY", 2)
+        model, chat = load(tiny_model)
+        examples, steps = make_examples(chat), []
+
+        class Noting(StorageCheckpointer):
+            def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+                steps.append(step)
+                super().save(model, optimizer, step)
+
+        answers = iter([False, True, True, True, True])
+        checkpointer = Noting(str(tmp_path))
+        train(
+            model, examples, SETTINGS, checkpointer=checkpointer, report=lambda _: None, is_ending=lambda: next(answers)
+        )
+        assert steps == [3, 4, 6, 9]  # every third, and once when it was told
+
     def test_another_rank_writes_nothing(self, tiny_model: Path, tmp_path: Path) -> None:
         module = SelectedTargetLoss(load(tiny_model)[0])
         optimizer = torch.optim.AdamW(module.parameters())

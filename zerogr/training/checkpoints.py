@@ -61,7 +61,8 @@ class StorageCheckpointer:
             for name, parameter in model.named_parameters():
                 parameter.copy_(_like(file.get_tensor(f"weights/{name}"), parameter))
                 state: dict[str, Any] = {key: _like(file.get_tensor(f"{key}/{name}"), parameter) for key in _STATE}
-                optimizer.state[parameter] = {"step": torch.tensor(float(latest["step"])), **state}
+                done = torch.tensor(float(latest["step"]), device=parameter.device)  # where the fused AdamW wants it
+                optimizer.state[parameter] = {"step": done, **state}
         return int(latest["step"])
 
     def _latest(self) -> dict[str, Any] | None:

@@ -26,6 +26,9 @@ from zerogr.training.examples import Examples, PackedBatch, batches, epoch_order
 
 logger = logging.getLogger(__name__)
 
+ASK_EVERY = 10
+"""Steps between two questions whether the machine is about to be taken away."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSettings:
@@ -102,6 +105,7 @@ def train(
     *,
     checkpointer: Checkpointer,
     report: Callable[[dict[str, Any]], None],
+    is_ending: Callable[[], bool] = lambda: False,
     device: torch.device | str = "cpu",
     rank: int = 0,
     num_ranks: int = 1,
@@ -116,6 +120,8 @@ def train(
         settings: See `TrainingSettings`.
         checkpointer: Saves and restores.
         report: Called with {"step", "loss", ...} after every evaluation and at the end, on every rank.
+        is_ending: Asked after every `ASK_EVERY` steps, on every rank: whether a machine is about to be taken away. The first
+            time it is, a checkpoint follows at once.
         device: Where this rank computes.
         rank: Of this process, from 0.
         num_ranks: Of the job.
@@ -133,13 +139,18 @@ def train(
     if num_ranks > 1:
         shard_model(module, device, num_ranks)
     optimizer = torch.optim.AdamW(
-        module.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.95)
+        module.parameters(),
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        betas=(0.9, 0.95),
+        fused=True,
     )
     first_step = step = checkpointer.restore(module, optimizer)
     if step:
         logger.info("resuming after step %d of %d", step, num_steps)
     progress = Progress("training", total=num_steps, unit="steps", done=step) if rank == 0 else None
     start, num_tokens, losses, evaluation_loss = time.monotonic(), 0, [], None
+    was_ending = False
 
     for epoch in range(step // steps_per_epoch, settings.num_epochs):
         order = epoch_order(training_ids, settings.seed, epoch)
@@ -177,7 +188,10 @@ def train(
                         metrics["loss"],
                         evaluation_loss,
                     )
-            if step % settings.checkpoint_every == 0 and step < num_steps:
+            must_save = step % settings.checkpoint_every == 0
+            if step % ASK_EVERY == 0 and not was_ending and is_ending():
+                must_save = was_ending = True
+            if must_save and step < num_steps:
                 checkpointer.save(module, optimizer, step)
     if progress:
         progress.close()

@@ -27,9 +27,9 @@ from zerogr.engines.rendering import ChatRenderer
 from zerogr.errors import UserError
 from zerogr.index import Index, shards_in
 from zerogr.models import load_model, model_hash, resolve_model
-from zerogr.training.checkpoints import full_tensors
+from zerogr.training.checkpoints import StorageCheckpointer, full_tensors
 from zerogr.training.examples import Examples
-from zerogr.training.loop import TrainingSettings
+from zerogr.training.loop import TrainingSettings, train
 from zerogr.training.pairs import Pair, pairs_for, pairs_inputs
 
 VERSION = 2
@@ -61,6 +61,39 @@ class Recipe(Protocol):
 def load_base(recipe: Recipe, device: Any = "cpu") -> tuple[Any, Any]:
     """Returns the recipe's base model in fp32 and its tokenizer."""
     return load_model(resolve_model(recipe.base), device=device, dtype=torch.float32, num_layers=recipe.num_layers)
+
+
+def run_recipe(
+    recipe: Recipe,
+    checkpoints: str,
+    *,
+    report: Callable[[dict[str, Any]], None] = lambda _: None,
+    is_ending: Callable[[], bool] = lambda: False,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    num_ranks: int = 1,
+) -> dict[str, Any]:
+    """Trains and publishes a recipe's model; returns the stage's counts. Needs nothing but torch: with one rank, no Ray.
+
+    Args:
+        recipe: One of `RECIPES`, made of a configuration.
+        checkpoints: A URI; an interrupted run goes on from there.
+        report: See `zerogr.training.loop.train`, as for what follows.
+    """
+    model, tokenizer = load_base(recipe, device)
+    counts = train(
+        model,
+        recipe.examples(tokenizer),
+        recipe.settings,
+        checkpointer=StorageCheckpointer(checkpoints, rank=rank),
+        report=report,
+        is_ending=is_ending,
+        device=device,
+        rank=rank,
+        num_ranks=num_ranks,
+    )
+    publish_model(recipe, model, rank=rank)
+    return counts
 
 
 def publish_model(recipe: Recipe, model: nn.Module, *, rank: int) -> None:
