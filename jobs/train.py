@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+import textwrap
 import uuid
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from jobs.stages import run_stage
 from zerogr import storage
 from zerogr.config import Config
 from zerogr.config_file import validate_config
-from zerogr.errors import UserError
+from zerogr.errors import Fault, UserError
 from zerogr.index import FOLDERS, Index, StageRecord
 from zerogr.training.recipes import RECIPES, run_recipe
 
@@ -34,7 +35,7 @@ def _build(config: Config, index: Index, *, recipe: str) -> dict[str, Any]:
     folder = FOLDERS[recipe][1]
     compute = config.compute
     with ray_session():
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
         from ray.train.torch import TorchConfig, TorchTrainer
 
         has_gpu = compute.num_gpus_per_trainer > 0
@@ -64,7 +65,14 @@ def _build(config: Config, index: Index, *, recipe: str) -> dict[str, Any]:
                 ),
             ),
         )
-        trainer.fit()
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            logger.error("training failed", exc_info=error)
+            raise Fault(
+                f"{recipe}: training gave up, the last time with {_cause_of(error)}; the newest checkpoint is kept, "
+                "and the same command goes on from there"
+            ) from error
     outcome: dict[str, Any] = storage.read_json(index.path(folder, OUTCOME))
     storage.delete(index.path(folder, OUTCOME))
     storage.delete(index.path(folder, "ray"))
@@ -72,6 +80,14 @@ def _build(config: Config, index: Index, *, recipe: str) -> dict[str, Any]:
         raise UserError(outcome["mistake"])
     storage.delete(index.path(folder))
     return outcome
+
+
+def _cause_of(error: Exception) -> str:
+    """Returns what the first worker that failed had to say, or what Ray Train has."""
+    failures = getattr(error, "worker_failures", {})
+    cause = failures[min(failures)] if failures else error
+    last_line = [line for line in str(cause).splitlines() if line.strip()][-1:] or [type(cause).__name__]
+    return textwrap.shorten(last_line[0].strip(), 300, placeholder=" ...")
 
 
 def train_on_worker(arguments: dict[str, Any]) -> None:

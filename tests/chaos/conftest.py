@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.chaos.settings import LANGUAGE_MODEL, run_stages
+
+Mount = Callable[[int], Path]
+"""Returns a file system of so many bytes; called again, the same one with another size."""
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Mount]:
+    """Mounts a small disk; the test is skipped where none may be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    is_mounted = False
+
+    def of_size(num_bytes: int) -> Path:
+        nonlocal is_mounted
+        options = f"{'remount,' if is_mounted else ''}size={num_bytes}"
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        if os.geteuid() or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("mounting a small file system is not permitted here")
+        is_mounted = True
+        return folder
+
+    try:
+        yield of_size
+    finally:
+        if is_mounted:
+            subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.fixture(scope="session")

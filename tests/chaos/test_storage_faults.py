@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,6 +17,7 @@ import s3fs
 from botocore.retries.standard import ExponentialBackoff
 
 from jobs.cli import main
+from tests.chaos.conftest import Mount
 from tests.chaos.engines import through, use
 from tests.chaos.faulty_s3 import PASSING, FaultyS3, faulty_s3
 from tests.chaos.settings import write_config
@@ -127,28 +127,15 @@ def test_generating_stages_on_failing_s3(
     assert contents(index, *folders) == contents(undisturbed, *folders)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one megabyte; the test is skipped where none may be mounted."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small file system is not permitted here")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 def test_full_disk_ends_the_stage(
-    small_disk: Path,
+    mount: Mount,
     undisturbed: str,
     collection: Path,
     tiny_model: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    small_disk = mount(2**20)
     index = str(small_disk / "index")
     config = write_config(index, collection, tiny_model, tmp_path)
     assert main(["corpus", config]) == 0

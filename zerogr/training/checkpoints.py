@@ -6,8 +6,9 @@ host memory, 12 bytes per parameter. `latest.json` is written last and names the
 
 from __future__ import annotations
 
+import errno
 import logging
-import tempfile
+import os
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,11 @@ class StorageCheckpointer:
                 tensors[f"{key}/{name}"] = _full(optimizer.state[parameter][key])
         if self._rank:
             return
-        from safetensors.torch import save_file
-
         name = f"step-{step:08d}"
-        with tempfile.TemporaryDirectory() as folder:
-            save_file(
-                {key: value.contiguous().cpu() for key, value in tensors.items()}, Path(folder) / "state.safetensors"
+        with storage.staging_folder(storage.join(self._uri, name)) as folder:
+            save_tensors(
+                {key: value.contiguous().cpu() for key, value in tensors.items()}, folder / "state.safetensors"
             )
-            storage.upload_folder(Path(folder), storage.join(self._uri, name))
         previous = self._latest()
         storage.write_json(storage.join(self._uri, "latest.json"), {"step": step, "folder": name})
         if previous and previous["folder"] != name:
@@ -70,6 +68,19 @@ class StorageCheckpointer:
             return storage.read_json(storage.join(self._uri, "latest.json"))
         except FileNotFoundError:
             return None
+
+
+def save_tensors(tensors: dict[str, torch.Tensor], file: Path) -> None:
+    """Writes a safetensors file. Raises OSError as any other writer would: the library says it in words of its own."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, file)
+    except SafetensorError as error:
+        if f"code: {errno.ENOSPC}," in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)) from error
+        raise
 
 
 def full_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ generator is then named as `docids.model` or `queries.model` of an index.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,6 +34,8 @@ from zerogr.training.loop import TrainingSettings, train
 from zerogr.training.pairs import Pair, pairs_for, pairs_inputs
 
 VERSION = 2
+
+logger = logging.getLogger(__name__)
 
 
 class Recipe(Protocol):
@@ -251,7 +254,13 @@ class GeneratorRecipe:
             completion = tokenizer(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"]
             return renderer.render(prompt, tuning.max_prompt_tokens), [*completion, tokenizer.eos_token_id]
 
-        examples = Examples.of_pairs(tokens(pair) for pair in pairs_for(self._config, self.stage))
+        pairs = list(pairs_for(self._config, self.stage))
+        usable = [pair for pair in pairs if pair.completion.strip()]
+        if len(usable) < len(pairs):
+            logger.warning(
+                "%d of %d pairs have an empty completion and are left out", len(pairs) - len(usable), len(pairs)
+            )
+        examples = Examples.of_pairs(tokens(pair) for pair in usable)
         if not len(examples):
             raise UserError(f"there is no pair to train the {self.stage} on; see tuning.teacher and tuning.tasks")
         return examples
