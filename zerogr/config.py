@@ -162,6 +162,11 @@ class TrainingConfig(Section):
     max_gradient_norm: float = Field(1.0, gt=0, description="Gradient clipping.")
     max_query_tokens: int = Field(64, ge=4, description="Longer queries are cut.")
     max_instruction_tokens: int = Field(64, ge=0, description="Longer instructions are cut.")
+    lora_rank: int = Field(
+        0,
+        ge=0,
+        description="Train adapters of this rank in all linear layers, merged at the end; 0 = train all weights.",
+    )
     precision: Literal["bf16", "fp32"] = Field(
         "bf16", description="Of the matrix products; weights and optimiser stay fp32."
     )

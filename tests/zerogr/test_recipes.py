@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests import tiny
 from zerogr import prompts, storage
@@ -17,8 +18,12 @@ from zerogr.engines import Prompt
 from zerogr.engines.rendering import ChatRenderer
 from zerogr.errors import UserError
 from zerogr.index import DISTIL, Index
+from zerogr.models import load_model
+from zerogr.training.checkpoints import StorageCheckpointer, full_tensors, trainable
+from zerogr.training.examples import pack
+from zerogr.training.loop import SelectedTargetLoss
 from zerogr.training.pairs import Pair, pairs_for
-from zerogr.training.recipes import RECIPES, RetrieverRecipe, load_base
+from zerogr.training.recipes import RECIPES, RetrieverRecipe, load_base, run_recipe
 
 
 @pytest.fixture
@@ -141,3 +146,45 @@ class TestJudgedQueries:
         assert sorted(examples.weights.tolist())[-2:] == [1.5, 3.0]
         inputs = recipe.inputs()
         assert inputs["training.judged_weight"] == 3.0 and "training.judged" not in plain.inputs()
+
+
+class TestAdapters:
+    def test_only_they_are_trained_and_they_are_merged_at_the_end(self, config: Config, tmp_path: Path) -> None:
+        changes = {"lora_rank": 4, "num_epochs": 2}
+        config = config.model_copy(
+            update={
+                "training": config.training.model_copy(update=changes),
+                "tuning": config.tuning.model_copy(update={"learning_rate": 1e-2, "num_epochs": 4}),
+            }
+        )
+        recipe = RECIPES["docid_generator"](config)
+        reports: list[dict[str, Any]] = []
+        run_recipe(recipe, str(tmp_path / "checkpoints"), report=reports.append)
+        model = load_model(recipe.index.path(recipe.stage), device="cpu", dtype=torch.float32)[0]
+        base = load_model(recipe.base, device="cpu", dtype=torch.float32)[0]
+        merged, plain = full_tensors(model), full_tensors(base)
+        assert merged.keys() == plain.keys()
+        moved = {name for name in plain if (merged[name] - plain[name]).abs().max() > 1e-3}
+        assert moved and all("proj" in name for name in moved)
+        trained, _ = load_base(recipe)
+        assert all("lora_" in name for name in full_tensors(trained))
+        assert reports[-1]["loss"] < reports[0]["loss"] or len(reports) == 1
+
+    def test_a_killed_run_goes_on_from_its_adapters(self, config: Config, tmp_path: Path) -> None:
+        training = config.training.model_copy(update={"lora_rank": 4, "checkpoint_every": 2, "precision": "fp32"})
+        config = config.model_copy(
+            update={"training": training, "tuning": config.tuning.model_copy(update={"batch_size": 4})}
+        )
+        recipe = RECIPES["docid_generator"](config)
+        torch.manual_seed(0)
+        model, tokenizer = load_base(recipe)
+        module = SelectedTargetLoss(model)
+        optimizer = torch.optim.AdamW(trainable(module).values())
+        module(pack(recipe.examples(tokenizer), range(4), 1024)).backward()
+        optimizer.step()
+        checkpointer = StorageCheckpointer(str(tmp_path / "checkpoints"))
+        checkpointer.save(module, optimizer, 1)
+        other = SelectedTargetLoss(load_base(recipe)[0])
+        assert checkpointer.restore(other, torch.optim.AdamW(trainable(other).values())) == 1
+        for name, tensor in full_tensors(module).items():
+            assert torch.equal(full_tensors(other)[name], tensor)

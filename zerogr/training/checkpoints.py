@@ -1,7 +1,8 @@
 """Checkpoints: weights and AdamW state as safetensors, whole tensors under their parameters' names.
 
 Because tensors are stored whole, a checkpoint of two ranks is read by one and the other way round. Rank 0 gathers them in
-host memory, 12 bytes per parameter. `latest.json` is written last and names the only complete one; older ones are deleted.
+host memory, 12 bytes per trained parameter. `latest.json` is written last and names the only complete one; older ones are
+deleted.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class StorageCheckpointer:
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Publishes the state after `step` steps, then forgets the one before."""
         tensors = {f"weights/{name}": value for name, value in full_tensors(model).items()}
-        for name, parameter in model.named_parameters():
+        for name, parameter in trainable(model).items():
             for key in _STATE:
                 tensors[f"{key}/{name}"] = _full(optimizer.state[parameter][key])
         if self._rank:
@@ -56,7 +57,7 @@ class StorageCheckpointer:
 
         folder = storage.local_folder(storage.join(self._uri, latest["folder"]))
         with safe_open(str(folder / "state.safetensors"), "pt") as file, torch.no_grad():
-            for name, parameter in model.named_parameters():
+            for name, parameter in trainable(model).items():
                 parameter.copy_(_like(file.get_tensor(f"weights/{name}"), parameter))
                 state: dict[str, Any] = {key: _like(file.get_tensor(f"{key}/{name}"), parameter) for key in _STATE}
                 done = torch.tensor(float(latest["step"]), device=parameter.device)  # where the fused AdamW wants it
@@ -83,9 +84,14 @@ def save_tensors(tensors: dict[str, torch.Tensor], file: Path) -> None:
         raise
 
 
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Returns the parameters that are trained, by name: all of them, or the adapters."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
 def full_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Returns the model's parameters, whole, by name. With several ranks all must call it."""
-    return {name: _full(parameter.detach()) for name, parameter in model.named_parameters()}
+    """Returns the model's trained parameters, whole, by name. With several ranks all must call it."""
+    return {name: _full(parameter.detach()) for name, parameter in trainable(model).items()}
 
 
 def _full(tensor: torch.Tensor) -> torch.Tensor:

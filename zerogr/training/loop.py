@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn import functional
 
 from zerogr.progress import Progress
+from zerogr.training.checkpoints import trainable
 from zerogr.training.examples import Examples, PackedBatch, batches, epoch_order, pack
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class TrainingSettings:
     warmup_fraction: float = 0.05
     weight_decay: float = 0.0
     max_gradient_norm: float = 1.0
+    lora_rank: int = 0
     precision: Literal["bf16", "fp32"] = "bf16"
     row_tokens: int = 256
     evaluation_fraction: float = 0.02
@@ -139,7 +141,7 @@ def train(
     if num_ranks > 1:
         shard_model(module, device, num_ranks)
     optimizer = torch.optim.AdamW(
-        module.parameters(),
+        trainable(module).values(),
         lr=settings.learning_rate,
         weight_decay=settings.weight_decay,
         betas=(0.9, 0.95),

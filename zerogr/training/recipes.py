@@ -62,8 +62,30 @@ class Recipe(Protocol):
 
 
 def load_base(recipe: Recipe, device: Any = "cpu") -> tuple[Any, Any]:
-    """Returns the recipe's base model in fp32 and its tokenizer."""
-    return load_model(resolve_model(recipe.base), device=device, dtype=torch.float32, num_layers=recipe.num_layers)
+    """Returns the recipe's base model in fp32, with fresh adapters if it trains adapters, and its tokenizer.
+
+    Raises:
+        UserError: Adapters are wanted and peft is not installed.
+    """
+    model, tokenizer = load_model(
+        resolve_model(recipe.base), device=device, dtype=torch.float32, num_layers=recipe.num_layers
+    )
+    return (with_adapters(model, recipe.settings) if recipe.settings.lora_rank else model), tokenizer
+
+
+def with_adapters(model: Any, settings: TrainingSettings) -> Any:
+    """Returns the model with low-rank adapters (LoRA) in all linear layers of its body; they alone are trainable."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise UserError(
+            "training.lora_rank needs peft; run `pip install 'zerogr[lora]'`, or set it to 0 to train all weights"
+        ) from None
+    rank = settings.lora_rank
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)  # every rank draws the same
+        # Alpha = 2 r, the usual choice; "all-linear" leaves the output head alone.
+        return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
 
 
 def run_recipe(
@@ -105,7 +127,11 @@ def publish_model(recipe: Recipe, model: nn.Module, *, rank: int) -> None:
     if rank:
         return
     whole, tokenizer = load_base(recipe)
-    whole.load_state_dict({name: tensor.cpu() for name, tensor in tensors.items()}, strict=False)
+    # Tied and frozen weights are missing there; a name that is foreign to the model would be a mistake of ours.
+    loaded = whole.load_state_dict({name: tensor.cpu() for name, tensor in tensors.items()}, strict=False)
+    assert not loaded.unexpected_keys, loaded.unexpected_keys
+    if recipe.settings.lora_rank:
+        whole = whole.merge_and_unload()
     dtype = torch.bfloat16 if recipe.settings.precision == "bf16" else torch.float32
     with storage.staging_folder(recipe.index.path(recipe.stage)) as folder:
         whole.to(dtype).save_pretrained(folder, safe_serialization=True)
