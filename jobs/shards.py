@@ -247,9 +247,9 @@ def run_pending(
         context = DataContext.get_current()
         context.enable_progress_bars = False  # ours counts documents, Ray's blocks
         context.print_on_execution_start = False
-        num_workers = min(compute.num_engine_workers, len(pending))
-        num_threads = share_of_cpus(compute.num_cpus_per_engine, num_workers)
         num_gpus = compute.num_gpus_per_engine if needs_engine else 0
+        num_workers = min(compute.num_engine_workers or most_workers(num_gpus), len(pending))
+        num_threads = share_of_cpus(compute.num_cpus_per_engine, num_workers)
         outcomes = ray.data.from_items([{"shard": shard} for shard in pending], override_num_blocks=len(pending)).map(
             ShardActor,
             fn_constructor_args=(make_worker, num_threads, start_attempts(), compute.max_retries),
@@ -277,6 +277,15 @@ def run_pending(
         finally:
             progress.close()
         ledger.write()
+
+
+def most_workers(num_gpus: float) -> int:
+    """Returns how many engine actors there should be where nobody says so.
+
+    Two engines of one thread each write twice as fast as one of two threads, which wait for each other at every layer. A
+    process with the embedded model takes about a gigabyte.
+    """
+    return 1 if num_gpus or os.environ.get("RAY_ADDRESS") else min(os.cpu_count() or 1, 4)
 
 
 def _effort_of(outcome: Outcome, num_gpus: float) -> Effort:

@@ -100,7 +100,7 @@ def settings(index: str, collection: Path, model: Path, **changes: Any) -> dict[
             "num_epochs": 2, "batch_size": 16, "learning_rate": 3e-3, "precision": "fp32",
             "checkpoint_every": 5, "evaluate_every": 10,
         },
-        "compute": {"num_cpus_per_engine": 1, "num_cpus_per_trainer": 1},
+        "compute": {"num_engine_workers": 1, "num_cpus_per_engine": 1, "num_cpus_per_trainer": 1},
     }  # fmt: skip
     for key, value in changes.items():
         section, _, name = key.partition("__")

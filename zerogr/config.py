@@ -196,7 +196,10 @@ class ComputeConfig(Section):
     """How much hardware; never part of a fingerprint."""
 
     num_engine_workers: int = Field(
-        1, ge=1, description="Most engine actors; the pool grows from one to this as work waits."
+        0,
+        ge=0,
+        description="Most engine actors; the pool grows from one to this as work waits. 0 = on a machine without a cluster and "
+        "GPUs one per core, at most 4; else 1.",
     )
     num_cpus_per_engine: int = Field(
         0, ge=0, description="Threads of one engine actor; 0 = an equal share of the machine."
