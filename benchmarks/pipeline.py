@@ -1,11 +1,13 @@
 """How many documents a second become an index, and in how much memory? `python -m benchmarks.pipeline [--quick]`
 
-Two parts, on synthetic documents of real words (Python's reference text; drawn by Zipf's law within a topic):
+Three parts, on synthetic documents of real words (Python's reference text; drawn by Zipf's law within a topic):
 
     resolution   the proposals of 10 million documents, of which one in nine collides and one in a hundred is a duplicate, are
                  resolved and written by one and by two threads; the published files are then searched for shared docids
     pipeline     a corpus in JSON Lines goes through the production jobs, with the fake engine, on a local Ray with two workers:
                  corpus, docids with their resolution, queries, trie; a tenth of the documents first, then all
+    shards       one document in each of 10,000 shards goes through the docid job; then ten shards are taken away and the same
+                 command finds and makes them
 
 The last line printed is one JSON object.
 """
@@ -33,6 +35,7 @@ import pyarrow.compute as pc
 from benchmarks.report import report
 from benchmarks.trie import peak_resident_bytes
 from zerogr import storage
+from zerogr.config import Config
 from zerogr.config_file import validate_config
 from zerogr.corpus.document import Document
 from zerogr.corpus.pystdlib import read_pystdlib
@@ -47,6 +50,7 @@ NUM_CANDIDATES, DOCID_WORDS, TERM_DRAWS = 2, 8, 64
 DUPLICATES = 0.01
 TITLE_WORDS, TEXT_WORDS = 6, 60
 PROPOSAL_SHARD, CORPUS_SHARD = 10_000, 2_000
+PARTS = ("resolution", "pipeline", "shards")
 STAGES = ("corpus", "docids", "queries", "trie")
 
 NOTES = """
@@ -57,6 +61,8 @@ NOTES = """
   `collisions_left`: docids that documents of different content share, counted from the published files.
 - `documents_per_s`: documents over the seconds of all four stages. The engine makes up its answers at once, two docids and four
   queries per document, so this is the time of everything but the language model.
+- `shard_overhead_s`: the first run's seconds over its shards, whose single documents cost next to nothing. `rerun_s`: the
+  second run, start of Ray and resolution of all docids included; `rerun_finding_s`: listing what is pending.
 - `peak_driver_bytes`: the process that runs the jobs; `<stage>_peak_driver_bytes`: up to the end of that stage; `_of_a_tenth`:
   with a tenth of the documents. Ray and its workers are other processes.
 """
@@ -68,11 +74,21 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="50,000 proposals and 5,000 documents")
     parser.add_argument("--documents", type=int, help="documents through the pipeline (default: 1 million)")
     parser.add_argument("--resolve", type=int, help="proposals to resolve (default: 10 million)")
+    parser.add_argument("--shards", type=int, help="shards of one document (default: 10,000)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="of the measurement; all")
     parser.add_argument("--out", type=Path, help="also write the figures to this Markdown file")
     arguments = parser.parse_args()
     num_documents = arguments.documents or (5_000 if arguments.quick else 1_000_000)
     num_proposals = arguments.resolve or (50_000 if arguments.quick else 10_000_000)
-    figures = {**resolution(num_proposals), **pipeline(num_documents)}
+    num_shards = arguments.shards or (100 if arguments.quick else 10_000)
+    measures = {
+        "resolution": partial(resolution, num_proposals),
+        "pipeline": partial(pipeline, num_documents),
+        "shards": partial(shards, num_shards),
+    }
+    figures: dict[str, Any] = {}
+    for part in arguments.parts:
+        figures |= measures[part]()
     rounded = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in figures.items()}
     report("The pipeline without its language model", rounded, arguments.out, NOTES)
 
@@ -125,6 +141,44 @@ def pipeline(num_documents: int) -> dict[str, Any]:
         "peak_driver_bytes_of_a_tenth": tenth["trie_peak_bytes"],
         **{f"{stage}_peak_driver_bytes": whole[f"{stage}_peak_bytes"] for stage in STAGES},
         **{f"{stage}_peak_driver_bytes_of_a_tenth": tenth[f"{stage}_peak_bytes"] for stage in STAGES},
+    }
+
+
+def shards(num_shards: int) -> dict[str, Any]:
+    """Returns the figures of many small shards."""
+    with tempfile.TemporaryDirectory() as folder:
+        say(f"making and finding {num_shards:,} shards")
+        (Path(folder) / "corpus").mkdir()
+        for piece in range(-(-num_shards // PROPOSAL_SHARD)):
+            write_documents(folder, num_shards, piece)
+        return in_fresh_process(run_shards, folder, num_shards)
+
+
+def run_shards(folder: str, num_shards: int) -> dict[str, Any]:
+    """Runs the docid job on shards of one document, and again with ten of them gone."""
+    from jobs import corpus, docids
+
+    config = config_of(folder, shard_size=1)
+    corpus.run(config)
+    start = time.perf_counter()
+    docids.run(config)
+    first_s = time.perf_counter() - start
+    index = Index(config.index)
+    manifest = index.manifest()
+    inputs = manifest["stages"].pop("docids")["inputs"]
+    storage.write_json(index.path("index.json"), manifest)
+    index.begin("docids", inputs)
+    for shard in range(0, num_shards, -(-num_shards // 10)):
+        storage.delete(index.shard(FOLDER, shard))
+    start = time.perf_counter()
+    index.pending_shards(FOLDER)
+    finding_s = time.perf_counter() - start
+    docids.run(config)
+    return {
+        "num_shards": num_shards,
+        "shard_overhead_s": first_s / num_shards,
+        "rerun_s": time.perf_counter() - start,
+        "rerun_finding_s": finding_s,
     }
 
 
@@ -267,15 +321,7 @@ def run_jobs(folder: str) -> dict[str, Any]:
     from jobs import corpus, docids, queries, trie
     from jobs.cluster import ray_session
 
-    config = validate_config(
-        {
-            "index": str(Path(folder) / "index"),
-            "corpus": {"source": str(Path(folder) / "corpus"), "shard_size": CORPUS_SHARD},
-            "docids": {"engine": "fake", "candidates": NUM_CANDIDATES, "max_words": DOCID_WORDS},
-            "queries": {"engine": "fake", "num_queries_per_document": 4, "num_spans_per_document": 4},
-            "compute": {"num_engine_workers": 2},
-        }
-    )
+    config = config_of(folder, shard_size=CORPUS_SHARD)
     figures: dict[str, Any] = {}
     with ray_session():
         for stage, job in zip(STAGES, (corpus, docids, queries, trie), strict=True):
@@ -285,6 +331,19 @@ def run_jobs(folder: str) -> dict[str, Any]:
             figures[f"{stage}_s"] = time.perf_counter() - start
             figures[f"{stage}_peak_bytes"] = peak_resident_bytes()
     return figures
+
+
+def config_of(folder: str, *, shard_size: int) -> Config:
+    """The configuration of an index of the corpus in `folder`, without a language model."""
+    return validate_config(
+        {
+            "index": str(Path(folder) / "index"),
+            "corpus": {"source": str(Path(folder) / "corpus"), "shard_size": shard_size},
+            "docids": {"engine": "fake", "candidates": NUM_CANDIDATES, "max_words": DOCID_WORDS},
+            "queries": {"engine": "fake", "num_queries_per_document": 4, "num_spans_per_document": 4},
+            "compute": {"num_engine_workers": 2},
+        }
+    )
 
 
 if __name__ == "__main__":

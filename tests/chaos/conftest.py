@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,6 +40,24 @@ def mount(tmp_path: Path) -> Iterator[Mount]:
             subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@dataclass(frozen=True)
+class Case:
+    """An engine to disturb."""
+
+    changes: dict[str, Any]
+    """Of the configuration."""
+    undisturbed: str
+    """The index that an undisturbed run with it makes."""
+
+
+@pytest.fixture(params=["fake", "transformers"])
+def case(request: pytest.FixtureRequest) -> Case:
+    """Each fault is met by the fake engine and by a language model."""
+    if request.param == "fake":
+        return Case({}, request.getfixturevalue("undisturbed"))
+    return Case(LANGUAGE_MODEL, request.getfixturevalue("undisturbed_lm"))
+
+
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, collection: Path, tiny_model: Path, local_ray: None) -> str:
     """An index with corpus, docids and queries of the fake engine."""
@@ -50,7 +70,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, collection: Path, tiny
 def undisturbed_lm(
     tmp_path_factory: pytest.TempPathFactory, collection: Path, tiny_model: Path, local_ray: None
 ) -> str:
-    """An index with corpus and docids of a language model."""
+    """An index with corpus, docids and queries of a language model."""
     index = str(tmp_path_factory.mktemp("undisturbed-lm") / "index")
-    run_stages(index, collection, tiny_model, "corpus", "docids", **LANGUAGE_MODEL)
+    run_stages(index, collection, tiny_model, "corpus", "docids", "queries", **LANGUAGE_MODEL)
     return index

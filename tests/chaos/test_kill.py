@@ -19,6 +19,7 @@ import yaml
 
 from jobs.cli import main
 from tests import tiny
+from tests.chaos.settings import LANGUAGE_MODEL
 from tests.processes import command_line, descendants, kill_with_descendants
 from tests.published import File, contents, files
 from zerogr import storage
@@ -85,14 +86,7 @@ def test_driver_killed_in_every_stage(documents: Path, tiny_model: Path, tmp_pat
 def test_driver_killed_with_a_language_model_as_engine(
     documents: Path, tiny_model: Path, tmp_path: Path, local_ray: None
 ) -> None:
-    changes = {
-        "corpus__shard_size": 4,
-        "docids__engine": "transformers",
-        "docids__max_tokens": 8,
-        "queries__engine": "transformers",
-        "queries__max_tokens": 8,
-        "queries__num_queries_per_document": 2,
-    }
+    changes = {"corpus__shard_size": 4, **LANGUAGE_MODEL}
     whole, whole_config = _write(tmp_path / "whole", documents, tiny_model, **changes)
     torn, torn_config = _write(tmp_path / "torn", documents, tiny_model, **changes)
     for command in ("corpus", "docids", "queries"):
@@ -113,9 +107,15 @@ def test_driver_killed_with_a_language_model_as_engine(
     assert Index(torn).require("queries").counts["output_tokens"] > 0
 
 
-def test_engine_actor_killed(documents: Path, tiny_model: Path, tmp_path: Path, local_ray: None) -> None:
-    whole, whole_config = _write(tmp_path / "whole", documents, tiny_model, corpus__shard_size=1)
-    torn, torn_config = _write(tmp_path / "torn", documents, tiny_model, corpus__shard_size=1)
+@pytest.mark.parametrize(
+    "changes", [{"corpus__shard_size": 1}, {"corpus__shard_size": 4, **LANGUAGE_MODEL}], ids=["fake", "transformers"]
+)
+def test_engine_actor_killed(
+    changes: dict[str, Any], documents: Path, tiny_model: Path, tmp_path: Path, local_ray: None
+) -> None:
+    num_shards_of_all = 120 // changes["corpus__shard_size"]
+    whole, whole_config = _write(tmp_path / "whole", documents, tiny_model, **changes)
+    torn, torn_config = _write(tmp_path / "torn", documents, tiny_model, **changes)
     for command in ("corpus", "docids"):
         assert main([command, whole_config]) == 0
     assert main(["corpus", torn_config]) == 0
@@ -135,7 +135,7 @@ def test_engine_actor_killed(documents: Path, tiny_model: Path, tmp_path: Path, 
     assert main(["docids", torn_config]) == 0
     killer.join()
     *pids, num_shards = killed
-    assert pids and 2 <= -num_shards < 120
+    assert pids and 2 <= -num_shards < num_shards_of_all
     assert contents(torn, "docids", "work/docids") == contents(whole, "docids", "work/docids")
 
 

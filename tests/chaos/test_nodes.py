@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.chaos.conftest import Case
 from tests.chaos.engines import Diary
 from tests.chaos.settings import run_stages
 from tests.processes import kill_with_descendants
@@ -42,9 +43,12 @@ def cluster() -> Iterator[Any]:
         cluster.shutdown()
 
 
-def test_lost_node(cluster: Any, undisturbed: str, collection: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_lost_node(case: Case, cluster: Any, collection: Path, tiny_model: Path, tmp_path: Path) -> None:
     index = str(tmp_path / "index")
-    config = run_stages(index, collection, tiny_model, "corpus", compute__num_engine_workers=2)
+    config = run_stages(
+        index, collection, tiny_model, "corpus",
+        **case.changes, compute__num_engine_workers=2, compute__shards_in_flight=1,
+    )  # fmt: skip
     go, diary, log = tmp_path / "go", Diary(tmp_path / "diary"), tmp_path / "driver.log"
     command = [sys.executable, "-m", "tests.chaos.held_driver", "docids", config, str(go), str(tmp_path / "diary")]
     environment = {**os.environ, "RAY_ADDRESS": cluster.address}
@@ -68,8 +72,8 @@ def test_lost_node(cluster: Any, undisturbed: str, collection: Path, tiny_model:
             kill_with_descendants(driver.pid)
         driver.wait()
     assert {name: file for name, file in files(index).items() if name in published} == published
-    assert contents(index, "docids", "work/docids") == contents(undisturbed, "docids", "work/docids")
-    assert Index(index).require("docids").counts == Index(undisturbed).require("docids").counts
+    assert contents(index, "docids", "work/docids") == contents(case.undisturbed, "docids", "work/docids")
+    assert Index(index).require("docids").counts == Index(case.undisturbed).require("docids").counts
 
 
 def _wait(until: Callable[[], bool], driver: subprocess.Popen[bytes]) -> None:

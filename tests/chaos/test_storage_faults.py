@@ -17,7 +17,7 @@ import s3fs
 from botocore.retries.standard import ExponentialBackoff
 
 from jobs.cli import main
-from tests.chaos.conftest import Mount
+from tests.chaos.conftest import Case, Mount
 from tests.chaos.engines import through, use
 from tests.chaos.faulty_s3 import PASSING, FaultyS3, faulty_s3
 from tests.chaos.settings import write_config
@@ -100,8 +100,8 @@ def test_answers_are_not_asked_again(proxy: FaultyS3) -> None:
 
 
 def test_generating_stages_on_failing_s3(
+    case: Case,
     proxy: FaultyS3,
-    undisturbed: str,
     collection: Path,
     tiny_model: Path,
     tmp_path: Path,
@@ -114,8 +114,8 @@ def test_generating_stages_on_failing_s3(
         return PASSING[turn % len(PASSING)] if place == 4 else None
 
     proxy.fault = fault
-    index = "s3://zerogr/indexes/failing"
-    config = write_config(index, collection, tiny_model, tmp_path)
+    index = f"s3://zerogr/{tmp_path.name}"  # of its own for every case
+    config = write_config(index, collection, tiny_model, tmp_path, **case.changes)
     assert main(["corpus", config]) == 0
     for stage in ("docids", "queries"):
         use(monkeypatch, stage, partial(through, endpoint=proxy.endpoint))
@@ -124,12 +124,12 @@ def test_generating_stages_on_failing_s3(
     assert set(PASSING) <= set(met) and met.count(None) == len(met) - len(met) // 5
     proxy.fault = lambda method, before: None
     folders = ("corpus", "docids", "work/docids", "queries", "rejected")
-    assert contents(index, *folders) == contents(undisturbed, *folders)
+    assert contents(index, *folders) == contents(case.undisturbed, *folders)
 
 
 def test_full_disk_ends_the_stage(
+    case: Case,
     mount: Mount,
-    undisturbed: str,
     collection: Path,
     tiny_model: Path,
     tmp_path: Path,
@@ -137,7 +137,7 @@ def test_full_disk_ends_the_stage(
 ) -> None:
     small_disk = mount(2**20)
     index = str(small_disk / "index")
-    config = write_config(index, collection, tiny_model, tmp_path)
+    config = write_config(index, collection, tiny_model, tmp_path, **case.changes)
     assert main(["corpus", config]) == 0
     free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_bsize
     (small_disk / "ballast").write_bytes(b"x" * (free - 40 * 2**10))  # room for a few shards
@@ -158,7 +158,7 @@ def test_full_disk_ends_the_stage(
     (small_disk / "ballast").unlink()
     assert main(["docids", config]) == 0
     assert {name: file for name, file in files(index).items() if name in published} == published
-    assert contents(index, "docids", "work/docids") == contents(undisturbed, "docids", "work/docids")
+    assert contents(index, "docids", "work/docids") == contents(case.undisturbed, "docids", "work/docids")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])

@@ -96,6 +96,14 @@ class TestRepair:
         assert fixed[:2] == ["oven", "flour"]
         assert fixed[2:] == [term for term in terms.ranked if term not in ("oven", "flour")][:4]
 
+    def test_fills_with_bare_numbers_last(self) -> None:
+        text = "1931 1932 1933 results of the northern ploughing contest, python3 won"
+        frequency = frequency_of([text, "results of the contest", "northern python3 results won"])
+        docid = repair(["ploughing"], Terms.of("", text, frequency), Limits(min_words=5), frequency)
+        assert sorted(docid) == ["contest", "northern", "ploughing", "python3", "won"]
+        docid = repair(["1932", "ploughing"], Terms.of("", text, frequency), Limits(min_words=8), frequency)
+        assert docid[:2] == ["1932", "ploughing"] and docid[-1] in ("1931", "1933")  # what was proposed stays
+
     def test_cuts_the_end(self, frequency: DocumentFrequency) -> None:
         candidate = words(BREAD.replace("and", "").replace("the", ""))
         fixed = repair(candidate, Terms.of("", BREAD, frequency), Limits(), frequency)

@@ -73,7 +73,8 @@ def repair(candidate: Sequence[str], terms: Terms, limits: Limits, frequency: Do
     """Returns the words of a valid docid that keeps as much of the candidate as the rules allow, in the candidate's order.
 
     Function words, repetitions and words unknown to the corpus go, foreign words from the end until the rules allow the
-    rest; the document's heaviest unused terms fill what is missing.
+    rest. The document's heaviest unused terms fill what is missing, bare numbers last: a table's years are rare and name
+    nothing.
     """
     kept = [
         word
@@ -86,8 +87,9 @@ def repair(candidate: Sequence[str], terms: Terms, limits: Limits, frequency: Do
     foreign = [word for word in kept if word not in terms.own][: min(limits.max_foreign_words, room)]
     kept = [word for word in kept if word in terms.own or word in foreign][: limits.max_words]
     num_wanted = max(min(limits.min_words, len(terms.ranked)), num_core + len(foreign))
-    kept += [term for term in terms.ranked if term not in kept][: max(0, num_wanted - len(kept))]
-    return kept
+    spare = [term for term in terms.ranked if term not in kept]
+    spare.sort(key=lambda term: not any(map(str.isalpha, term)))
+    return kept + spare[: max(0, num_wanted - len(kept))]
 
 
 def _is_function_word(word: str, terms: Terms) -> bool:
