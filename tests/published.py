@@ -9,7 +9,7 @@ from zerogr import storage
 
 
 class File(NamedTuple):
-    """A published file. A file made again has another inode, even where its bytes are the same."""
+    """A published file. One made again has another inode or, where the number is given out again, another time."""
 
     content: bytes
     inode: int

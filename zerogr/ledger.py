@@ -10,7 +10,6 @@ this decides what is done: published shards do.
 from __future__ import annotations
 
 import time
-import uuid
 from dataclasses import asdict, dataclass, fields
 
 from zerogr import storage
@@ -69,7 +68,8 @@ class Ledger:
 
     def __init__(self, index: Index, stage: str) -> None:
         self.effort = Effort()
-        self._uri = index.path(RUNS, f"{stage}-{uuid.uuid4().hex}.json")
+        earlier = [name for name in storage.list_files(index.path(RUNS)) if name.startswith(f"{stage}-")]
+        self._uri = index.path(RUNS, f"{stage}-{len(earlier):04d}.json")
         self._start = self._written = time.monotonic()
 
     def add(self, shard: Effort) -> None:

@@ -47,7 +47,7 @@ def test_docid_generator_is_trained_and_used(
     assert main(["train", str(config), "--recipe", "query_generator"]) == 2  # no judged queries
     assert "'tiny' names no judged queries" in capsys.readouterr().err
     assert main(["train", str(config), "--recipe", "docid_generator", "--set", "tuning.num_epochs=1"]) == 2
-    assert "training.num_epochs (3 there, 1 now)" in capsys.readouterr().err
+    assert "tuning.num_epochs (3 there, 1 now)" in capsys.readouterr().err
     assert main(["corpus", str(config), "--set", f"index={generators}"]) == 2
     assert "holds generators; give an index a folder of its own: set index" in capsys.readouterr().err
 

@@ -236,3 +236,10 @@ class TestDefaultFile:
                 assert lines[place + 1].startswith(f"{key}:")
                 num_keys += 1
         assert num_keys == sum(":" in line and not line.startswith("#") for line in lines)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path(__file__).parents[2].glob("examples/**/*.yaml")), ids=lambda path: path.stem
+)
+def test_examples_are_valid(path: Path) -> None:
+    assert load_config(str(path)).instruction

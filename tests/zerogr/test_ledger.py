@@ -14,13 +14,15 @@ def test_the_runs_of_a_stage_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     clock = [100.0]
     monkeypatch.setattr(ledger.time, "monotonic", lambda: clock[0])
     index = Index(str(tmp_path))
-    first, second, other = Ledger(index, "docids"), Ledger(index, "docids"), Ledger(index, "queries")
+    first, other = Ledger(index, "docids"), Ledger(index, "queries")
     clock[0] += 10
     first.add(Effort(rows=7, rejected=1, prompt_tokens=800, output_tokens=80, engine_seconds=16.0, gpu_seconds=32.0))
     assert not list_files(index.path(RUNS))  # too soon
     clock[0] += ledger.WRITE_EVERY_S
     first.add(Effort(rows=8, engine_seconds=4.0, gpu_seconds=8.0))
     first.add(Effort(rows=99))  # never written: the run was killed
+    second = Ledger(index, "docids")
+    clock[0] += ledger.WRITE_EVERY_S + 10
     second.add(Effort(rows=4, engine_seconds=20.0, gpu_seconds=40.0))
     second.write()
     other.write()

@@ -115,7 +115,7 @@ class TestGenerator:
             plain = inputs(name)
             assert inputs(name, out=str(tmp_path / "elsewhere")) == plain
             other = inputs(name, num_epochs=3)
-            assert {key for key in plain if plain[key] != other[key]} == {"training.num_epochs"}
+            assert {key for key in plain if plain[key] != other[key]} == {"tuning.num_epochs"}
         task = config.tuning.tasks[0].model_copy(update={"instruction": "Find another."})
         assert inputs("query_generator", tasks=[task]) != inputs("query_generator")
 

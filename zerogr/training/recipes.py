@@ -145,12 +145,12 @@ def _settings(config: Config, **changes: Any) -> TrainingSettings:
     return TrainingSettings(**{**chosen, **changes}, seed=config.seed)
 
 
-def _common_inputs(config: Config, base: str, num_layers: int | None) -> dict[str, Any]:
+def _common_inputs(config: Config, section: str, base: str) -> dict[str, Any]:
+    """Returns what the model of every recipe is made from; `section` of the configuration names its base."""
     training = config.training.model_dump(exclude={"checkpoint_every", "judged", "judged_split", "judged_weight"})
     return {
         "seed": config.seed,
-        "model": model_hash(resolve_model(base)),
-        "num_layers": num_layers,
+        f"{section}.model": model_hash(resolve_model(base)),
         **{f"training.{key}": value for key, value in training.items()},
         "version": VERSION,
     }
@@ -175,7 +175,8 @@ class RetrieverRecipe:
         return {
             "docids": self.index.require("docids").fingerprint,
             "queries": self.index.require("queries").fingerprint,
-            **_common_inputs(self._config, self.base, self.num_layers),
+            "retriever.num_layers": self.num_layers,
+            **_common_inputs(self._config, "retriever", self.base),
             **judged,
         }
 
@@ -264,9 +265,10 @@ class GeneratorRecipe:
         """Returns what the generator is made from."""
         tuning = self._config.tuning
         keys = ("num_epochs", "batch_size", "learning_rate", "row_tokens", "max_prompt_tokens")
+        common = _common_inputs(self._config, "tuning", self.base)
         return {
-            **_common_inputs(self._config, self.base, None),
-            **{f"training.{key}": getattr(tuning, key) for key in keys},
+            **{name: value for name, value in common.items() if name.removeprefix("training.") not in keys},
+            **{f"tuning.{key}": getattr(tuning, key) for key in keys},
             **pairs_inputs(self._config, self.stage),
         }
 
