@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -257,3 +259,12 @@ def test_relative_paths_are_of_the_working_folder(tmp_path: Path, monkeypatch: p
     storage.write_json("index/a.json", [1])
     assert json.loads((tmp_path / "index" / "a.json").read_text()) == [1]
     assert list(storage.list_files("index")) == ["a.json"]
+
+
+def test_an_interpreter_that_has_read_a_table_ends_in_peace(tmp_path: Path) -> None:
+    file = str(tmp_path / "table.parquet")
+    storage.write_parquet(file, pa.table({"a": ["x"] * 1000, "b": range(1000)}))
+    script = f"from zerogr import storage; assert storage.read_parquet({file!r}).num_rows == 1000"
+    for _ in range(6):
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600)
+        assert (done.returncode, done.stderr) == (0, "")

@@ -164,7 +164,7 @@ def _read_parquet(uri: str, config: CorpusConfig) -> Iterator[tuple[str, dict[st
         number = 0
         read = {config.doc_id_column, config.title_column, config.text_column, "metadata", "kind"}
         columns = [name for name in file.schema_arrow.names if name in read]
-        for batch in file.iter_batches(batch_size=256, columns=columns):
+        for batch in file.iter_batches(batch_size=256, columns=columns, use_threads=False):  # see storage.read_parquet
             for row in _rows(batch):
                 number += 1
                 yield f"{name}:{number}", row
