@@ -60,7 +60,7 @@ test-vllm: $(VLLM_VENV)/.installed
 
 # make bench    every benchmark, at full length; writes benchmarks/results/*.md
 bench: install
-	for name in trie decoding pipeline training; do $(BIN)/python -m benchmarks.$$name --out benchmarks/results/$$name.md || exit 1; done
+	for name in trie decoding generation pipeline training; do $(BIN)/python -m benchmarks.$$name --out benchmarks/results/$$name.md || exit 1; done
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) index build

@@ -47,7 +47,7 @@ a fault: finished shards are never made again.
         instruction: Given a scientific claim, find the abstracts that support or refute it.
         max_documents: 20000            # sampled by seed; without it all
 
-what it writes below distil.out, a row per pair; the assistant's turn is `prefill`, a space, `completion`:
+what it writes below distil.out, a row per pair; the assistant's turn is `prefill`, a space if there is one, `completion`:
   docids/part-000042.parquet            task, doc_id, prompt, prefill, completion
   queries/part-000042.parquet           task, doc_id, instruction, prompt, prefill, completion
   rejected/distil-part-000042.parquet   task, doc_id, stage, reason, detail

@@ -282,8 +282,7 @@ def run_pending(
 def most_workers(num_gpus: float) -> int:
     """Returns how many engine actors there should be where nobody says so.
 
-    Two engines of one thread each write twice as fast as one of two threads, which wait for each other at every layer. A
-    process with the embedded model takes about a gigabyte.
+    Engines of one thread each share nothing; the threads of one engine wait for each other at every layer (docs/log.md).
     """
     return 1 if num_gpus or os.environ.get("RAY_ADDRESS") else min(os.cpu_count() or 1, 4)
 

@@ -15,7 +15,7 @@ of the two. The rest of the turn is `completion`, after a space if there is a pr
 rendered here, because another model has another chat template.
 
 The shards of all tasks, in the order of the tasks, are numbered through; a shard is finished when both of its files are
-there. The work on top of the teacher's own is about a millisecond per document of 300 words.
+there.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from zerogr.docids.stage import VERSION as DOCIDS_VERSION
 from zerogr.docids.stage import limits_of
 from zerogr.engines import Engine, Prompt, Sampling
 from zerogr.errors import StageRefused, UserError
-from zerogr.generation import ShardReport, model_inputs
+from zerogr.generation import COUNTS_KEY, ShardReport, model_inputs
 from zerogr.index import DISTIL, Index, shard_name, shards_in
 from zerogr.queries import REPETITION, judge_queries
 from zerogr.queries import VERSION as QUERIES_VERSION
@@ -51,8 +51,6 @@ VERSION = 1
 DOCID_SCHEMA = pa.schema([(name, pa.string()) for name in ("task", "doc_id", "prompt", "prefill", "completion")])
 QUERY_SCHEMA = DOCID_SCHEMA.insert(2, pa.field("instruction", pa.string()))
 REJECTED_SCHEMA = pa.schema([(name, pa.string()) for name in ("task", "doc_id", "stage", "reason", "detail")])
-_COUNTS = b"zerogr"
-"""Key of a shard's counts in the metadata of its docids' file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +100,7 @@ def distil_inputs(config: Config) -> dict[str, Any]:
         **{f"distil.{key}": getattr(distil, key) for key in sorted(keys)},
         **model_inputs("distil", distil),
         **{f"docids.{key}": getattr(docids, key) for key in rules},
-        "docids.prompt": prompts.DOCID_USER[docids.prompt_style] + prompts.DOCID_PREFILL[docids.prompt_style],
+        "docids.prompt": prompts.docid_wording(docids),
         "docids.version": DOCIDS_VERSION,
         "queries.document_words": config.queries.document_words,
         "queries.prompt": prompts.QUERY_USER + prompts.QUERY_PREFILL,
@@ -235,7 +233,7 @@ class Distiller:
         query_table = pa.Table.from_pylist(queries.rows, schema=QUERY_SCHEMA)
         storage.write_parquet(self._index.shard("queries", number), query_table)
         docid_table = pa.Table.from_pylist(docids.rows, schema=DOCID_SCHEMA)
-        docid_table = docid_table.replace_schema_metadata({_COUNTS: json.dumps(counts)})
+        docid_table = docid_table.replace_schema_metadata({COUNTS_KEY: json.dumps(counts)})
         storage.write_parquet(self._index.shard("docids", number), docid_table)
         return report
 
@@ -278,21 +276,14 @@ class Distiller:
         return answers
 
     def _docid_prompt(self, task: Task, document: dict[str, Any]) -> Prompt:
-        docids = self._config.docids
-        excerpt = prompts.excerpt(document["title"], document["text"], docids.document_words)
-        return Prompt(
-            user=prompts.docid_prompt(docids.prompt_style, excerpt, docids.min_words, docids.max_words),
-            prefill=prompts.DOCID_PREFILL[docids.prompt_style],
-            seeds=self._seeds(task, "docids", document, self._config.distil.candidates),
-        )
+        user, prefill = prompts.docid_prompt(self._config.docids, document)
+        seeds = self._seeds(task, "docids", document, self._config.distil.candidates)
+        return Prompt(user=user, prefill=prefill, seeds=seeds)
 
     def _query_prompt(self, task: Task, document: dict[str, Any]) -> Prompt:
-        excerpt = prompts.excerpt(document["title"], document["text"], self._config.queries.document_words)
-        return Prompt(
-            user=prompts.query_prompt(excerpt, task.instruction),
-            prefill=prompts.QUERY_PREFILL,
-            seeds=self._seeds(task, "queries", document, self._config.distil.num_queries_per_document),
-        )
+        user, prefill = prompts.query_prompt(self._config.queries, document, task.instruction)
+        seeds = self._seeds(task, "queries", document, self._config.distil.num_queries_per_document)
+        return Prompt(user=user, prefill=prefill, seeds=seeds)
 
     def _seeds(self, task: Task, stage: str, document: dict[str, Any], count: int) -> tuple[int, ...]:
         return tuple(seed_of(self._config.seed, DISTIL, task.name, stage, document["doc_id"], i) for i in range(count))
@@ -324,13 +315,13 @@ def distil_counts(config: Config, index: Index) -> dict[str, Any]:
     """Returns the counts of the finished teacher data; only footers and reasons are read."""
     totals: Counter[str] = Counter()
     tasks: dict[str, dict[str, int]] = {}
-    for number, (task, _) in enumerate(shards_of(config)):
-        footer = storage.parquet_footer(index.shard("docids", number))
-        shard = {
-            **json.loads(footer.metadata[_COUNTS]),
-            "docids": footer.num_rows,
-            "queries": storage.parquet_num_rows(index.shard("queries", number)),
-        }
+    shards = shards_of(config)
+    footers = (
+        storage.for_each(storage.parquet_footer, [index.shard(folder, number) for number in range(len(shards))])
+        for folder in ("docids", "queries")
+    )
+    for (task, _), docids, queries in zip(shards, *footers, strict=True):
+        shard = {**json.loads(docids.metadata[COUNTS_KEY]), "docids": docids.num_rows, "queries": queries.num_rows}
         totals.update(shard)
         pairs = tasks.setdefault(task.name, {"documents": 0, "docids": 0, "queries": 0})
         pairs["documents"] += shard["rows"] + shard["rejected"]

@@ -7,7 +7,9 @@ better than rules, so each prompt comes with the first words of the answer.
 from __future__ import annotations
 
 from itertools import islice
+from typing import Any
 
+from zerogr.config import DocidsConfig, QueriesConfig
 from zerogr.words import stretches
 
 DOCID_USER = {
@@ -55,11 +57,20 @@ def excerpt(title: str, text: str, num_words: int) -> str:
     return cut
 
 
-def docid_prompt(style: str, document: str, min_words: int, max_words: int) -> str:
-    """Returns the user turn that asks for a docid."""
-    return DOCID_USER[style].format(document=document, min_words=min_words, max_words=max_words)
+def docid_wording(docids: DocidsConfig) -> str:
+    """Returns what the fingerprint of whatever asks for docids holds of the words it asks in."""
+    return DOCID_USER[docids.prompt_style] + DOCID_PREFILL[docids.prompt_style]
 
 
-def query_prompt(document: str, instruction: str) -> str:
-    """Returns the user turn that asks for a pseudo-query."""
-    return QUERY_USER.format(document=document, instruction=instruction)
+def docid_prompt(docids: DocidsConfig, document: dict[str, Any]) -> tuple[str, str]:
+    """Returns (user turn, first words of the answer) that ask for the docid of a corpus row."""
+    beginning = excerpt(document["title"], document["text"], docids.document_words)
+    style = docids.prompt_style
+    user = DOCID_USER[style].format(document=beginning, min_words=docids.min_words, max_words=docids.max_words)
+    return user, DOCID_PREFILL[style]
+
+
+def query_prompt(queries: QueriesConfig, document: dict[str, Any], instruction: str) -> tuple[str, str]:
+    """Returns (user turn, first words of the answer) that ask for a query about a corpus row."""
+    beginning = excerpt(document["title"], document["text"], queries.document_words)
+    return QUERY_USER.format(document=beginning, instruction=instruction), QUERY_PREFILL

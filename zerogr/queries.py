@@ -100,20 +100,12 @@ class QueryWriter:
         queries = self._config.queries
         if self._engine is None:
             return [Generation(texts=[]) for _ in documents]
-        requests = [
-            Prompt(
-                user=prompts.query_prompt(
-                    prompts.excerpt(document["title"], document["text"], queries.document_words),
-                    str(instruction_of(self._config, document)),
-                ),
-                prefill=prompts.QUERY_PREFILL,
-                seeds=tuple(
-                    seed_of(self._config.seed, "queries", document["doc_id"], i)
-                    for i in range(queries.num_queries_per_document)
-                ),
-            )
-            for document in documents
-        ]
+        requests = []
+        for document in documents:
+            user, prefill = prompts.query_prompt(queries, document, str(instruction_of(self._config, document)))
+            count = queries.num_queries_per_document
+            seeds = (seed_of(self._config.seed, "queries", document["doc_id"], i) for i in range(count))
+            requests.append(Prompt(user=user, prefill=prefill, seeds=tuple(seeds)))
         sampling = Sampling(
             max_tokens=queries.max_tokens, temperature=queries.temperature, top_p=queries.top_p, stop=("\n",)
         )

@@ -21,5 +21,5 @@ def test_both_sides_train_the_same(
     assert figures["loss_difference"] < 1e-4
     assert figures["first_loss"] > 1 and figures["last_loss"] != figures["first_loss"]
     assert figures["share_of_useful"] > figures["share_of_useful_trainer"] > 0
-    assert figures["useful_tokens_ratio_vs_trainer"] > 0 and figures["mfu"] is None
+    assert figures["mfu"] is None
     assert "useful_tokens_ratio_vs_trainer" in (tmp_path / "training.md").read_text()

@@ -23,11 +23,13 @@ from tests.chaos.settings import LANGUAGE_MODEL
 from tests.processes import command_line, descendants, kill_with_descendants
 from tests.published import File, contents, files
 from zerogr import storage
+from zerogr.docids.stage import FOLDER
 from zerogr.index import Index, shards_in
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 DEADLINE_S = 240
+LATEST = "work/training/checkpoints/latest.json"
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +56,9 @@ def test_driver_killed_in_every_stage(documents: Path, tiny_model: Path, tmp_pat
     torn, torn_config = _write(tmp_path / "torn", documents, tiny_model, **changes)
     assert main(["index", whole_config]) == 0
 
-    _kill_driver(torn_config, when=lambda: len(shards_in(f"{torn}/work/docids")) >= 2)
+    _kill_driver(torn_config, when=lambda: len(shards_in(f"{torn}/{FOLDER}")) >= 2)
     in_docids = files(torn)
-    assert 2 <= len(shards_in(f"{torn}/work/docids")) < 120
+    assert 2 <= len(shards_in(f"{torn}/{FOLDER}")) < 120
     assert Index(torn).begun() == ["docids"]
 
     _kill_driver(torn_config, when=lambda: len(shards_in(f"{torn}/queries")) >= 2)
@@ -64,9 +66,9 @@ def test_driver_killed_in_every_stage(documents: Path, tiny_model: Path, tmp_pat
     assert 2 <= len(shards_in(f"{torn}/queries")) < 120
     _assert_not_made_again(in_docids, in_queries)
 
-    _kill_driver(torn_config, when=lambda: storage.exists(f"{torn}/work/training/checkpoints/latest.json"))
+    _kill_driver(torn_config, when=lambda: storage.exists(storage.join(torn, LATEST)))
     in_training = files(torn)
-    first_checkpoint = storage.read_json(f"{torn}/work/training/checkpoints/latest.json")["step"]
+    first_checkpoint = storage.read_json(storage.join(torn, LATEST))["step"]
     assert Index(torn).begun() == ["retriever"] and not storage.exists(f"{torn}/retriever")
     _assert_not_made_again(in_queries, in_training)
 
@@ -92,9 +94,9 @@ def test_driver_killed_with_a_language_model_as_engine(
     for command in ("corpus", "docids", "queries"):
         assert main([command, whole_config]) == 0
 
-    _kill_driver(torn_config, when=lambda: len(shards_in(f"{torn}/work/docids")) >= 1)
+    _kill_driver(torn_config, when=lambda: len(shards_in(f"{torn}/{FOLDER}")) >= 1)
     in_docids = files(torn)
-    assert 1 <= len(shards_in(f"{torn}/work/docids")) < 30
+    assert 1 <= len(shards_in(f"{torn}/{FOLDER}")) < 30
     _kill_driver(torn_config, when=lambda: len(shards_in(f"{torn}/queries")) >= 1)
     in_queries = files(torn)
     assert 1 <= len(shards_in(f"{torn}/queries")) < 30
@@ -123,12 +125,12 @@ def test_engine_actor_killed(
     killed: list[int] = []
 
     def kill_actor() -> None:
-        _wait(lambda: len(shards_in(f"{torn}/work/docids")) >= 2)
+        _wait(lambda: len(shards_in(f"{torn}/{FOLDER}")) >= 2)
         for pid in descendants(os.getpid()):
             if command_line(pid).startswith("ray::MapWorker"):
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
-        killed.append(-len(shards_in(f"{torn}/work/docids")))
+        killed.append(-len(shards_in(f"{torn}/{FOLDER}")))
 
     killer = threading.Thread(target=kill_actor)
     killer.start()
@@ -136,7 +138,7 @@ def test_engine_actor_killed(
     killer.join()
     *pids, num_shards = killed
     assert pids and 2 <= -num_shards < num_shards_of_all
-    assert contents(torn, "docids", "work/docids") == contents(whole, "docids", "work/docids")
+    assert contents(torn, "docids", FOLDER) == contents(whole, "docids", FOLDER)
 
 
 def _write(folder: Path, documents: Path, model: Path, **changes: Any) -> tuple[str, str]:

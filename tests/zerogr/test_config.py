@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -243,3 +244,37 @@ class TestDefaultFile:
 )
 def test_examples_are_valid(path: Path) -> None:
     assert load_config(str(path)).instruction
+
+
+class TestDistilTasks:
+    @pytest.mark.parametrize(
+        ("changes", "sentence"),
+        [
+            ({"name": "a/b"}, "distil.tasks.0.name is 'a/b': string should match pattern"),
+            ({"name": "b"}, "distil: two tasks are named 'b'; every task needs a name of its own"),
+            ({"sauce": 1}, "there is no key 'distil.tasks.0.sauce'; did you mean 'distil.tasks.0.source'?"),
+            ({"instruction": ""}, "distil.tasks.0.instruction is '': string should have at least 1 character"),
+            ({"max_documents": 0}, "distil.tasks.0.max_documents is 0: input should be greater than or equal to 1"),
+        ],
+    )
+    def test_mistakes_are_named(self, changes: dict[str, Any], sentence: str) -> None:
+        tasks = [{"name": name, "source": "s", "instruction": "Find."} for name in ("a", "b")]
+        with pytest.raises(UserError) as caught:
+            validate_config({"distil": {"tasks": [{**tasks[0], **changes}, tasks[1]]}})
+        assert str(caught.value).startswith(sentence)
+
+    def test_what_is_missing_is_named(self) -> None:
+        with pytest.raises(UserError) as caught:
+            validate_config({"distil": {"tasks": [{"name": "a"}]}})
+        assert str(caught.value) == "distil.tasks.0.source: field required; distil.tasks.0.instruction: field required"
+
+    def test_paths_are_made_absolute(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A worker elsewhere has another working folder."""
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "model").mkdir()
+        tasks = [{"name": name, "source": name, "instruction": "Find."} for name in ("a", "pystdlib:")]
+        tasks[1]["name"] = "b"
+        (tmp_path / "config.yaml").write_text(json.dumps({"distil": {"out": "t", "model": "model", "tasks": tasks}}))
+        distil = load_config("config.yaml").distil
+        assert (distil.out, distil.model) == (str(tmp_path / "t"), str(tmp_path / "model"))
+        assert [task.source for task in distil.tasks] == [str(tmp_path / "a"), "pystdlib:"]

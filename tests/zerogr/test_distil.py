@@ -12,7 +12,7 @@ import pytest
 
 from zerogr import prompts, storage
 from zerogr.config import Config
-from zerogr.config_file import load_config, validate_config
+from zerogr.config_file import validate_config
 from zerogr.corpus.stage import build_corpus, load_frequency
 from zerogr.distil import (
     Distiller,
@@ -324,38 +324,6 @@ class TestTasks:
             row["doc_id"] for row in _rows(index, "docids")
         }
 
-    @pytest.mark.parametrize(
-        ("changes", "sentence"),
-        [
-            ({"name": "a/b"}, "distil.tasks.0.name is 'a/b': string should match pattern"),
-            ({"name": "b"}, "distil: two tasks are named 'b'; every task needs a name of its own"),
-            ({"sauce": 1}, "there is no key 'distil.tasks.0.sauce'; did you mean 'distil.tasks.0.source'?"),
-            ({"instruction": ""}, "distil.tasks.0.instruction is '': string should have at least 1 character"),
-            ({"max_documents": 0}, "distil.tasks.0.max_documents is 0: input should be greater than or equal to 1"),
-        ],
-    )
-    def test_mistakes_are_named(self, changes: dict[str, Any], sentence: str) -> None:
-        tasks = [{"name": name, "source": "s", "instruction": "Find."} for name in ("a", "b")]
-        with pytest.raises(UserError) as caught:
-            validate_config({"distil": {"tasks": [{**tasks[0], **changes}, tasks[1]]}})
-        assert str(caught.value).startswith(sentence)
-
-    def test_what_is_missing_is_named(self) -> None:
-        with pytest.raises(UserError) as caught:
-            validate_config({"distil": {"tasks": [{"name": "a"}]}})
-        assert str(caught.value) == "distil.tasks.0.source: field required; distil.tasks.0.instruction: field required"
-
-    def test_paths_are_made_absolute(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A worker elsewhere has another working folder."""
-        monkeypatch.chdir(tmp_path)
-        (tmp_path / "model").mkdir()
-        tasks = [{"name": name, "source": name, "instruction": "Find."} for name in ("a", "pystdlib:")]
-        tasks[1]["name"] = "b"
-        (tmp_path / "config.yaml").write_text(json.dumps({"distil": {"out": "t", "model": "model", "tasks": tasks}}))
-        distil = load_config("config.yaml").distil
-        assert (distil.out, distil.model) == (str(tmp_path / "t"), str(tmp_path / "model"))
-        assert [task.source for task in distil.tasks] == [str(tmp_path / "a"), "pystdlib:"]
-
     def test_a_mistake_in_a_corpus_names_the_task(self, configured: Callable[..., Config], tmp_path: Path) -> None:
         config = configured([{"_id": "", "text": "bread"}])
         with pytest.raises(
@@ -434,27 +402,3 @@ class TestFingerprint:
         tree["docids"]["temperature"] = 1.0
         tree["distil"]["out"] = str(tmp_path / "elsewhere")
         assert distil_inputs(validate_config(tree)) == distil_inputs(config)
-
-
-class TestKindsOfFolder:
-    """Both kinds keep shards in docids/ and queries/: one would take the other's for its own, a rebuild delete them."""
-
-    def test_teacher_data_keeps_off_an_index(self, tmp_path: Path) -> None:
-        index = Index(str(tmp_path / "index"))
-        index.finish("corpus", {}, config={}, counts={}, seconds=0)
-        for attempt in (lambda: index.begin("distil", {}), lambda: index.rebuild("distil")):
-            with pytest.raises(
-                UserError, match="holds an index; give teacher data a folder of its own: set distil.out"
-            ):
-                attempt()
-
-    @pytest.mark.parametrize("is_finished", [False, True])
-    def test_an_index_keeps_off_teacher_data(self, tmp_path: Path, is_finished: bool) -> None:
-        index = Index(str(tmp_path / "teacher"))
-        index.begin("distil", {})
-        if is_finished:
-            index.finish("distil", {}, config={}, counts={}, seconds=0)
-        assert index.begun() == ([] if is_finished else ["distil"])
-        for attempt in (lambda: index.begin("corpus", {}), lambda: index.rebuild("docids")):
-            with pytest.raises(UserError, match="holds teacher data; give an index a folder of its own: set index"):
-                attempt()

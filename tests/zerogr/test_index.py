@@ -251,3 +251,27 @@ def test_rows_of_shards_are_known_without_opening_them(tmp_path: Path) -> None:
     assert index.rows_of_shards() == {0: 4, 1: 4, 2: 3}
     index.publish_shard("corpus", "corpus", 3, pa.table({"row_id": [0][:0]}), [("d", "empty_document", "")])
     assert index.rows_of_shards() == {0: 4, 1: 4, 2: 3, 3: 0}  # the last rows were all rejected
+
+
+class TestKindsOfFolder:
+    """Both kinds keep shards in docids/ and queries/: one would take the other's for its own, a rebuild delete them."""
+
+    def test_teacher_data_keeps_off_an_index(self, tmp_path: Path) -> None:
+        index = Index(str(tmp_path / "index"))
+        index.finish("corpus", {}, config={}, counts={}, seconds=0)
+        for attempt in (lambda: index.begin("distil", {}), lambda: index.rebuild("distil")):
+            with pytest.raises(
+                UserError, match="holds an index; give teacher data a folder of its own: set distil.out"
+            ):
+                attempt()
+
+    @pytest.mark.parametrize("is_finished", [False, True])
+    def test_an_index_keeps_off_teacher_data(self, tmp_path: Path, is_finished: bool) -> None:
+        index = Index(str(tmp_path / "teacher"))
+        index.begin("distil", {})
+        if is_finished:
+            index.finish("distil", {}, config={}, counts={}, seconds=0)
+        assert index.begun() == ([] if is_finished else ["distil"])
+        for attempt in (lambda: index.begin("corpus", {}), lambda: index.rebuild("docids")):
+            with pytest.raises(UserError, match="holds teacher data; give an index a folder of its own: set index"):
+                attempt()

@@ -96,14 +96,14 @@ class TestPairs:
 
 
 class TestGenerator:
-    @pytest.mark.parametrize(("name", "space"), [("docid_generator", " "), ("query_generator", " ")])
-    def test_learns_in_the_tokens_it_is_asked_in(self, config: Config, name: str, space: str) -> None:
+    @pytest.mark.parametrize("name", ["docid_generator", "query_generator"])
+    def test_learns_in_the_tokens_it_is_asked_in(self, config: Config, name: str) -> None:
         recipe = RECIPES[name](config)
         tokenizer = load_base(recipe)[1]
         examples = recipe.examples(tokenizer)
         pair = next(pairs_for(config, name))
         asked = ChatRenderer(tokenizer).render(Prompt(user=pair.prompt, prefill=pair.prefill, seeds=()), 1024)
-        answer = tokenizer(space + pair.completion, add_special_tokens=False)["input_ids"]
+        answer = tokenizer(f" {pair.completion}", add_special_tokens=False)["input_ids"]
         assert examples.tokens[: examples.offsets[1]].tolist() == [*asked, *answer, tokenizer.eos_token_id]
         assert examples.num_targets[0] == len(answer) + 1
 
@@ -158,8 +158,7 @@ class TestAdapters:
             }
         )
         recipe = RECIPES["docid_generator"](config)
-        reports: list[dict[str, Any]] = []
-        run_recipe(recipe, str(tmp_path / "checkpoints"), report=reports.append)
+        run_recipe(recipe, str(tmp_path / "checkpoints"))
         model = load_model(recipe.index.path(recipe.stage), device="cpu", dtype=torch.float32)[0]
         base = load_model(recipe.base, device="cpu", dtype=torch.float32)[0]
         merged, plain = full_tensors(model), full_tensors(base)
@@ -168,7 +167,6 @@ class TestAdapters:
         assert moved and all("proj" in name for name in moved)
         trained, _ = load_base(recipe)
         assert all("lora_" in name for name in full_tensors(trained))
-        assert reports[-1]["loss"] < reports[0]["loss"] or len(reports) == 1
 
     def test_a_killed_run_goes_on_from_its_adapters(self, config: Config, tmp_path: Path) -> None:
         training = config.training.model_copy(update={"lora_rank": 4, "checkpoint_every": 2, "precision": "fp32"})

@@ -84,6 +84,19 @@ class Collection:
         content = [(query.query_id, query.text, query.instruction) for query in self.queries.values()]
         return hashlib.sha256(json.dumps([content, self.qrels]).encode()).hexdigest()[:16]
 
+    def by_document(self, instruction: str) -> dict[str, list[tuple[str, str, int]]]:
+        """Returns {doc_id: (instruction, query, grade) of every query it is relevant for}.
+
+        `instruction` stands where a query has none of its own.
+        """
+        found: dict[str, list[tuple[str, str, int]]] = {}
+        for query_id, grades in self.qrels.items():
+            query = self.queries[query_id]
+            for doc_id, grade in grades.items():
+                if grade > 0:
+                    found.setdefault(doc_id, []).append((query.instruction or instruction, query.text, grade))
+        return found
+
     def restricted_to(self, doc_ids: set[str]) -> Collection:
         """Returns the part of the collection that an index of these documents can be judged on.
 

@@ -21,7 +21,7 @@ class Document:
     kind: str = "text"
     """One of `KINDS`."""
     metadata: dict[str, Any] = field(default_factory=dict)
-    """Anything JSON can hold; carried along, never interpreted."""
+    """Anything JSON can hold; carried along. Only an `instruction` in it is read, for the document's pseudo-queries."""
 
 
 @dataclass(slots=True)

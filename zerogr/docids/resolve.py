@@ -8,9 +8,9 @@ by an ordinal.
 Texts are compared by 64-bit keys. If two different texts ever share a key, one of them looks taken and its document gets
 another docid; two documents never share a docid for it. Content is compared by 128 bits of a cryptographic hash.
 
-The result is a function of the rows alone, whatever their shards and however many threads read them. A row costs 24 bytes and 8
-per candidate while the rounds, which are sorts, run over all rows at once; terms are read only of groups that are to be told
-apart and of the owners of their docids, `PART` groups at a time, and only these are visited one by one.
+The result is a function of the rows alone, whatever their shards and however many threads read them. The rounds are sorts over
+all rows at once, of about 150 bytes per row with two candidates; terms are read only of groups that are to be told apart and of
+the owners of their docids, `PART` groups at a time, and only these are visited one by one.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The docid stage: candidates per shard, in parallel; then one resolution over all of them.
 
 `DocidProposer` is the unit of parallel work: a shard of the corpus in, a shard of proposals out (`work/docids`), published
-whole. `assign_docids` resolves the collisions, for which it holds about 50 bytes per document, and writes the docids shard by
-shard. It writes all of them each time: that is quick, and a docid left from an interrupted run could be taken by now if a
-lost shard of proposals had to be made again.
+whole. `assign_docids` resolves the collisions, for which it holds about 150 bytes per document
+(`benchmarks/results/pipeline.md`), and writes the docids shard by shard. It writes all of them each time: that is quick, and a
+docid left from an interrupted run could be taken by now if a lost shard of proposals had to be made again.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def docids_inputs(config: Config, index: Index) -> dict[str, Any]:
     if docids.scheme == "keywords":
         keys = set(type(docids).model_fields) - {"model"}
         inputs |= {
-            "docids.prompt": prompts.DOCID_USER[docids.prompt_style] + prompts.DOCID_PREFILL[docids.prompt_style],
+            "docids.prompt": prompts.docid_wording(docids),
             **model_inputs("docids", docids),
         }
     return inputs | {f"docids.{key}": getattr(docids, key) for key in sorted(keys)}
@@ -118,21 +118,11 @@ class DocidProposer:
         docids = self._config.docids
         if self._engine is None:
             return [Generation(texts=[]) for _ in documents]
-        requests = [
-            Prompt(
-                user=prompts.docid_prompt(
-                    docids.prompt_style,
-                    prompts.excerpt(document["title"], document["text"], docids.document_words),
-                    docids.min_words,
-                    docids.max_words,
-                ),
-                prefill=prompts.DOCID_PREFILL[docids.prompt_style],
-                seeds=tuple(
-                    seed_of(self._config.seed, "docids", document["doc_id"], i) for i in range(docids.candidates)
-                ),
-            )
-            for document in documents
-        ]
+        requests = []
+        for document in documents:
+            user, prefill = prompts.docid_prompt(docids, document)
+            seeds = (seed_of(self._config.seed, "docids", document["doc_id"], i) for i in range(docids.candidates))
+            requests.append(Prompt(user=user, prefill=prefill, seeds=tuple(seeds)))
         sampling = Sampling(max_tokens=docids.max_tokens, temperature=docids.temperature, top_p=docids.top_p)
         return self._engine.generate(requests, sampling)
 

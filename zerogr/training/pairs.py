@@ -8,7 +8,7 @@ folder's qrels, the split for training) teach queries.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from zerogr import prompts, storage
@@ -46,11 +46,10 @@ def pairs_inputs(config: Config, generator: str) -> dict[str, Any]:
     Raises:
         UserError: There is no teacher data, or a task's source or split is missing.
     """
-    tuning, style = config.tuning, config.docids.prompt_style
-    limits = limits_of(config)
+    tuning, limits = config.tuning, limits_of(config)
     asked = (
         {
-            "docids.prompt": prompts.DOCID_USER[style] + prompts.DOCID_PREFILL[style],
+            "docids.prompt": prompts.docid_wording(config.docids),
             "docids.document_words": config.docids.document_words,
             "docids.limits": [limits.min_words, limits.max_words, limits.min_core_terms, limits.max_foreign_words],
         }
@@ -98,8 +97,7 @@ def _documents(config: Config, task: TuningTaskConfig) -> Iterator[Document]:
 
     rows = read()
     if task.max_documents:
-        qrels = _judged(task).qrels.values() if task.judged else ()
-        judged = {doc_id for grades in qrels for doc_id, grade in grades.items() if grade > 0}
+        judged = set(_judged(task).by_document(task.instruction)) if task.judged else set()
         rows = sample(read, task.max_documents, judged=judged, seed=config.seed)
     return (row for row in rows if isinstance(row, Document))
 
@@ -114,30 +112,19 @@ def _judged(task: TuningTaskConfig) -> Collection:
 
 
 def _titles(config: Config, task: TuningTaskConfig) -> Iterator[Pair]:
-    docids, limits, style = config.docids, limits_of(config), config.docids.prompt_style
-    frequency = DocumentFrequency()
+    limits, frequency = limits_of(config), DocumentFrequency()
     for document in _documents(config, task):
         frequency.add(words(f"{document.title}\n{document.text}"))
     for document in _documents(config, task):
         terms = Terms.of(document.title, document.text, frequency)
-        if not document.title or not terms.ranked:
-            continue
-        excerpt = prompts.excerpt(document.title, document.text, docids.document_words)
-        prompt = prompts.docid_prompt(style, excerpt, docids.min_words, docids.max_words)
-        completion = " ".join(repair(words(document.title), terms, limits, frequency))
-        yield Pair(prompt, prompts.DOCID_PREFILL[style], completion)
+        if document.title and terms.ranked:
+            completion = " ".join(repair(words(document.title), terms, limits, frequency))
+            yield Pair(*prompts.docid_prompt(config.docids, asdict(document)), completion)
 
 
 def _questions(config: Config, task: TuningTaskConfig) -> Iterator[Pair]:
-    collection = _judged(task)
-    queries: dict[str, list[tuple[str, str]]] = {}
-    for query_id, grades in collection.qrels.items():
-        query = collection.queries[query_id]
-        for doc_id, grade in grades.items():
-            if grade > 0:
-                queries.setdefault(doc_id, []).append((query.instruction or task.instruction, query.text))
+    queries = _judged(task).by_document(task.instruction)
     for document in _documents(config, task):
-        excerpt = prompts.excerpt(document.title, document.text, config.queries.document_words)
-        for instruction, text in queries.get(document.doc_id, ()):
-            completion = " ".join(text.split())
-            yield Pair(prompts.query_prompt(excerpt, instruction), prompts.QUERY_PREFILL, completion)
+        for instruction, text, _ in queries.get(document.doc_id, ()):
+            asked = prompts.query_prompt(config.queries, asdict(document), instruction)
+            yield Pair(*asked, " ".join(text.split()))

@@ -213,18 +213,14 @@ class RetrieverRecipe:
         training = self._config.training
         if not training.judged:
             return {}
-        collection = Collection.load(training.judged, training.judged_split)
-        highest = max((grade for grades in collection.qrels.values() for grade in grades.values()), default=0)
-        found: dict[str, list[tuple[str, str, float]]] = {}
-        for query_id, grades in collection.qrels.items():
-            query = collection.queries[query_id]
-            for doc_id, grade in grades.items():
-                if grade > 0:
-                    weight = training.judged_weight * grade / highest
-                    found.setdefault(doc_id, []).append(
-                        (query.instruction or self._config.instruction, query.text, weight)
-                    )
-        return found
+        found = Collection.load(training.judged, training.judged_split).by_document(self._config.instruction)
+        highest = max((grade for queries in found.values() for _, _, grade in queries), default=1)
+        return {
+            doc_id: [
+                (instruction, text, training.judged_weight * grade / highest) for instruction, text, grade in queries
+            ]
+            for doc_id, queries in found.items()
+        }
 
     def write_settings(self, folder: Path) -> None:
         """Writes what a search needs to know to prompt the model as it was trained."""
