@@ -34,22 +34,23 @@ from zerogr.docids.rules import Limits, Terms
 from zerogr.docids.schemes import tfidf_candidates
 from zerogr.models import EMBEDDED_MODEL, load_model, resolve_model
 from zerogr.queries import make_spans
-from zerogr.training.examples import Examples, epoch_order
-from zerogr.training.loop import TrainingSettings, train
+from zerogr.training.examples import Examples, epoch_order, passes
+from zerogr.training.learner import TrainingSettings
+from zerogr.training.loop import train
 from zerogr.training.recipes import RetrieverRecipe
+from zerogr.training.throughput import Cost, peak_flops
 from zerogr.words import DocumentFrequency, words
 
 SEED, WARM_UP = 0, 2
-PEAK_FLOPS = {"NVIDIA H100": 989e12, "NVIDIA H200": 989e12, "NVIDIA A100": 312e12}
-"""Dense bf16, by the beginning of the device's name (NVIDIA's data sheets)."""
 
 NOTES = """
 - A useful token is one of an example as it stands alone: prefix, query, docid, end. Both sides train the same ones, so
   `useful_tokens_ratio_vs_trainer` is the ratio of their seconds per step; the first steps are left out on both sides.
 - `loss_difference`: the largest difference between the two losses of a step, of the trainer's.
 - `share_of_useful`: useful tokens over all that pass through the model; above 1 where a row's examples share their prefix.
-- Weights, gradients and AdamW (fused) are fp32 on both sides, matrix products bf16 (`--precision fp32`: all fp32). Attention is
-  the model's default (`sdpa`) on both.
+- On both sides AdamW (fused) moves fp32 weights by fp32 gradients, and products are bf16 (`--precision fp32`: all fp32). Ours
+  computes with a bf16 copy of the weights, the trainer, as users run it, under autocast. Attention is the model's default
+  (`sdpa`) on both.
 - `mfu`: 6 x parameters x tokens through the model, and the head for the targets alone, over the peak of the device; only where
   that is known.
 """
@@ -127,7 +128,12 @@ def run(name: str, model_name: str, index: str | None, settings: dict[str, Any])
         "useful_tokens_per_step": sum(useful[WARM_UP:]) / len(timed),
         "tokens_per_step": sum(timed_tokens) / len(timed),
         "peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else peak_resident_bytes(),
-        "mfu": mfu(model, examples, ids, sum(timed_tokens) / len(timed), median(timed), settings["num_steps"]),
+        "mfu": mfu(
+            model,
+            sum(timed_tokens) / len(timed),
+            float(examples.num_targets[ids].sum()) / settings["num_steps"],
+            median(timed),
+        ),
     }
 
 
@@ -167,8 +173,6 @@ def train_ours(
     model: Any, examples: Examples, ids: np.ndarray, settings: dict[str, Any], device: str
 ) -> tuple[list[float], list[float], list[int]]:
     """(Seconds, loss, tokens through the model) of every step."""
-    from zerogr.training.loop import pack
-
     order = Examples(
         examples.prefixes,
         np.concatenate([examples.tokens[examples.offsets[i] : examples.offsets[i + 1]] for i in ids]),
@@ -191,7 +195,9 @@ def train_ours(
 
     steps = np.split(epoch_order(np.arange(len(ids)), SEED, 0), settings["num_steps"])
     train(model, order, loop, checkpointer=NoCheckpoints(), report=step_done, device=device)
-    tokens = [int((pack(order, step, loop.row_tokens).segments >= 0).sum()) for step in steps]
+    tokens = [
+        sum(batch.num_tokens for batch in passes(order, step, loop.row_tokens, loop.pass_tokens)) for step in steps
+    ]
     return list(np.diff(marks)), losses, tokens
 
 
@@ -249,19 +255,10 @@ def train_theirs(
 SIDES = {"ours": train_ours, "trainer": train_theirs}
 
 
-def mfu(
-    model: Any, examples: Examples, ids: np.ndarray, tokens_per_step: float, step_s: float, num_steps: int
-) -> float | None:
+def mfu(model: Any, tokens_per_step: float, targets_per_step: float, step_s: float) -> float | None:
     """The share of the device's peak that the model's products reach; None where the peak is not known."""
-    if not torch.cuda.is_available():
-        return None
-    peak = next((peak for name, peak in PEAK_FLOPS.items() if torch.cuda.get_device_name().startswith(name)), None)
-    if peak is None:
-        return None
-    head = model.get_output_embeddings().weight.numel()
-    body = sum(parameter.numel() for parameter in model.get_decoder().parameters()) - head
-    targets = float(examples.num_targets[ids].sum()) / num_steps
-    return 6 * (body * tokens_per_step + head * targets) / step_s / peak
+    peak = peak_flops(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return Cost(model).flops(tokens_per_step, targets_per_step) / step_s / peak if peak else None
 
 
 if __name__ == "__main__":

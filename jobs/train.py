@@ -107,7 +107,7 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
         outcome = run_recipe(
             recipe,
             recipe.index.path(folder, "checkpoints"),
-            report=lambda metrics: ray_train.report(metrics),
+            report=lambda line: ray_train.report(line) if "evaluation_loss" in line else None,
             is_ending=lambda: ray_train.get_preemption_info() is not None,
             device=device,
             rank=rank,

@@ -168,7 +168,7 @@ class TrainingConfig(Section):
         description="Train adapters of this rank in all linear layers, merged at the end; 0 = train all weights.",
     )
     precision: Literal["bf16", "fp32"] = Field(
-        "bf16", description="Of the matrix products; weights and optimiser stay fp32."
+        "bf16", description="Of the model's computations; the optimiser's weights and moments stay fp32."
     )
     row_tokens: int = Field(256, ge=64, description="Examples are packed into rows of this many tokens.")
     evaluation_fraction: float = Field(
@@ -216,6 +216,15 @@ class ComputeConfig(Section):
         1,
         description="Ranks of the trainer; more than one shard the model with FSDP2. [fewest, most] = as many as there is room "
         "for, more or fewer as nodes come and go.",
+    )
+    pass_tokens: int = Field(
+        4096,
+        ge=64,
+        description="Tokens that one rank takes through the model at a time; a step with more accumulates gradients: "
+        "less memory.",
+    )
+    activation_checkpointing: bool = Field(
+        False, description="Compute activations twice instead of keeping them: less memory, a third more work."
     )
     num_cpus_per_trainer: int = Field(0, ge=0, description="Threads of one rank; 0 = an equal share of the machine.")
     num_gpus_per_trainer: int = Field(0, ge=0, le=1, description="1 = every rank on its own GPU.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from zerogr.index import Index
 from zerogr.models import load_model
 from zerogr.training.checkpoints import StorageCheckpointer, full_tensors
 from zerogr.training.examples import Examples
-from zerogr.training.loop import SelectedTargetLoss, TrainingSettings, train
+from zerogr.training.learner import Learner, TrainingSettings
+from zerogr.training.loop import train
 
 pytestmark = pytest.mark.integration
 
@@ -139,20 +141,22 @@ def _rank(rank: int, port: int, model_folder: Path, folders: list[Path]) -> None
         torch.distributed.destroy_process_group()
 
 
-def test_a_restored_optimiser_is_the_saved_one(tiny_model: Path, tmp_path: Path) -> None:
-    def fresh() -> tuple[SelectedTargetLoss, torch.optim.AdamW]:
-        module = SelectedTargetLoss(load_model(str(tiny_model), device="cpu", dtype=torch.float32)[0])
-        return module, torch.optim.AdamW(module.parameters(), lr=1e-2)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_restored_optimiser_is_the_saved_one(tiny_model: Path, tmp_path: Path, precision: Any) -> None:
+    settings = replace(SETTINGS, precision=precision)
 
-    module, optimizer = fresh()
+    def fresh() -> tuple[Learner, Examples]:
+        model, tokenizer = load_model(str(tiny_model), device="cpu", dtype=torch.float32)
+        return Learner(model, settings), _examples(ChatFormat.of(tokenizer))
+
+    learner, examples = fresh()
     for _ in range(2):
-        sum(parameter.square().sum() for parameter in module.parameters()).backward()
-        optimizer.step()
+        learner.step(learner.prepare(examples, np.arange(8)), 1e-2)
     checkpointer = StorageCheckpointer(str(tmp_path))
-    checkpointer.save(module, optimizer, 2)
-    other, other_optimizer = fresh()
-    assert checkpointer.restore(other, other_optimizer) == 2
-    for one, two in zip(module.parameters(), other.parameters(), strict=True):
-        assert torch.equal(one, two)
+    checkpointer.save(learner.weights, learner.optimizer, 2)
+    other, _ = fresh()
+    assert checkpointer.restore(other.weights, other.optimizer) == 2
+    for one, two in zip(learner.weights.values(), other.weights.values(), strict=True):
+        assert one.dtype == torch.float32 and torch.equal(one, two)
         for key in ("step", "exp_avg", "exp_avg_sq"):
-            assert torch.equal(optimizer.state[one][key], other_optimizer.state[two][key])
+            assert torch.equal(learner.optimizer.state[one][key], other.optimizer.state[two][key])

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,9 +20,8 @@ from zerogr.engines.rendering import ChatRenderer
 from zerogr.errors import UserError
 from zerogr.index import DISTIL, Index
 from zerogr.models import load_model
-from zerogr.training.checkpoints import StorageCheckpointer, full_tensors, trainable
-from zerogr.training.examples import pack
-from zerogr.training.loop import SelectedTargetLoss
+from zerogr.training.checkpoints import StorageCheckpointer, full_tensors
+from zerogr.training.learner import Learner
 from zerogr.training.pairs import Pair, pairs_for
 from zerogr.training.recipes import RECIPES, RetrieverRecipe, load_base, run_recipe
 
@@ -176,13 +176,11 @@ class TestAdapters:
         recipe = RECIPES["docid_generator"](config)
         torch.manual_seed(0)
         model, tokenizer = load_base(recipe)
-        module = SelectedTargetLoss(model)
-        optimizer = torch.optim.AdamW(trainable(module).values())
-        module(pack(recipe.examples(tokenizer), range(4), 1024)).backward()
-        optimizer.step()
+        learner = Learner(model, recipe.settings)
+        learner.step(learner.prepare(recipe.examples(tokenizer), np.arange(4)), 1e-2)
         checkpointer = StorageCheckpointer(str(tmp_path / "checkpoints"))
-        checkpointer.save(module, optimizer, 1)
-        other = SelectedTargetLoss(load_base(recipe)[0])
-        assert checkpointer.restore(other, torch.optim.AdamW(trainable(other).values())) == 1
-        for name, tensor in full_tensors(module).items():
-            assert torch.equal(full_tensors(other)[name], tensor)
+        checkpointer.save(learner.weights, learner.optimizer, 1)
+        other = Learner(load_base(recipe)[0], recipe.settings)
+        assert checkpointer.restore(other.weights, other.optimizer) == 1
+        for name, tensor in learner.weights.items():
+            assert torch.equal(other.weights[name], tensor)

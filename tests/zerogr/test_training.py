@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional
 
 from zerogr import storage
 from zerogr.chat import ChatFormat
 from zerogr.models import load_model
 from zerogr.training import loop
-from zerogr.training.checkpoints import StorageCheckpointer, full_tensors
+from zerogr.training.checkpoints import StorageCheckpointer, Weights, full_tensors
 from zerogr.training.examples import Examples, PackedBatch, batches, epoch_order, pack
-from zerogr.training.loop import SelectedTargetLoss, TrainingSettings, evaluate_loss, learning_rate_at, train
+from zerogr.training.learner import Learner, SelectedTargets, TrainingSettings, Work, summed_loss
+from zerogr.training.loop import learning_rate_at, train
 
 WORDS = "coffee grind water keel mast wind knight rook pawn flour yeast oven gear chain brake".split()
 SETTINGS = TrainingSettings(
@@ -65,10 +65,10 @@ def make_examples(chat: ChatFormat, count: int = 19) -> Examples:
 
 
 class NoCheckpoints:
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    def save(self, weights: Weights, optimizer: torch.optim.Optimizer, step: int) -> None:
         pass
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    def restore(self, weights: Weights, optimizer: torch.optim.Optimizer) -> int:
         return 0
 
 
@@ -80,7 +80,7 @@ class TestPacking:
         model, chat = load(tiny_model)
         examples = make_examples(chat)
         packed = pack(examples, range(len(examples)), row_tokens)
-        loss = SelectedTargetLoss(model)(packed)
+        loss = summed_loss(SelectedTargets(model)(packed), packed)
         loss.backward()
         gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
 
@@ -152,6 +152,7 @@ class TestPacking:
         assert batch.target_index.tolist() == [1, 3]
         assert batch.weights.tolist() == [1, 2]
         assert batch.targets.tolist() == [2, 4]
+        assert batch.example.tolist() == [0, 1]
 
 
 class TestExamples:
@@ -194,13 +195,21 @@ class TestOrder:
         self, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen: list[int] = []
-        take_step = loop._step
+        prepared: dict[int, list[int]] = {}
+        prepare, take_step = Learner.prepare, Learner.step
 
-        def note(module: Any, optimizer: Any, examples: Any, ids: np.ndarray, *args: Any, **options: Any) -> float:
-            seen.extend(ids.tolist())
-            return take_step(module, optimizer, examples, ids, *args, **options)
+        def note_ids(self: Learner, examples: Examples, ids: np.ndarray) -> Work:
+            work = prepare(self, examples, ids)
+            prepared[id(work)] = ids.tolist()
+            return work
 
-        monkeypatch.setattr(loop, "_step", note)
+        def note_step(self: Learner, work: Work, learning_rate: float) -> Any:
+            seen.extend(prepared.pop(id(work)))
+            return take_step(self, work, learning_rate)
+
+        monkeypatch.setattr(Learner, "prepare", note_ids)
+        monkeypatch.setattr(Learner, "step", note_step)
+        monkeypatch.setattr(Learner, "evaluate", lambda *_: {})
         model, chat = load(tiny_model)
         examples = make_examples(chat)
         training_ids, held_out = examples.split(SETTINGS.evaluation_fraction, SETTINGS.seed)
@@ -219,8 +228,8 @@ class DiesAfter(StorageCheckpointer):
         super().__init__(uri)
         self._last = step
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-        super().save(model, optimizer, step)
+    def save(self, weights: Weights, optimizer: torch.optim.Optimizer, step: int) -> None:
+        super().save(weights, optimizer, step)
         if step == self._last:
             raise KeyboardInterrupt
 
@@ -254,10 +263,9 @@ class TestResume:
         assert any((expected[name] - start[name]).abs().max() > 1e-3 for name in start)
 
     def test_from_nothing(self, tiny_model: Path, tmp_path: Path) -> None:
-        model = SelectedTargetLoss(load(tiny_model)[0])
-        optimizer = torch.optim.AdamW(model.parameters())
-        assert StorageCheckpointer(str(tmp_path)).restore(model, optimizer) == 0
-        assert not optimizer.state
+        learner = Learner(load(tiny_model)[0], SETTINGS)
+        assert StorageCheckpointer(str(tmp_path)).restore(learner.weights, learner.optimizer) == 0
+        assert not learner.optimizer.state
 
     def test_only_the_newest_checkpoint_is_kept(self, tiny_model: Path, tmp_path: Path) -> None:
         model, chat = load(tiny_model)
@@ -287,14 +295,14 @@ class TestResume:
     def test_a_machine_that_is_about_to_go_leaves_a_checkpoint(
         self, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(loop, "ASK_EVERY", 2)
+        monkeypatch.setattr(loop, "REPORT_EVERY", 2)
         model, chat = load(tiny_model)
         examples, steps = make_examples(chat), []
 
         class Noting(StorageCheckpointer):
-            def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+            def save(self, weights: Weights, optimizer: torch.optim.Optimizer, step: int) -> None:
                 steps.append(step)
-                super().save(model, optimizer, step)
+                super().save(weights, optimizer, step)
 
         answers = iter([False, True, True, True, True])
         checkpointer = Noting(str(tmp_path))
@@ -304,11 +312,10 @@ class TestResume:
         assert steps == [3, 4, 6, 9]  # every third, and once when it was told
 
     def test_another_rank_writes_nothing(self, tiny_model: Path, tmp_path: Path) -> None:
-        module = SelectedTargetLoss(load(tiny_model)[0])
-        optimizer = torch.optim.AdamW(module.parameters())
-        sum(parameter.sum() for parameter in module.parameters()).backward()
-        optimizer.step()
-        StorageCheckpointer(str(tmp_path), rank=1).save(module, optimizer, 1)
+        model, chat = load(tiny_model)
+        learner = Learner(model, SETTINGS)
+        learner.step(learner.prepare(make_examples(chat), np.arange(4)), 1e-3)
+        StorageCheckpointer(str(tmp_path), rank=1).save(learner.weights, learner.optimizer, 1)
         assert storage.list_files(str(tmp_path)) == {}
 
 
@@ -335,6 +342,7 @@ class TestLoop:
         _, reports, counts = run(model, make_examples(chat), NoCheckpoints())
         assert [report["step"] for report in reports] == [5, 10]
         assert reports[-1]["loss"] < reports[0]["loss"] < math.log(512)
+        assert reports[-1]["useful_tokens_per_s"] > 0 and reports[-1]["memory_bytes"] > 0
         assert (counts["examples"], counts["held_out"], counts["steps"]) == (17, 2, 10)
         assert counts["evaluation_loss"] == reports[-1]["evaluation_loss"]
 
@@ -352,27 +360,32 @@ class TestLoop:
     def test_evaluation_loss_is_the_mean_over_target_tokens(self, tiny_model: Path) -> None:
         model, chat = load(tiny_model)
         examples = make_examples(chat)
-        module = SelectedTargetLoss(model)
         ids = np.array([0, 5, 6, 7, 9])
         with torch.no_grad():
             alone = [float(TestPacking.loss_alone(model, examples, int(i))) for i in ids]
-        measured = evaluate_loss(module, examples, ids, SETTINGS, device="cpu")
-        assert measured == pytest.approx(sum(alone) / examples.num_targets[ids].sum(), abs=1e-4)
-        assert evaluate_loss(module, examples, ids[:0], SETTINGS, device="cpu") is None
-        assert all(parameter.grad is None for parameter in module.parameters())
+        learner = Learner(model, SETTINGS)
+        assert learner.evaluate(examples, ids) == {
+            "evaluation_loss": pytest.approx(sum(alone) / examples.num_targets[ids].sum(), abs=1e-4)
+        }
+        assert learner.evaluate(examples, ids[:0]) == {}
+        assert all(parameter.grad is None for parameter in model.parameters())
 
     def test_ranks_share_the_examples_of_a_step(self, tiny_model: Path) -> None:
         model, chat = load(tiny_model)
-        examples, module = make_examples(chat), SelectedTargetLoss(model)
+        examples = make_examples(chat)
+        ids = np.array([0, 5, 6, 7, 9])
 
-        def loss(ids: list[int], rank: int, num_ranks: int) -> tuple[float, int]:
-            total, count = loop._loss_of(
-                module, examples, np.array(ids), SETTINGS, device="cpu", rank=rank, num_ranks=num_ranks
-            )
-            return float(total.detach()), count
+        def of_rank(ids: np.ndarray, rank: int, num_ranks: int) -> Work:
+            learner = Learner.__new__(Learner)  # FSDP wants the other ranks; the sharing out of work does not
+            learner._settings, learner._rank, learner._num_ranks = SETTINGS, rank, num_ranks
+            return learner.prepare(examples, ids)
 
-        whole, count = loss([0, 5, 6, 7, 9], 0, 1)
-        shares = [loss([0, 5, 6, 7, 9], rank, 3) for rank in range(3)]
-        assert sum(share for share, _ in shares) == pytest.approx(whole, rel=1e-5)
-        assert [total for _, total in shares] == [count] * 3
-        assert loss([4], 1, 2)[0] == 0  # more ranks than examples
+        def loss(batches: list[PackedBatch]) -> float:
+            return sum(float(summed_loss(SelectedTargets(model)(batch), batch).detach()) for batch in batches)
+
+        whole = of_rank(ids, 0, 1)
+        shares = [of_rank(ids, rank, 3) for rank in range(3)]
+        assert sum(loss(share.passes) for share in shares) == pytest.approx(loss(whole.passes), rel=1e-5)
+        assert [share.num_targets for share in shares] == [whole.num_targets] * 3
+        assert of_rank(ids[:1], 1, 2).passes == []  # more ranks than examples
+        assert loss([whole.idle]) == 0

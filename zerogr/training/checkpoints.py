@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from zerogr import storage
 
 logger = logging.getLogger(__name__)
+Weights = Mapping[str, nn.Parameter]
+"""What an optimiser moves, fp32, by name."""
 _STATE = ("exp_avg", "exp_avg_sq")
 
 
@@ -29,12 +32,13 @@ class StorageCheckpointer:
     def __init__(self, uri: str, *, rank: int = 0) -> None:
         self._uri, self._rank = uri, rank
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    def save(self, weights: Weights, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Publishes the state after `step` steps, then forgets the one before."""
-        tensors = {f"weights/{name}": value for name, value in full_tensors(model).items()}
-        for name, parameter in trainable(model).items():
+        tensors: dict[str, torch.Tensor] = {}
+        for name, parameter in weights.items():
+            tensors[f"weights/{name}"] = whole(parameter.detach())
             for key in _STATE:
-                tensors[f"{key}/{name}"] = _full(optimizer.state[parameter][key])
+                tensors[f"{key}/{name}"] = whole(optimizer.state[parameter][key])
         if self._rank:
             return
         name = f"step-{step:08d}"
@@ -48,8 +52,8 @@ class StorageCheckpointer:
             storage.delete(storage.join(self._uri, previous["folder"]))
         logger.info("checkpoint after step %d", step)
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        """Loads the newest checkpoint into model and optimiser; returns its step, 0 if there is none."""
+    def restore(self, weights: Weights, optimizer: torch.optim.Optimizer) -> int:
+        """Loads the newest checkpoint into weights and optimiser; returns its step, 0 if there is none."""
         latest = self._latest()
         if latest is None:
             return 0
@@ -57,7 +61,7 @@ class StorageCheckpointer:
 
         folder = storage.local_folder(storage.join(self._uri, latest["folder"]))
         with safe_open(str(folder / "state.safetensors"), "pt") as file, torch.no_grad():
-            for name, parameter in trainable(model).items():
+            for name, parameter in weights.items():
                 parameter.copy_(_like(file.get_tensor(f"weights/{name}"), parameter))
                 state: dict[str, Any] = {key: _like(file.get_tensor(f"{key}/{name}"), parameter) for key in _STATE}
                 done = torch.tensor(float(latest["step"]), device=parameter.device)  # where the fused AdamW wants it
@@ -91,10 +95,11 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def full_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Returns the model's trained parameters, whole, by name. With several ranks all must call it."""
-    return {name: _full(parameter.detach()) for name, parameter in trainable(model).items()}
+    return {name: whole(parameter.detach()) for name, parameter in trainable(model).items()}
 
 
-def _full(tensor: torch.Tensor) -> torch.Tensor:
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns a tensor that FSDP may have sharded. With several ranks all must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 

@@ -15,6 +15,9 @@ import torch
 
 from zerogr.chat import ChatFormat
 
+MOST_HELD_OUT = 1000
+"""Examples that are kept from training, of any number."""
+
 
 @dataclass(slots=True)
 class Examples:
@@ -81,10 +84,18 @@ class Examples:
         """Returns the target tokens of some examples, each as often as its example counts."""
         return float((self.num_targets[ids] * self.weights[ids]).sum(dtype=np.float64))
 
+    def num_tokens_of(self, ids: np.ndarray) -> int:
+        """Returns the tokens of some examples as each stands alone, its task's prefix included."""
+        prefix_tokens = np.array([len(prefix) for prefix in self.prefixes], dtype=np.int64)
+        return int((self.offsets[ids + 1] - self.offsets[ids] + prefix_tokens[self.task[ids]]).sum())
+
     def split(self, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (training ids, held-out ids), int64, each ascending; at least one example stays for training."""
+        """Returns (training ids, held-out ids), int64, each ascending; at least one example stays for training.
+
+        No more than `MOST_HELD_OUT` are held out: of so many the mean loss is known well enough, and each is computed often.
+        """
         order = np.random.default_rng([seed, 0xE7A1]).permutation(len(self))
-        num_held_out = min(int(round(fraction * len(self))), len(self) - 1)
+        num_held_out = min(int(round(fraction * len(self))), MOST_HELD_OUT, len(self) - 1)
         return np.sort(order[num_held_out:]), np.sort(order[:num_held_out])
 
 
@@ -109,6 +120,13 @@ class PackedBatch:
     """int64 [M]"""
     weights: torch.Tensor
     """float32 [M]: what each target counts."""
+    example: torch.Tensor
+    """int64 [M]: which of the batch's examples, numbered from 0, a target belongs to."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens without padding."""
+        return int((self.segments >= 0).sum())
 
     def mask(self) -> torch.Tensor:
         """Returns bool [R, 1, L, L]: True where a token may look: backwards, at the prefix and at its own example."""
@@ -122,49 +140,76 @@ class PackedBatch:
         return PackedBatch(*(getattr(self, name).to(device) for name in self.__slots__))
 
 
-def pack(examples: Examples, ids: Iterable[int], row_tokens: int) -> PackedBatch:
-    """Returns the examples packed into rows of at most `row_tokens` tokens (longer only for an example that needs it).
+@dataclass(slots=True)
+class _Row:
+    task: int
+    members: list[int]
+    num_tokens: int
 
-    First-fit decreasing: the longest example first, each into the first row of its task with room for it.
+
+def pack(examples: Examples, ids: Iterable[int], row_tokens: int) -> PackedBatch:
+    """Returns the examples packed into rows of at most `row_tokens` tokens (longer only for an example that needs it)."""
+    return _batch(examples, _rows(examples, ids, row_tokens))
+
+
+def passes(examples: Examples, ids: Iterable[int], row_tokens: int, pass_tokens: int) -> list[PackedBatch]:
+    """Returns the examples packed into rows, and the rows, longest first, into batches of at most `pass_tokens` tokens.
+
+    A batch is larger only for a row that needs it.
     """
-    rows: list[tuple[int, list[int], int]] = []  # task, examples, tokens
+    found: list[list[_Row]] = []
+    for row in sorted(_rows(examples, ids, row_tokens), key=lambda row: -row.num_tokens):
+        if found and (len(found[-1]) + 1) * found[-1][0].num_tokens <= pass_tokens:
+            found[-1].append(row)
+        else:
+            found.append([row])
+    return [_batch(examples, rows) for rows in found]
+
+
+def _rows(examples: Examples, ids: Iterable[int], row_tokens: int) -> list[_Row]:
+    """First-fit decreasing: the longest example first, each into the first row of its task with room for it."""
+    rows: list[_Row] = []
     sizes = {int(i): int(examples.offsets[i + 1] - examples.offsets[i]) for i in ids}
     for i in sorted(sizes, key=lambda i: (-sizes[i], i)):
         task = int(examples.task[i])
-        for number, (row_task, members, used) in enumerate(rows):
-            if row_task == task and used + sizes[i] <= row_tokens:
-                members.append(i)
-                rows[number] = (task, members, used + sizes[i])
-                break
-        else:
-            rows.append((task, [i], len(examples.prefixes[task]) + sizes[i]))
-    length = max(used for _, _, used in rows)
+        room = (row for row in rows if row.task == task and row.num_tokens + sizes[i] <= row_tokens)
+        row = next(room, None)
+        if row is None:
+            row = _Row(task, [], len(examples.prefixes[task]))
+            rows.append(row)
+        row.members.append(i)
+        row.num_tokens += sizes[i]
+    return rows
+
+
+def _batch(examples: Examples, rows: list[_Row]) -> PackedBatch:
+    length = max(row.num_tokens for row in rows)
     tokens = np.zeros((len(rows), length), dtype=np.int64)
     positions = np.zeros((len(rows), length), dtype=np.int64)
     segments = np.full((len(rows), length), -1, dtype=np.int64)
+    numbers: list[np.ndarray] = []
     target_index, targets, weights = [], [], []
-    for row, (task, members, _) in enumerate(rows):
-        prefix = examples.prefixes[task]
+    for number, row in enumerate(rows):
+        prefix = examples.prefixes[row.task]
         start = len(prefix)
-        tokens[row, :start], positions[row, :start], segments[row, :start] = prefix, np.arange(start), 0
-        for segment, i in enumerate(members, 1):
-            end = start + sizes[i]
+        tokens[number, :start], positions[number, :start], segments[number, :start] = prefix, np.arange(start), 0
+        for segment, i in enumerate(row.members, 1):
             piece = examples.tokens[examples.offsets[i] : examples.offsets[i + 1]]
-            tokens[row, start:end] = piece
-            positions[row, start:end] = len(prefix) + np.arange(sizes[i])
-            segments[row, start:end] = segment
+            end = start + len(piece)
+            tokens[number, start:end] = piece
+            positions[number, start:end] = len(prefix) + np.arange(len(piece))
+            segments[number, start:end] = segment
             count = int(examples.num_targets[i])
-            target_index.append(row * length + np.arange(end - count - 1, end - 1))
+            target_index.append(number * length + np.arange(end - count - 1, end - 1))
             targets.append(piece[-count:].astype(np.int64))
             weights.append(np.full(count, examples.weights[i], dtype=np.float32))
+            numbers.append(np.full(count, len(numbers), dtype=np.int64))
             start = end
     return PackedBatch(
         torch.from_numpy(tokens),
         torch.from_numpy(positions),
         torch.from_numpy(segments),
-        torch.from_numpy(np.concatenate(target_index)),
-        torch.from_numpy(np.concatenate(targets)),
-        torch.from_numpy(np.concatenate(weights)),
+        *(torch.from_numpy(np.concatenate(parts)) for parts in (target_index, targets, weights, numbers)),
     )
 
 

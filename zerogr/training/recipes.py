@@ -27,13 +27,17 @@ from zerogr.engines import Prompt
 from zerogr.engines.rendering import ChatRenderer
 from zerogr.errors import UserError
 from zerogr.index import Index, shards_in
-from zerogr.models import load_model, model_hash, resolve_model
+from zerogr.models import load_model, model_hash, resolve_model, tokenizer_hash
 from zerogr.training.checkpoints import StorageCheckpointer, full_tensors
 from zerogr.training.examples import Examples
-from zerogr.training.loop import TrainingSettings, train
+from zerogr.training.learner import TrainingSettings
+from zerogr.training.log import FILE as LOG_FILE
+from zerogr.training.log import TrainingLog
+from zerogr.training.loop import train
 from zerogr.training.pairs import Pair, pairs_for, pairs_inputs
+from zerogr.trie import DocidTrie
 
-VERSION = 2
+VERSION = 3
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +60,9 @@ class Recipe(Protocol):
 
     def examples(self, tokenizer: Any) -> Examples:
         """Returns what is to be learnt. Raises UserError if there is nothing."""
+
+    def trie(self) -> DocidTrie | None:
+        """Returns the trie of all docids, if docids are learnt and there is one. Raises UserError if it does not fit."""
 
     def write_settings(self, folder: Path) -> None:
         """Writes into the model's folder what its users need to know of its training."""
@@ -106,42 +113,52 @@ def run_recipe(
         report: See `zerogr.training.loop.train`, as for what follows.
     """
     model, tokenizer = load_base(recipe, device)
+    log = TrainingLog(storage.join(checkpoints, LOG_FILE))
+
+    def note(line: dict[str, Any]) -> None:
+        if rank == 0:
+            log.add(line)
+        report(line)
+
     counts = train(
         model,
         recipe.examples(tokenizer),
         recipe.settings,
         checkpointer=StorageCheckpointer(checkpoints, rank=rank),
-        report=report,
+        report=note,
         is_ending=is_ending,
+        trie=recipe.trie(),
         device=device,
         rank=rank,
         num_ranks=num_ranks,
     )
-    publish_model(recipe, model, rank=rank)
+    publish_model(recipe, model, log, rank=rank)
     return counts
 
 
-def publish_model(recipe: Recipe, model: nn.Module, *, rank: int) -> None:
-    """Publishes the trained model as a Hugging Face folder. With several ranks all must call it; rank 0 writes."""
+def publish_model(recipe: Recipe, model: nn.Module, log: TrainingLog, *, rank: int = 0) -> None:
+    """Publishes the trained model as a Hugging Face folder, its log with it. All ranks must call it; rank 0 writes."""
     tensors = full_tensors(model)
     if rank:
         return
-    whole, tokenizer = load_base(recipe)
+    merged, tokenizer = load_base(recipe)
     # Tied and frozen weights are missing there; a name that is foreign to the model would be a mistake of ours.
-    loaded = whole.load_state_dict({name: tensor.cpu() for name, tensor in tensors.items()}, strict=False)
+    loaded = merged.load_state_dict({name: tensor.cpu() for name, tensor in tensors.items()}, strict=False)
     assert not loaded.unexpected_keys, loaded.unexpected_keys
     if recipe.settings.lora_rank:
-        whole = whole.merge_and_unload()
+        merged = merged.merge_and_unload()
     dtype = torch.bfloat16 if recipe.settings.precision == "bf16" else torch.float32
     with storage.staging_folder(recipe.index.path(recipe.stage)) as folder:
-        whole.to(dtype).save_pretrained(folder, safe_serialization=True)
+        merged.to(dtype).save_pretrained(folder, safe_serialization=True)
         tokenizer.save_pretrained(folder)
         recipe.write_settings(folder)
+        (folder / LOG_FILE).write_text(log.text(), encoding="utf-8")
 
 
 def _settings(config: Config, **changes: Any) -> TrainingSettings:
     fields = TrainingSettings.__dataclass_fields__
-    chosen = {key: value for key, value in config.training.model_dump().items() if key in fields}
+    sections = {**config.training.model_dump(), **config.compute.model_dump()}
+    chosen = {key: value for key, value in sections.items() if key in fields}
     return TrainingSettings(**{**chosen, **changes}, seed=config.seed)
 
 
@@ -222,6 +239,18 @@ class RetrieverRecipe:
             for doc_id, queries in found.items()
         }
 
+    def trie(self) -> DocidTrie | None:
+        """Returns the index's trie; None before `zerogr trie`."""
+        if self.index.record("trie") is None:
+            return None
+        trie = DocidTrie.load(storage.local_folder(self.index.path("trie")))
+        if trie.extra.get("tokenizer") != tokenizer_hash(resolve_model(self.base)):
+            raise UserError(
+                f"the trie of '{self.index.uri}' was made with another tokenizer than that of retriever.model; "
+                "run again with --rebuild trie"
+            )
+        return trie
+
     def write_settings(self, folder: Path) -> None:
         """Writes what a search needs to know to prompt the model as it was trained."""
         settings = {
@@ -288,6 +317,9 @@ class GeneratorRecipe:
         if not len(examples):
             raise UserError(f"there is no pair to train the {self.stage} on; see tuning.teacher and tuning.tasks")
         return examples
+
+    def trie(self) -> None:
+        """There is none: a generator writes what it likes."""
 
     def write_settings(self, folder: Path) -> None:
         """Writes nothing: a generator is asked like any other model."""

@@ -1,0 +1,89 @@
+"""How fast training goes: tokens per second, the share of the device's peak, memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from typing import Any
+
+import torch
+
+PEAK_FLOPS = {
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA A800": 312e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA L4": 121e12,
+}
+"""Dense bf16, by the beginning of the device's name (NVIDIA's data sheets). The first that fits counts."""
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Returns the products and sums per second that the device can do in bf16; None where that is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for beginning, peak in PEAK_FLOPS.items() if name.startswith(beginning)), None)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Returns the most memory in use so far: of the device, or of this process where it computes on the CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class Cost:
+    """The products of a model's training step: 6 per parameter and token, 4 where only adapters are trained.
+
+    The output head counts for the targets alone, attention scores and padding do not.
+    """
+
+    def __init__(self, model: Any) -> None:
+        """`model` is not sharded yet."""
+        self._head = model.get_output_embeddings().weight.numel()
+        lookup = model.get_input_embeddings().weight.numel()
+        self._body = sum(parameter.numel() for parameter in model.get_decoder().parameters()) - lookup
+        trains_all = all(parameter.requires_grad for parameter in model.parameters())
+        self._factor = 6 if trains_all else 4
+
+    def flops(self, num_tokens: float, num_targets: float) -> float:
+        """Returns products and sums of the given tokens through the body and targets through the head."""
+        return self._factor * (self._body * num_tokens + self._head * num_targets)
+
+
+class Meter:
+    """Counts steps between two readings."""
+
+    def __init__(self, cost: Cost, device: torch.device, num_ranks: int) -> None:
+        self._cost, self._device = cost, device
+        peak = peak_flops(device)
+        self._peak = peak * num_ranks if peak else None
+        self._reset()
+
+    def _reset(self) -> None:
+        self._start = time.monotonic()
+        self._useful = self._tokens = self._padding = self._targets = 0
+
+    def add(self, *, useful: int, tokens: int, padding: int, targets: int) -> None:
+        """Counts one step: its examples' tokens as each stands alone, those of the model, padding, targets."""
+        self._useful += useful
+        self._tokens += tokens
+        self._padding += padding
+        self._targets += targets
+
+    def read(self) -> dict[str, float]:
+        """Returns the rates since the last reading, and the most memory so far."""
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        readings = {
+            "useful_tokens_per_s": round(self._useful / seconds, 1),
+            "tokens_per_s": round((self._tokens + self._padding) / seconds, 1),
+            "padding": round(self._padding / max(self._tokens + self._padding, 1), 4),
+            "memory_bytes": peak_memory_bytes(self._device),
+        }
+        if self._peak:
+            readings["mfu"] = round(self._cost.flops(self._tokens, self._targets) / seconds / self._peak, 4)
+        self._reset()
+        return readings
