@@ -73,9 +73,9 @@ def train(
         settings: See `TrainingSettings`.
         checkpointer: Saves and restores.
         report: Called on every rank with a line of the log, after every `REPORT_EVERY` steps, every evaluation and at the
-            end: {"step", "epoch", "loss" (mean since the last line), "learning_rate", "gradient_norm", "useful_tokens_per_s", "tokens_per_s",
-            "padding", "memory_bytes"}, with "mfu" where the device's peak is known, and after an evaluation with
-            "evaluation_loss" and, with a trie, "evaluation_acc@1".
+            end: {"step", "epoch", "loss" (mean since the last line), "learning_rate", "gradient_norm",
+            "useful_tokens_per_s", "tokens_per_s", "padding", "memory_bytes"}, with "mfu" where the device's peak is
+            known, and after an evaluation with "evaluation_loss" and, with a trie, "evaluation_acc@1".
         is_ending: Asked after every `REPORT_EVERY` steps, on every rank: whether a machine is about to be taken away. The
             first time it is, a checkpoint follows at once.
         trie: Of all docids, if docids are learnt.
