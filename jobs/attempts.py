@@ -2,6 +2,9 @@
 
 Ray's own limit on the retries of a task would not do: it also counts the shards that only stood in line behind the one that
 ended the process, and it knows no more of the last error than that a process is gone. Price: two messages per shard.
+
+On a node that runs low on memory Ray ends several processes at once, this one too if it must. It comes back with an empty
+memory, `MAX_RESTARTS` times in a stage: what is counted then are the tries since.
 """
 
 from __future__ import annotations
@@ -9,6 +12,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+MAX_RESTARTS = 5
+"""Of the actor, in one stage; after that it stays away, and the stage ends."""
 WITHOUT_A_WORD = "a process that ended without a word (killed, out of memory, or its node was lost)"
 
 
@@ -33,8 +38,8 @@ class Attempts:
 
     def succeed(self, shard: int) -> None:
         """The shard is made. If it comes again, it was the answer that was lost."""
-        del self._tries[shard]
-        self._errors.pop(shard)
+        self._tries.pop(shard, None)
+        self._errors.pop(shard, None)
 
     def loaded(self) -> None:
         """An engine was loaded: that it can be is known again."""
@@ -51,4 +56,5 @@ def start_attempts() -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(Attempts).options(num_cpus=0, scheduling_strategy=here).remote()
+    options = {"num_cpus": 0, "max_restarts": MAX_RESTARTS, "max_task_retries": -1, "scheduling_strategy": here}
+    return ray.remote(Attempts).options(**options).remote()

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sys
+import textwrap
 from collections.abc import Iterator
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ def prepare_worker() -> None:
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")  # at INFO it describes itself on a hundred lines
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for name in ("zerogr", "jobs"):
         logging.getLogger(name).setLevel(logging.INFO)
@@ -66,3 +68,14 @@ def prepare_worker() -> None:
 def share_of_cpus(configured: int, num_workers: int) -> int:
     """Returns the threads of one worker: as configured, or an equal share of the machine."""
     return configured or max(1, (os.cpu_count() or 1) // num_workers)
+
+
+def cause_of(error: Exception) -> str:
+    """Returns what Ray's error comes down to, in less than a line; its full text is a page."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if any("running low on memory" in line for line in lines):
+        return (
+            "a node that ran low on memory (fewer engine workers, a smaller compute.engine_batch_size or compute.pass_tokens "
+            "need less)"
+        )
+    return textwrap.shorten(lines[-1] if lines else type(error).__name__, 300, placeholder=" ...")

@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from jobs.attempts import start_attempts
-from jobs.cluster import ray_session, share_of_cpus
+from jobs.cluster import cause_of, ray_session, share_of_cpus
 from zerogr import storage
 from zerogr.config import ComputeConfig
 from zerogr.errors import Fault, UserError
@@ -274,6 +274,12 @@ def run_pending(
                 ledger.add(_effort_of(outcome, num_gpus))
                 num_pending_rows -= pending[outcome.shard]
                 progress.advance(pending[outcome.shard], _note(ledger.effort, num_pending_rows))
+        except ray.exceptions.RayError as error:  # of Ray itself; what a shard can meet is an outcome
+            logger.error("stage '%s' failed", stage, exc_info=error)
+            raise Fault(
+                f"stage '{stage}' gave up: Ray ended with {cause_of(error)}; what is published is kept, and the same command "
+                "goes on from there"
+            ) from error
         finally:
             progress.close()
         ledger.write()

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import logging
 import os
-import textwrap
 import uuid
 from functools import partial
 from typing import Any
 
-from jobs.cluster import ray_session, share_of_cpus
+from jobs.cluster import cause_of, ray_session, share_of_cpus
 from jobs.stages import run_stage
 from zerogr import storage
 from zerogr.config import Config
@@ -70,7 +69,7 @@ def _build(config: Config, index: Index, *, recipe: str) -> dict[str, Any]:
         except TrainingFailedError as error:
             logger.error("training failed", exc_info=error)
             raise Fault(
-                f"{recipe}: training gave up, the last time with {_cause_of(error)}; the newest checkpoint is kept, "
+                f"{recipe}: training gave up, the last time with {_cause(error)}; the newest checkpoint is kept, "
                 "and the same command goes on from there"
             ) from error
     outcome: dict[str, Any] = storage.read_json(index.path(folder, OUTCOME))
@@ -82,12 +81,10 @@ def _build(config: Config, index: Index, *, recipe: str) -> dict[str, Any]:
     return outcome
 
 
-def _cause_of(error: Exception) -> str:
+def _cause(error: Exception) -> str:
     """Returns what the first worker that failed had to say, or what Ray Train has."""
     failures = getattr(error, "worker_failures", {})
-    cause = failures[min(failures)] if failures else error
-    last_line = [line for line in str(cause).splitlines() if line.strip()][-1:] or [type(cause).__name__]
-    return textwrap.shorten(last_line[0].strip(), 300, placeholder=" ...")
+    return cause_of(failures[min(failures)] if failures else error)
 
 
 def train_on_worker(arguments: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ nothing that was finished may be made again."""
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
+from jobs import attempts
 from jobs.cli import main
 from tests import tiny
 from tests.chaos.settings import LANGUAGE_MODEL
@@ -122,23 +124,59 @@ def test_engine_actor_killed(
         assert main([command, whole_config]) == 0
     assert main(["corpus", torn_config]) == 0
 
-    killed: list[int] = []
+    killed: list[str] = []
 
-    def kill_actor() -> None:
+    def kill_actors() -> None:  # the stage's counter too, as Ray does where memory is short
         _wait(lambda: len(shards_in(f"{torn}/{FOLDER}")) >= 2)
-        for pid in descendants(os.getpid()):
-            if command_line(pid).startswith("ray::MapWorker"):
-                os.kill(pid, signal.SIGKILL)
-                killed.append(pid)
-        killed.append(-len(shards_in(f"{torn}/{FOLDER}")))
+        killed.extend(_kill_actors("ray::MapWorker", "ray::Attempts"))
+        killed.append(str(len(shards_in(f"{torn}/{FOLDER}"))))
 
-    killer = threading.Thread(target=kill_actor)
+    killer = threading.Thread(target=kill_actors)
     killer.start()
     assert main(["docids", torn_config]) == 0
     killer.join()
-    *pids, num_shards = killed
-    assert pids and 2 <= -num_shards < num_shards_of_all
+    *names, num_shards = killed
+    assert {"ray::MapWorker", "ray::Attempts"} == {re.match(r"\w+::\w+", name)[0] for name in names}
+    assert 2 <= int(num_shards) < num_shards_of_all
     assert contents(torn, "docids", FOLDER) == contents(whole, "docids", FOLDER)
+
+
+def test_error_of_ray_itself(
+    documents: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+    local_ray: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(attempts, "MAX_RESTARTS", 0)
+    index, config = _write(tmp_path / "index", documents, tiny_model, corpus__shard_size=1)
+    assert main(["corpus", config]) == 0
+
+    def kill_counter() -> None:
+        _wait(lambda: len(shards_in(f"{index}/{FOLDER}")) >= 2)
+        _kill_actors("ray::Attempts")
+
+    killer = threading.Thread(target=kill_counter)
+    killer.start()
+    assert main(["docids", config]) == 1
+    killer.join()
+    last_line = capsys.readouterr().err.splitlines()[-1]
+    assert last_line.startswith("zerogr: stage 'docids' gave up: Ray ended with ") and len(last_line) < 500
+    assert last_line.endswith("; what is published is kept, and the same command goes on from there")
+    monkeypatch.undo()
+    assert main(["docids", config]) == 0
+    assert Index(index).require("docids").counts["rows"] == 120
+
+
+def _kill_actors(*names: str) -> list[str]:
+    """Kills the actors of this process's Ray whose command lines begin so; returns these."""
+    killed = []
+    for pid in descendants(os.getpid()):
+        if (name := command_line(pid)).startswith(names):
+            os.kill(pid, signal.SIGKILL)
+            killed.append(name)
+    return killed
 
 
 def _write(folder: Path, documents: Path, model: Path, **changes: Any) -> tuple[str, str]:
@@ -150,7 +188,7 @@ def _write(folder: Path, documents: Path, model: Path, **changes: Any) -> tuple[
 
 def _without_times(counts: dict[str, Any]) -> dict[str, Any]:
     # The loss in the report is the mean over the steps of the run that finished.
-    return {key: value for key, value in counts.items() if key not in ("tokens_per_second", "loss")}
+    return {key: value for key, value in counts.items() if key not in ("useful_tokens_per_s", "loss")}
 
 
 def _assert_not_made_again(before: dict[str, File], after: dict[str, File]) -> None:

@@ -10,6 +10,8 @@ import jsonschema
 import pytest
 import yaml
 
+from jobs.cluster import cause_of
+
 FILE = Path(__file__).parents[2] / "cluster.yaml"
 
 
@@ -86,3 +88,17 @@ def test_image_has_the_same_minor_version_of_ray(cluster: dict[str, Any]) -> Non
 
     minor = ray.__version__.rpartition(".")[0]
     assert cluster["docker"]["image"].startswith(f"rayproject/ray:{minor}.")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        ("Traceback:\n  somewhere\nValueError: no such thing\n", "ValueError: no such thing"),
+        ("5 worker(s) were killed due to the node running low on memory. 22 GB\nRefer to the manual", "a node that ran low on"),
+        ("", "RuntimeError"),
+        ("x " * 1000, "x x x"),
+    ],
+)  # fmt: skip
+def test_cause_in_short(error: str, expected: str) -> None:
+    cause = cause_of(RuntimeError(error))
+    assert cause.startswith(expected) and len(cause) <= 300 and "\n" not in cause
