@@ -57,12 +57,11 @@ def test_lost_node(case: Case, cluster: Any, collection: Path, tiny_model: Path,
             command, cwd=REPOSITORY, env=environment, stdout=output, stderr=output, start_new_session=True
         )
     try:
-        _wait(lambda: bool(diary.events()) and bool(shards_in(f"{index}/work/docids")), driver)
+        wait(lambda: bool(diary.events()) and bool(shards_in(f"{index}/work/docids")), driver)
         published = files(index, "work/docids")
         held = next(iter(diary.events().values()))
         lost = next(node for node in cluster.worker_nodes if node.node_id in held)
-        for process in [each.process for group in lost.all_processes.values() for each in group]:
-            kill_with_descendants(process.pid)
+        kill_node(lost)
         assert len(files(index, "work/docids")) < 5
         go.touch()
         assert driver.wait(timeout=DEADLINE_S) == 0
@@ -76,7 +75,14 @@ def test_lost_node(case: Case, cluster: Any, collection: Path, tiny_model: Path,
     assert Index(index).require("docids").counts == Index(case.undisturbed).require("docids").counts
 
 
-def _wait(until: Callable[[], bool], driver: subprocess.Popen[bytes]) -> None:
+def kill_node(node: Any) -> None:
+    """Kills every process of a node of the cluster, and theirs."""
+    for process in [each.process for group in node.all_processes.values() for each in group]:
+        kill_with_descendants(process.pid)
+
+
+def wait(until: Callable[[], bool], driver: subprocess.Popen[bytes]) -> None:
+    """Waits until it is so; the driver must not end meanwhile."""
     deadline = time.monotonic() + DEADLINE_S
     while not until():
         assert driver.poll() is None, "the driver ended too early"

@@ -139,7 +139,8 @@ def train(
             if must_evaluate:
                 evaluation = learner.evaluate(examples, held_out, trie)
                 line |= evaluation
-                logger.info("step %d of %d: %s", step, num_steps, _in_words(line))
+                if rank == 0:
+                    logger.info("step %d of %d: %s", step, num_steps, _in_words(line))
                 meter.read()  # evaluating is not training
             report(line)
             num_reported = len(losses)

@@ -1,0 +1,74 @@
+"""Runs `zerogr train` as a driver of its own, whose ranks note what they compute and wait for the cluster to change.
+
+    python -m tests.chaos.elastic_driver CONFIG DIARY
+
+A rank notes every step in a file of its own below DIARY. Two ranks wait in step `LOSE_AT` for a node to be lost, one rank in
+step `GROW_AT` for one to join: the wait ends with the process, when Ray makes a new group of workers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+LOSE_AT, GROW_AT = 8, 18
+"""Optimiser steps, counted from 1. Both lie in the middle of an epoch and are no checkpoint's."""
+
+
+def noting_train_on_worker(arguments: dict[str, Any], *, diary: str) -> None:
+    """The trainer's own function in every worker, with a hand on what its learner is given."""
+    import numpy as np
+    from ray import train as ray_train
+
+    from jobs.train import train_on_worker
+    from zerogr.training.checkpoints import StorageCheckpointer
+    from zerogr.training.learner import Learner, Work
+
+    context = ray_train.get_context()
+    rank, num_ranks = context.get_world_rank(), context.get_world_size()
+    begun, at_work = time.time(), {"step": 0}
+    ids_of: dict[int, list[int]] = {}
+    restore, prepare, step = StorageCheckpointer.restore, Learner.prepare, Learner.step
+
+    def noting_restore(self: Any, *state: Any) -> int:
+        at_work["step"] = restore(self, *state)
+        return int(at_work["step"])
+
+    def noting_prepare(self: Learner, examples: Any, ids: np.ndarray) -> Work:
+        work = prepare(self, examples, ids)
+        ids_of[id(work)] = ids[rank::num_ranks].tolist()
+        return work
+
+    def noting_step(self: Learner, work: Work, *rest: Any) -> Any:
+        at_work["step"] += 1
+        number = at_work["step"]
+        note = {"begun": begun, "rank": rank, "num_ranks": num_ranks, "step": number, "ids": ids_of.pop(id(work))}
+        if number == {2: LOSE_AT, 1: GROW_AT}[num_ranks]:
+            Path(diary, f"waiting-{num_ranks}-{rank}").touch()
+            while num_ranks == 1 or not Path(diary, "grown").exists():
+                time.sleep(0.05)
+        taken = step(self, work, *rest)
+        with Path(diary, f"{os.getpid()}.jsonl").open("a") as file:
+            file.write(json.dumps(note) + "\n")
+        return taken
+
+    StorageCheckpointer.restore, Learner.prepare, Learner.step = noting_restore, noting_prepare, noting_step  # type: ignore
+    train_on_worker(arguments)
+
+
+if __name__ == "__main__":
+    from ray import train as ray_train
+
+    import jobs.train
+    from jobs.cli import main
+    from tests.chaos.elastic_driver import noting_train_on_worker as by_its_module
+
+    config, folder = sys.argv[1:]
+    jobs.train.train_on_worker = partial(by_its_module, diary=folder)  # type: ignore[assignment]
+    ray_train.ScalingConfig = partial(ray_train.ScalingConfig, elastic_resize_monitor_interval_s=1.0)  # type: ignore
+    sys.exit(main(["train", config]))
