@@ -3,9 +3,15 @@ generator from pairs into tuning.out. `zerogr train CONFIG [--recipe NAME]`"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import os
+import signal
+import threading
+import time
 import uuid
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -16,11 +22,15 @@ from zerogr.config import Config
 from zerogr.config_file import validate_config
 from zerogr.errors import Fault, UserError
 from zerogr.index import FOLDERS, Index, StageRecord
+from zerogr.training.checkpoints import latest_step
 from zerogr.training.recipes import RECIPES, run_recipe
 
 logger = logging.getLogger(__name__)
-OUTCOME = "outcome.json"
-"""What the workers have to say at the end: the stage's counts, or {"mistake": a sentence for the user}."""
+OUTCOME, ENDING = "outcome.json", "ending.json"
+"""What the workers have to say at the end: the stage's counts, or {"mistake": a sentence for the user}. And what the driver
+has to say when it is told to end."""
+PATIENCE_S = 60.0
+"""How long a driver that was told to end waits for a checkpoint."""
 
 
 def run(config: Config, recipe: str = "retriever") -> StageRecord:
@@ -65,7 +75,8 @@ def _build(config: Config, index: Index, *, recipe: str) -> dict[str, Any]:
             ),
         )
         try:
-            trainer.fit()
+            with _checkpoint_on_sigterm(index.path(folder)):
+                trainer.fit()
         except TrainingFailedError as error:
             logger.error("training failed", exc_info=error)
             raise Fault(
@@ -79,6 +90,57 @@ def _build(config: Config, index: Index, *, recipe: str) -> dict[str, Any]:
         raise UserError(outcome["mistake"])
     storage.delete(index.path(folder))
     return outcome
+
+
+@contextlib.contextmanager
+def _checkpoint_on_sigterm(folder: str) -> Iterator[None]:
+    """On SIGTERM the block ends with a Fault, after a last checkpoint of the workers if it comes soon enough."""
+    latest, ending = storage.join(folder, "checkpoints"), storage.join(folder, ENDING)
+    storage.delete(ending)
+    told: list[Fault] = []
+
+    def end(*_: Any) -> None:
+        before, deadline = latest_step(latest), time.monotonic() + PATIENCE_S
+        logger.warning("told to end; waiting up to %.0f s for a checkpoint", PATIENCE_S)
+        storage.write_json(ending, {})
+        while (step := latest_step(latest)) == before and time.monotonic() < deadline:
+            time.sleep(0.1)
+        kept = f"the checkpoint after step {step} is kept, and the" if step else "the"
+        told.append(Fault(f"told to end by SIGTERM; {kept} same command goes on from there"))
+        raise told[0]
+
+    if threading.current_thread() is not threading.main_thread():  # only there signals arrive
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except BaseException:
+        if told:  # Ray's compiled code makes a SystemError of what is raised through it
+            raise told[0] from None
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Ending:
+    """Whether this worker's machine is about to be taken away, or the driver was told to end."""
+
+    ASK_EVERY_S = 1.0
+
+    def __init__(self, flag: str) -> None:
+        """`flag` is the URI of the driver's word."""
+        self._flag, self._asked, self._answer = flag, -math.inf, False
+
+    def __call__(self) -> bool:
+        """Returns the answer, at most `ASK_EVERY_S` old."""
+        from ray import train as ray_train
+
+        now = time.monotonic()
+        if now - self._asked >= self.ASK_EVERY_S:
+            self._asked = now
+            self._answer = ray_train.get_preemption_info() is not None or storage.exists(self._flag)
+        return self._answer
 
 
 def _cause(error: Exception) -> str:
@@ -105,7 +167,7 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
             recipe,
             recipe.index.path(folder, "checkpoints"),
             report=lambda line: ray_train.report(line) if "evaluation_loss" in line else None,
-            is_ending=lambda: ray_train.get_preemption_info() is not None,
+            is_ending=Ending(recipe.index.path(folder, ENDING)),
             device=device,
             rank=rank,
             num_ranks=num_ranks,

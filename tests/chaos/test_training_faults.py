@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 from jobs.cli import main
+from jobs.train import ENDING
 from tests.chaos.conftest import Mount
+from tests.chaos.noting_driver import PAUSE
 from tests.chaos.settings import write_config
+from tests.chaos.test_nodes import DEADLINE_S, REPOSITORY, wait
+from tests.processes import kill_with_descendants
 from zerogr import storage
 from zerogr.index import Index
+from zerogr.training.checkpoints import latest_step
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -45,3 +52,37 @@ def test_disk_that_fills_up_during_a_checkpoint(
     assert main(["train", config]) == 0
     trained = load_file(Path(index, "retriever", "model.safetensors"))
     assert all((trained[name] == weights[name]).all() for name in weights)
+
+
+def test_driver_that_is_told_to_end_leaves_a_checkpoint(
+    tiny_index: str, collection: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    index, diary, log = str(tmp_path / "index"), tmp_path / "diary", tmp_path / "driver.log"
+    shutil.copytree(tiny_index, index)
+    Index(index).rebuild("retriever")
+    diary.mkdir()
+    config = write_config(index, collection, tiny_model, tmp_path, training__checkpoint_every=1000)
+    with log.open("wb") as output:
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "tests.chaos.noting_driver", config, str(diary)],
+            cwd=REPOSITORY, stdout=output, stderr=output, start_new_session=True,
+        )  # fmt: skip
+    try:
+        wait((diary / "waiting-1-0").exists, driver)
+        driver.terminate()
+        wait(Path(index, "work", "training", ENDING).exists, driver)
+        (diary / "go").touch()
+        assert driver.wait(timeout=DEADLINE_S) == 1
+    finally:
+        print(log.read_text(errors="replace"))
+        if driver.poll() is None:
+            kill_with_descendants(driver.pid)
+        driver.wait()
+    step = latest_step(f"{index}/work/training/checkpoints")
+    assert step == PAUSE[1] + 1  # it was told in the middle of one step, and saved after the next
+    assert log.read_text().splitlines()[-1] == (
+        f"zerogr: told to end by SIGTERM; the checkpoint after step {step} is kept, and the same command goes on from there"
+    )
+    assert main(["train", config]) == 0
+    trained, expected = (load_file(Path(uri, "retriever", "model.safetensors")) for uri in (index, tiny_index))
+    assert all((trained[name] == expected[name]).all() for name in expected)

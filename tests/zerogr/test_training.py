@@ -14,7 +14,6 @@ from torch.nn import functional
 from zerogr import storage
 from zerogr.chat import ChatFormat
 from zerogr.models import load_model
-from zerogr.training import loop
 from zerogr.training.checkpoints import StorageCheckpointer, Weights, full_tensors
 from zerogr.training.examples import Examples, PackedBatch, batches, epoch_order, pack
 from zerogr.training.learner import Learner, SelectedTargets, TrainingSettings, Work, summed_loss
@@ -203,9 +202,9 @@ class TestOrder:
             prepared[id(work)] = ids.tolist()
             return work
 
-        def note_step(self: Learner, work: Work, learning_rate: float) -> Any:
+        def note_step(self: Learner, work: Work, *arguments: Any, **options: Any) -> Any:
             seen.extend(prepared.pop(id(work)))
-            return take_step(self, work, learning_rate)
+            return take_step(self, work, *arguments, **options)
 
         monkeypatch.setattr(Learner, "prepare", note_ids)
         monkeypatch.setattr(Learner, "step", note_step)
@@ -292,10 +291,7 @@ class TestResume:
         weights, _, _ = run(load(tiny_model)[0], examples, StorageCheckpointer(str(tmp_path)))
         assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
-    def test_a_machine_that_is_about_to_go_leaves_a_checkpoint(
-        self, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(loop, "REPORT_EVERY", 2)
+    def test_a_machine_that_is_about_to_go_leaves_a_checkpoint(self, tiny_model: Path, tmp_path: Path) -> None:
         model, chat = load(tiny_model)
         examples, steps = make_examples(chat), []
 
@@ -304,7 +300,7 @@ class TestResume:
                 steps.append(step)
                 super().save(weights, optimizer, step)
 
-        answers = iter([False, True, True, True, True])
+        answers = iter([False] * 3 + [True] * 7)
         checkpointer = Noting(str(tmp_path))
         train(
             model, examples, SETTINGS, checkpointer=checkpointer, report=lambda _: None, is_ending=lambda: next(answers)

@@ -46,7 +46,7 @@ class StorageCheckpointer:
             save_tensors(
                 {key: value.contiguous().cpu() for key, value in tensors.items()}, folder / "state.safetensors"
             )
-        previous = self._latest()
+        previous = _latest(self._uri)
         storage.write_json(storage.join(self._uri, "latest.json"), {"step": step, "folder": name})
         if previous and previous["folder"] != name:
             storage.delete(storage.join(self._uri, previous["folder"]))
@@ -54,7 +54,7 @@ class StorageCheckpointer:
 
     def restore(self, weights: Weights, optimizer: torch.optim.Optimizer) -> int:
         """Loads the newest checkpoint into weights and optimiser; returns its step, 0 if there is none."""
-        latest = self._latest()
+        latest = _latest(self._uri)
         if latest is None:
             return 0
         from safetensors import safe_open
@@ -68,11 +68,18 @@ class StorageCheckpointer:
                 optimizer.state[parameter] = {"step": done, **state}
         return int(latest["step"])
 
-    def _latest(self) -> dict[str, Any] | None:
-        try:
-            return storage.read_json(storage.join(self._uri, "latest.json"))
-        except FileNotFoundError:
-            return None
+
+def _latest(uri: str) -> dict[str, Any] | None:
+    try:
+        return storage.read_json(storage.join(uri, "latest.json"))
+    except FileNotFoundError:
+        return None
+
+
+def latest_step(uri: str) -> int:
+    """Returns the steps behind the newest checkpoint below a URI; 0 if there is none."""
+    latest = _latest(uri)
+    return int(latest["step"]) if latest else 0
 
 
 def save_tensors(tensors: dict[str, torch.Tensor], file: Path) -> None:

@@ -56,6 +56,8 @@ class Step:
     """Tokens that went through the model, without padding."""
     num_padding: int
     """Padding that went with them."""
+    is_ending: bool
+    """Whether any rank's machine is about to be taken away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +135,8 @@ class Learner:
         idle.weights.zero_()
         return Work(passes(examples, own, row_tokens, pass_tokens), idle, examples.num_targets_of(ids))
 
-    def step(self, work: Work, learning_rate: float) -> Step:
-        """Takes one optimiser step."""
+    def step(self, work: Work, learning_rate: float, *, is_ending: bool = False) -> Step:
+        """Takes one optimiser step; `is_ending` is this rank's word for the others."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         total, num_tokens, num_padding = torch.zeros((), device=self._device), 0, 0
@@ -151,8 +153,11 @@ class Learner:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.use_weights()
-        loss_sum, tokens_sum, padding_sum = self._sum_over_ranks(float(total), num_tokens, num_padding)
-        return Step(loss_sum / work.num_targets, float(whole(norm)), int(tokens_sum), int(padding_sum))
+        loss_sum, tokens_sum, padding_sum, num_ending = self._sum_over_ranks(
+            float(total), num_tokens, num_padding, is_ending
+        )
+        mean = loss_sum / work.num_targets
+        return Step(mean, float(whole(norm)), int(tokens_sum), int(padding_sum), is_ending=num_ending > 0)
 
     def evaluate(self, examples: Examples, ids: np.ndarray, trie: DocidTrie | None = None) -> dict[str, float]:
         """Returns the mean loss per target token of the given examples, and with a trie also their Acc@1.
@@ -191,10 +196,6 @@ class Learner:
         if self._has_masters:
             _cast(self._module, torch.float32)
             self.use_weights()
-
-    def any_rank(self, is_so: bool) -> bool:
-        """Returns whether it is so on any rank."""
-        return self._sum_over_ranks(float(is_so))[0] > 0
 
     def _passes(self, work: Work) -> list[PackedBatch]:
         """Returns what goes through the model at a time: as many passes on every rank, since all take part in each."""

@@ -27,7 +27,7 @@ from zerogr.trie import DocidTrie
 logger = logging.getLogger(__name__)
 
 REPORT_EVERY = 10
-"""Steps between two lines of the log, and two questions whether the machine is about to be taken away."""
+"""Steps between two lines of the log."""
 
 
 class Checkpointer(Protocol):
@@ -76,8 +76,8 @@ def train(
             end: {"step", "epoch", "loss" (mean since the last line), "learning_rate", "gradient_norm",
             "useful_tokens_per_s", "tokens_per_s", "padding", "memory_bytes"}, with "mfu" where the device's peak is
             known, and after an evaluation with "evaluation_loss" and, with a trie, "evaluation_acc@1".
-        is_ending: Asked after every `REPORT_EVERY` steps, on every rank: whether a machine is about to be taken away. The
-            first time it is, a checkpoint follows at once.
+        is_ending: Asked before every step, on every rank: whether its machine is about to be taken away. The first time one
+            is, a checkpoint follows the step.
         trie: Of all docids, if docids are learnt.
         device: Where this rank computes.
         rank: Of this process, from 0.
@@ -109,7 +109,7 @@ def train(
     start, num_useful = time.monotonic(), 0
     for ids, work in _ahead(partial(learner.prepare, examples), _steps(training_ids, settings, first_step)):
         learning_rate = learning_rate_at(step, num_steps, settings)
-        taken = learner.step(work, learning_rate)
+        taken = learner.step(work, learning_rate, is_ending=is_ending())
         if not np.isfinite(taken.loss):
             raise FloatingPointError(
                 f"the loss is {taken.loss} at step {step + 1}; lower the learning rate (it is {settings.learning_rate}) "
@@ -147,7 +147,7 @@ def train(
         if progress:
             progress.advance(1, _in_words({"loss": float(np.mean(losses[-20:])), **rates}))
         must_save = step % settings.checkpoint_every == 0
-        if step % REPORT_EVERY == 0 and not was_ending and learner.any_rank(is_ending()):
+        if taken.is_ending and not was_ending:
             must_save = was_ending = True
         if must_save and step < num_steps:
             checkpointer.save(learner.weights, learner.optimizer, step)

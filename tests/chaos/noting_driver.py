@@ -1,9 +1,9 @@
-"""Runs `zerogr train` as a driver of its own, whose ranks note what they compute and wait for the cluster to change.
+"""Runs `zerogr train` as a driver of its own, whose ranks note what they compute and wait for something to happen to them.
 
-    python -m tests.chaos.elastic_driver CONFIG DIARY
+    python -m tests.chaos.noting_driver CONFIG DIARY
 
-A rank notes every step in a file of its own below DIARY. Two ranks wait in step `LOSE_AT` for a node to be lost, one rank in
-step `GROW_AT` for one to join: the wait ends with the process, when Ray makes a new group of workers.
+A rank notes every step in a file of its own below DIARY. Two ranks wait in step `PAUSE[2]`, one alone in step `PAUSE[1]`,
+until the file DIARY/go is there or Ray ends them to make a new group of workers.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-LOSE_AT, GROW_AT = 8, 18
-"""Optimiser steps, counted from 1. Both lie in the middle of an epoch and are no checkpoint's."""
+PAUSE = {2: 8, 1: 18}
+"""Ranks -> optimiser step, counted from 1. Both lie in the middle of an epoch, and a checkpoint follows neither."""
 
 
 def noting_train_on_worker(arguments: dict[str, Any], *, diary: str) -> None:
@@ -25,7 +25,7 @@ def noting_train_on_worker(arguments: dict[str, Any], *, diary: str) -> None:
     import numpy as np
     from ray import train as ray_train
 
-    from jobs.train import train_on_worker
+    from jobs.train import Ending, train_on_worker
     from zerogr.training.checkpoints import StorageCheckpointer
     from zerogr.training.learner import Learner, Work
 
@@ -44,20 +44,21 @@ def noting_train_on_worker(arguments: dict[str, Any], *, diary: str) -> None:
         ids_of[id(work)] = ids[rank::num_ranks].tolist()
         return work
 
-    def noting_step(self: Learner, work: Work, *rest: Any) -> Any:
+    def noting_step(self: Learner, work: Work, *rest: Any, **options: Any) -> Any:
         at_work["step"] += 1
         number = at_work["step"]
         note = {"begun": begun, "rank": rank, "num_ranks": num_ranks, "step": number, "ids": ids_of.pop(id(work))}
-        if number == {2: LOSE_AT, 1: GROW_AT}[num_ranks]:
+        if number == PAUSE[num_ranks]:
             Path(diary, f"waiting-{num_ranks}-{rank}").touch()
-            while num_ranks == 1 or not Path(diary, "grown").exists():
+            while not Path(diary, "go").exists():
                 time.sleep(0.05)
-        taken = step(self, work, *rest)
+        taken = step(self, work, *rest, **options)
         with Path(diary, f"{os.getpid()}.jsonl").open("a") as file:
             file.write(json.dumps(note) + "\n")
         return taken
 
     StorageCheckpointer.restore, Learner.prepare, Learner.step = noting_restore, noting_prepare, noting_step  # type: ignore
+    Ending.ASK_EVERY_S = 0
     train_on_worker(arguments)
 
 
@@ -66,7 +67,7 @@ if __name__ == "__main__":
 
     import jobs.train
     from jobs.cli import main
-    from tests.chaos.elastic_driver import noting_train_on_worker as by_its_module
+    from tests.chaos.noting_driver import noting_train_on_worker as by_its_module
 
     config, folder = sys.argv[1:]
     jobs.train.train_on_worker = partial(by_its_module, diary=folder)  # type: ignore[assignment]
