@@ -82,7 +82,17 @@ class ChatFormat:
 
     def query(self, query: str) -> list[int]:
         """Returns the tokens from the query to the opening of the assistant turn."""
-        return [*_encode(self.tokenizer, " ".join(query.split()), is_data=True)[: self.max_query_tokens], *self.between]
+        return self.queries([query])[0]
+
+    def queries(self, queries: list[str]) -> list[list[int]]:
+        """Returns the same of many queries, much faster than one by one."""
+        texts = [" ".join(query.split()) for query in queries]
+        encoded = (
+            self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+            if texts
+            else []
+        )
+        return [[*tokens[: self.max_query_tokens], *self.between] for tokens in encoded]
 
     def prompt(self, instruction: str, query: str) -> list[int]:
         """Returns everything before the docid."""

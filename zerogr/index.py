@@ -248,7 +248,7 @@ class Index:
                 storage.delete(self.path(folder))
             for folder in ("rejected", RUNS):
                 for file in storage.list_files(self.path(folder)):
-                    if file.startswith(f"{name}-"):
+                    if file.startswith((f"{name}-", f"{name}.")):
                         storage.delete(self.path(folder, file))
             storage.delete(self.path("work", f"{name}.json"))
         logger.info("rebuilding %s", ", ".join(doomed))

@@ -199,10 +199,20 @@ def cache_folder() -> Path:
     return Path(os.environ.get("ZEROGR_CACHE") or Path.home() / ".cache" / "zerogr")
 
 
+def version(uri: str) -> str:
+    """Returns a name for what lies below `uri` now: a hash of the files' names, sizes and version tags."""
+    fs, path = filesystem(uri)
+    found = [
+        (name, info["size"], str(info.get("ETag") or info.get("etag") or info.get("mtime")))
+        for name, info in sorted(fs.find(path, detail=True).items())
+    ]
+    return hashlib.sha256(repr((uri, found)).encode()).hexdigest()[:24]
+
+
 def local_folder(uri: str) -> Path:
     """Returns a local folder with the files below `uri`: the place itself, or a cached download of this very version.
 
-    The cache is keyed by the files' names, sizes and version tags, so a folder published anew is fetched anew.
+    The cache is keyed by `version`, so a folder published anew is fetched anew.
 
     Raises:
         FileNotFoundError: There are no files below `uri`.
@@ -212,14 +222,10 @@ def local_folder(uri: str) -> Path:
         if not Path(path).is_dir():
             raise FileNotFoundError(uri)
         return Path(path)
-    found = fs.find(path, detail=True)
+    found = fs.find(path)
     if not found:
         raise FileNotFoundError(uri)
-    version = [
-        (name, info["size"], str(info.get("ETag") or info.get("etag") or info.get("mtime")))
-        for name, info in sorted(found.items())
-    ]
-    target = cache_folder() / "downloads" / hashlib.sha256(repr((uri, version)).encode()).hexdigest()[:24]
+    target = cache_folder() / "downloads" / version(uri)
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with _room(str(target)), tempfile.TemporaryDirectory(dir=target.parent) as temporary:

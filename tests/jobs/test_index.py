@@ -244,7 +244,7 @@ def test_rebuild_makes_a_stage_and_what_follows_again(copied: str, config: str) 
     assert redone - {"work"} == {"queries", "retriever"}
     # The same seeds give the same rows, and the same rows the same weights.
     differing = {name for name in before if after[name].content != before[name].content}
-    assert differing == {"index.json", "work/runs/queries-0000.json"}  # what it cost
+    assert differing == {"index.json", "work/runs/queries-0000.json", "work/runs/retriever.jsonl"}  # what it cost
 
 
 class TestRejectedRows:
@@ -322,5 +322,7 @@ def test_queries_of_a_rejected_document_train_nothing(copied: str) -> None:
     table = storage.read_parquet(index.shard("docids", 0))
     storage.write_parquet(index.shard("docids", 0), table.slice(1))
     gone = table.column("docid")[0].as_py()
-    triples = list(RetrieverRecipe(validate_config({"index": copied})).triples())
-    assert triples and gone not in {docid for _, _, docid, _ in triples}
+    docids = {
+        docid for shard in RetrieverRecipe(validate_config({"index": copied})).triples() for _, _, docid, _ in shard
+    }
+    assert docids and gone not in docids

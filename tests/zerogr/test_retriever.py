@@ -26,7 +26,6 @@ from zerogr.models import load_model
 from zerogr.queries import QueryWriter, queries_counts, queries_inputs
 from zerogr.retriever import Hit, Retriever
 from zerogr.training.checkpoints import StorageCheckpointer, full_tensors
-from zerogr.training.log import TrainingLog
 from zerogr.training.loop import train
 from zerogr.training.recipes import RetrieverRecipe, load_base, publish_model
 from zerogr.trie import DocidTrie
@@ -59,16 +58,9 @@ def build_index(config: Config) -> dict[str, torch.Tensor]:
     recipe = RetrieverRecipe(config)
     model, tokenizer = load_base(recipe)
     checkpointer = StorageCheckpointer(index.path("work", "training"))
-    log = TrainingLog(index.path("work", "training", "log.jsonl"))
-    counts = train(
-        model,
-        recipe.examples(tokenizer),
-        recipe.settings,
-        checkpointer=checkpointer,
-        report=log.add,
-        trie=recipe.trie(),
-    )
-    publish_model(recipe, model, log)
+    examples, trie = recipe.examples(tokenizer), recipe.trie()
+    counts = train(model, examples, recipe.settings, checkpointer=checkpointer, trie=trie)
+    publish_model(recipe, model)
     finish("retriever", recipe.inputs(), counts)
     return full_tensors(model)
 

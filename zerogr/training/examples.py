@@ -42,13 +42,15 @@ class Examples:
     @classmethod
     def build(cls, rows: Iterable[tuple[str, str, str, float]], chat: ChatFormat) -> Examples:
         """Returns the examples of (instruction, query, docid, weight) rows, in their order."""
+        rows = list(rows)
         tasks: dict[str, int] = {}
         docids: dict[str, list[int]] = {}
+        queries = chat.queries([query for _, query, _, _ in rows])
 
         def examples() -> Iterator[tuple[list[int], list[int], int, float]]:
-            for instruction, query, docid, weight in rows:
+            for (instruction, _, docid, weight), query in zip(rows, queries, strict=True):
                 target = docids.get(docid) or docids.setdefault(docid, [*chat.docid(docid), chat.end_token_id])
-                yield chat.query(query), target, tasks.setdefault(instruction, len(tasks)), weight
+                yield query, target, tasks.setdefault(instruction, len(tasks)), weight
 
         return cls._of(examples(), lambda: [chat.prefix(instruction) for instruction in tasks])
 

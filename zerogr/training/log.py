@@ -8,9 +8,6 @@ from typing import Any
 
 from zerogr import storage
 
-FILE = "training_log.jsonl"
-"""In the folder of the trained model; beside its checkpoints as long as it is trained."""
-
 
 class TrainingLog:
     """Keeps the log below a URI. A resumed run goes on in it, and takes back the steps that are to be taken again."""
@@ -29,8 +26,12 @@ class TrainingLog:
             self._lines.pop()
         self._lines.append(line)
         if time.monotonic() - self._published >= self.PUBLISH_EVERY_S:
-            storage.write_bytes(self._uri, self.text().encode())
-            self._published = time.monotonic()
+            self.publish()
+
+    def publish(self) -> None:
+        """Writes the file."""
+        storage.write_bytes(self._uri, self.text().encode())
+        self._published = time.monotonic()
 
     def text(self) -> str:
         """Returns the whole log as JSON lines."""

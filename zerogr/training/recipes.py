@@ -26,12 +26,12 @@ from zerogr.corpus.collection import Collection
 from zerogr.engines import Prompt
 from zerogr.engines.rendering import ChatRenderer
 from zerogr.errors import UserError
-from zerogr.index import Index, shards_in
+from zerogr.index import RUNS, Index, fingerprint, shards_in
 from zerogr.models import load_model, model_hash, resolve_model, tokenizer_hash
 from zerogr.training.checkpoints import StorageCheckpointer, full_tensors
+from zerogr.training.example_files import ExampleFiles
 from zerogr.training.examples import Examples
 from zerogr.training.learner import TrainingSettings
-from zerogr.training.log import FILE as LOG_FILE
 from zerogr.training.log import TrainingLog
 from zerogr.training.loop import train
 from zerogr.training.pairs import Pair, pairs_for, pairs_inputs
@@ -60,6 +60,9 @@ class Recipe(Protocol):
 
     def examples(self, tokenizer: Any) -> Examples:
         """Returns what is to be learnt. Raises UserError if there is nothing."""
+
+    def close(self) -> None:
+        """Frees what the examples took of the machine's disk; for the end of training."""
 
     def trie(self) -> DocidTrie | None:
         """Returns the trie of all docids, if docids are learnt and there is one. Raises UserError if it does not fit."""
@@ -113,7 +116,7 @@ def run_recipe(
         report: See `zerogr.training.loop.train`, as for what follows.
     """
     model, tokenizer = load_base(recipe, device)
-    log = TrainingLog(storage.join(checkpoints, LOG_FILE))
+    log = TrainingLog(recipe.index.path(RUNS, f"{recipe.stage}.jsonl"))
 
     def note(line: dict[str, Any]) -> None:
         if rank == 0:
@@ -132,12 +135,15 @@ def run_recipe(
         rank=rank,
         num_ranks=num_ranks,
     )
-    publish_model(recipe, model, log, rank=rank)
+    if rank == 0:
+        log.publish()
+    publish_model(recipe, model, rank=rank)
+    recipe.close()
     return counts
 
 
-def publish_model(recipe: Recipe, model: nn.Module, log: TrainingLog, *, rank: int = 0) -> None:
-    """Publishes the trained model as a Hugging Face folder, its log with it. All ranks must call it; rank 0 writes."""
+def publish_model(recipe: Recipe, model: nn.Module, *, rank: int = 0) -> None:
+    """Publishes the trained model as a Hugging Face folder. With several ranks all must call it; rank 0 writes."""
     tensors = full_tensors(model)
     if rank:
         return
@@ -152,7 +158,6 @@ def publish_model(recipe: Recipe, model: nn.Module, log: TrainingLog, *, rank: i
         merged.to(dtype).save_pretrained(folder, safe_serialization=True)
         tokenizer.save_pretrained(folder)
         recipe.write_settings(folder)
-        (folder / LOG_FILE).write_text(log.text(), encoding="utf-8")
 
 
 def _settings(config: Config, **changes: Any) -> TrainingSettings:
@@ -198,8 +203,9 @@ class RetrieverRecipe:
         }
 
     def examples(self, tokenizer: Any) -> Examples:
-        """Returns every (instruction, query, docid) of the index as training examples."""
-        examples = Examples.build(self.triples(), chat_format(tokenizer, self._config))
+        """Returns every (instruction, query, docid) of the index as training examples, memory-mapped."""
+        chat = chat_format(tokenizer, self._config)
+        examples = self._files().open(lambda: (Examples.build(triples, chat) for triples in self.triples()))
         if not len(examples):
             raise UserError(
                 f"'{self.index.uri}' has no pseudo-query to train on; "
@@ -207,8 +213,16 @@ class RetrieverRecipe:
             )
         return examples
 
-    def triples(self) -> Iterator[tuple[str, str, str, float]]:
-        """Yields (instruction, query, docid, weight)."""
+    def _files(self) -> ExampleFiles:
+        versions = {folder: storage.version(self.index.path(folder)) for folder in ("docids", "queries")}
+        return ExampleFiles(fingerprint({**self.inputs(), **versions}))
+
+    def close(self) -> None:
+        """Deletes the examples' files."""
+        self._files().delete()
+
+    def triples(self) -> Iterator[list[tuple[str, str, str, float]]]:
+        """Yields the (instruction, query, docid, weight) of every shard."""
         judged = self._judged_queries()
         published = set(shards_in(self.index.path("docids")))
         for shard in shards_in(self.index.path("queries")):
@@ -217,13 +231,17 @@ class RetrieverRecipe:
             columns = ["row_id", "doc_id", "docid"]
             docids = storage.read_parquet(self.index.shard("docids", shard), columns).to_pylist()
             docid_of = {row["row_id"]: row["docid"] for row in docids}
-            for row in storage.read_parquet(self.index.shard("queries", shard)).to_pylist():
-                for query in [*row["queries"], *row["spans"]]:
-                    if row["row_id"] in docid_of:  # a document whose docid was rejected is not in the index
-                        yield row["instruction"], query, docid_of[row["row_id"]], 1.0
-            for row in docids:
-                for instruction, query, weight in judged.get(row["doc_id"], ()):
-                    yield instruction, query, row["docid"], weight
+            triples = [
+                (row["instruction"], query, docid_of[row["row_id"]], 1.0)
+                for row in storage.read_parquet(self.index.shard("queries", shard)).to_pylist()
+                if row["row_id"] in docid_of  # a document whose docid was rejected is not in the index
+                for query in [*row["queries"], *row["spans"]]
+            ]
+            yield triples + [
+                (instruction, query, row["docid"], weight)
+                for row in docids
+                for instruction, query, weight in judged.get(row["doc_id"], ())
+            ]
 
     def _judged_queries(self) -> dict[str, list[tuple[str, str, float]]]:
         """Returns {doc_id: [(instruction, query, weight)]}; the highest grade weighs `judged_weight`, others in proportion."""
@@ -317,6 +335,9 @@ class GeneratorRecipe:
         if not len(examples):
             raise UserError(f"there is no pair to train the {self.stage} on; see tuning.teacher and tuning.tasks")
         return examples
+
+    def close(self) -> None:
+        """Does nothing: pairs are few, and held in memory."""
 
     def trie(self) -> None:
         """There is none: a generator writes what it likes."""

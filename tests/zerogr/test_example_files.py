@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from zerogr.training.example_files import ExampleFiles
+from zerogr.training.examples import Examples
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ZEROGR_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def part(prefixes: list[list[int]], *examples: tuple[int, list[int]]) -> Examples:
+    """Examples of (task, tokens), the last token of each its target."""
+    return Examples(
+        prefixes=prefixes,
+        tokens=np.array([token for _, tokens in examples for token in tokens], dtype=np.int32),
+        offsets=np.cumsum([0, *(len(tokens) for _, tokens in examples)]),
+        num_targets=np.ones(len(examples), dtype=np.int32),
+        task=np.array([task for task, _ in examples], dtype=np.int32),
+        weights=np.full(len(examples), 0.5, dtype=np.float32),
+    )
+
+
+def parts() -> Iterator[Examples]:
+    yield part([[1], [2, 2]], (0, [10, 11]), (1, [12]))
+    yield part([])  # a shard of rejected documents
+    yield part([[2, 2], [3]], (0, [13, 14, 15]), (1, [16]))
+
+
+def slow_parts(diary: Path) -> Iterator[Examples]:
+    with diary.open("a") as file:
+        file.write("written\n")
+    for number in range(300):
+        yield part([[number % 3]], (0, list(range(100))))
+
+
+def open_slowly(key: str, diary: Path) -> int:
+    return len(ExampleFiles(key).open(lambda: slow_parts(diary)))
+
+
+def test_parts_become_one(cache: Path) -> None:
+    examples = ExampleFiles("key").open(parts)
+    assert examples.prefixes == [[1], [2, 2], [3]]
+    assert examples.task.tolist() == [0, 1, 1, 2]
+    pieces = [
+        examples.tokens[start:end].tolist() for start, end in zip(examples.offsets, examples.offsets[1:], strict=False)
+    ]
+    assert pieces == [[10, 11], [12], [13, 14, 15], [16]]
+    assert examples.weights.tolist() == [0.5] * 4 and examples.num_targets.tolist() == [1] * 4
+    assert not examples.tokens.flags.writeable  # a map of the file, not a copy
+    assert examples.num_tokens_of(np.array([1, 3])) == (2 + 1) + (1 + 1)
+
+
+def test_of_nothing() -> None:
+    assert len(ExampleFiles("key").open(lambda: iter([]))) == 0
+
+
+def test_a_later_run_finds_them() -> None:
+    first = ExampleFiles("key").open(parts)
+    again = ExampleFiles("key").open(lambda: pytest.fail("they are there"))
+    assert np.array_equal(again.tokens, first.tokens)
+    assert len(ExampleFiles("other").open(lambda: iter([part([[1]], (0, [5]))]))) == 1
+
+
+def test_what_a_killed_run_left_is_written_anew(cache: Path) -> None:
+    def dies() -> Iterator[Examples]:
+        yield part([[1]], (0, [5]))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ExampleFiles("key").open(dies)
+    assert len(ExampleFiles("key").open(parts)) == 4
+
+
+def test_deleted_they_stay_readable_for_who_has_them(cache: Path) -> None:
+    files = ExampleFiles("key")
+    examples = files.open(parts)
+    files.delete()
+    assert examples.tokens.tolist() == [10, 11, 12, 13, 14, 15, 16]
+    assert list((cache / "examples").iterdir()) == []
+
+
+def test_ranks_of_a_machine_write_them_once(cache: Path, tmp_path: Path) -> None:
+    diary = tmp_path / "diary"
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        counts = pool.starmap(open_slowly, [("key", diary)] * 3)
+    assert counts == [300] * 3
+    assert diary.read_text() == "written\n"
+    assert len(json.loads((cache / "examples" / "key" / "prefixes.json").read_text())) == 3
