@@ -178,6 +178,9 @@ class TrainingConfig(Section):
     checkpoint_every: int = Field(
         100, ge=1, description="Steps between two checkpoints; a killed run resumes from the last one."
     )
+    checkpoint_minutes: float = Field(
+        10.0, gt=0, description="Where a hundred steps take long: at most so many minutes between two checkpoints."
+    )
 
 
 class DecodingConfig(Section):
@@ -335,7 +338,11 @@ class TuningConfig(Section):
     num_epochs: int = Field(1, ge=1, le=1000, description="Passes over the pairs.")
     batch_size: int = Field(16, ge=1, description="Pairs per optimiser step, over all workers.")
     learning_rate: float = Field(1e-4, gt=0, lt=1, description="Peak of AdamW.")
-    row_tokens: int = Field(1024, ge=64, description="Pairs are packed into rows of this many tokens.")
+    row_tokens: int = Field(
+        64,
+        ge=64,
+        description="Pairs are packed into rows of this many tokens; longer ones have a row each, beside others as long.",
+    )
     max_prompt_tokens: int = Field(1024, ge=64, description="Longer prompts lose the end of their document.")
 
     @model_validator(mode="after")

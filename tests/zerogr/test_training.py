@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.nn import functional
 from zerogr import storage
 from zerogr.chat import ChatFormat
 from zerogr.models import load_model
+from zerogr.training import loop
 from zerogr.training.checkpoints import StorageCheckpointer, Weights, full_tensors
 from zerogr.training.examples import Examples, PackedBatch, batches, epoch_order, pack
 from zerogr.training.learner import Learner, SelectedTargets, TrainingSettings, Work, summed_loss
@@ -306,6 +308,28 @@ class TestResume:
             model, examples, SETTINGS, checkpointer=checkpointer, report=lambda _: None, is_ending=lambda: next(answers)
         )
         assert steps == [3, 4, 6, 9]  # every third, and once when it was told
+
+    def test_slow_steps_are_kept_by_the_clock(
+        self, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        now = [0.0]
+        monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+        steps = []
+        take_step = Learner.step
+
+        def slow_step(self: Learner, *arguments: Any, **options: Any) -> Any:
+            now[0] += 45
+            return take_step(self, *arguments, **options)
+
+        class Noting(StorageCheckpointer):
+            def save(self, weights: Weights, optimizer: torch.optim.Optimizer, step: int) -> None:
+                steps.append(step)
+
+        monkeypatch.setattr(Learner, "step", slow_step)
+        model, chat = load(tiny_model)
+        settings = replace(SETTINGS, checkpoint_every=1000, checkpoint_minutes=2)
+        train(model, make_examples(chat), settings, checkpointer=Noting(str(tmp_path)))
+        assert steps == [4, 8]  # the step after two minutes, and two minutes later again
 
     def test_another_rank_writes_nothing(self, tiny_model: Path, tmp_path: Path) -> None:
         model, chat = load(tiny_model)

@@ -41,6 +41,7 @@ class TrainingSettings:
     evaluation_fraction: float = 0.02
     evaluate_every: int = 200
     checkpoint_every: int = 200
+    checkpoint_minutes: float = 10.0
     seed: int = 0
 
 
@@ -56,8 +57,8 @@ class Step:
     """Tokens that went through the model, without padding."""
     num_padding: int
     """Padding that went with them."""
-    is_ending: bool
-    """Whether any rank's machine is about to be taken away."""
+    must_save: bool
+    """Whether any rank wants a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +136,8 @@ class Learner:
         idle.weights.zero_()
         return Work(passes(examples, own, row_tokens, pass_tokens), idle, examples.num_targets_of(ids))
 
-    def step(self, work: Work, learning_rate: float, *, is_ending: bool = False) -> Step:
-        """Takes one optimiser step; `is_ending` is this rank's word for the others."""
+    def step(self, work: Work, learning_rate: float, *, must_save: bool = False) -> Step:
+        """Takes one optimiser step; `must_save` is this rank's word for the others."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         total, num_tokens, num_padding = torch.zeros((), device=self._device), 0, 0
@@ -153,11 +154,11 @@ class Learner:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.use_weights()
-        loss_sum, tokens_sum, padding_sum, num_ending = self._sum_over_ranks(
-            float(total), num_tokens, num_padding, is_ending
+        loss_sum, tokens_sum, padding_sum, num_wishes = self._sum_over_ranks(
+            float(total), num_tokens, num_padding, must_save
         )
         mean = loss_sum / work.num_targets
-        return Step(mean, float(whole(norm)), int(tokens_sum), int(padding_sum), is_ending=num_ending > 0)
+        return Step(mean, float(whole(norm)), int(tokens_sum), int(padding_sum), must_save=num_wishes > 0)
 
     def evaluate(self, examples: Examples, ids: np.ndarray, trie: DocidTrie | None = None) -> dict[str, float]:
         """Returns the mean loss per target token of the given examples, and with a trie also their Acc@1.

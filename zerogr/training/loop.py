@@ -106,10 +106,15 @@ def train(
     rates: dict[str, Any] = {}
     was_ending = False
 
-    start, num_useful = time.monotonic(), 0
+    start = saved_at = time.monotonic()
+    num_useful = 0
     for ids, work in _ahead(partial(learner.prepare, examples), _steps(training_ids, settings, first_step)):
         learning_rate = learning_rate_at(step, num_steps, settings)
-        taken = learner.step(work, learning_rate, is_ending=is_ending())
+        # Clocks differ: rank 0's counts.
+        is_due = rank == 0 and time.monotonic() - saved_at >= 60 * settings.checkpoint_minutes
+        is_last_chance = not was_ending and is_ending()
+        was_ending |= is_last_chance
+        taken = learner.step(work, learning_rate, must_save=is_due or is_last_chance)
         if not np.isfinite(taken.loss):
             raise FloatingPointError(
                 f"the loss is {taken.loss} at step {step + 1}; lower the learning rate (it is {settings.learning_rate}) "
@@ -146,11 +151,9 @@ def train(
             num_reported = len(losses)
         if progress:
             progress.advance(1, _in_words({"loss": float(np.mean(losses[-20:])), **rates}))
-        must_save = step % settings.checkpoint_every == 0
-        if taken.is_ending and not was_ending:
-            must_save = was_ending = True
-        if must_save and step < num_steps:
+        if (taken.must_save or step % settings.checkpoint_every == 0) and step < num_steps:
             checkpointer.save(learner.weights, learner.optimizer, step)
+            saved_at = time.monotonic()
     if progress:
         progress.close()
     learner.release()

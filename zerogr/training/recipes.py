@@ -169,7 +169,9 @@ def _settings(config: Config, **changes: Any) -> TrainingSettings:
 
 def _common_inputs(config: Config, section: str, base: str) -> dict[str, Any]:
     """Returns what the model of every recipe is made from; `section` of the configuration names its base."""
-    training = config.training.model_dump(exclude={"checkpoint_every", "judged", "judged_split", "judged_weight"})
+    training = config.training.model_dump(
+        exclude={"checkpoint_every", "checkpoint_minutes", "judged", "judged_split", "judged_weight"}
+    )
     return {
         "seed": config.seed,
         f"{section}.model": model_hash(resolve_model(base)),
