@@ -164,6 +164,9 @@ class NoCheckpoints:
     def save(self, model: Any, optimizer: Any, step: int) -> None:
         """Does nothing."""
 
+    def wait(self) -> None:
+        """Does nothing."""
+
     def restore(self, model: Any, optimizer: Any) -> int:
         """Returns 0: there is none."""
         return 0

@@ -154,6 +154,7 @@ def test_a_restored_optimiser_is_the_saved_one(tiny_model: Path, tmp_path: Path,
         learner.step(learner.prepare(examples, np.arange(8)), 1e-2)
     checkpointer = StorageCheckpointer(str(tmp_path))
     checkpointer.save(learner.weights, learner.optimizer, 2)
+    checkpointer.wait()
     other, _ = fresh()
     assert checkpointer.restore(other.weights, other.optimizer) == 2
     for one, two in zip(learner.weights.values(), other.weights.values(), strict=True):

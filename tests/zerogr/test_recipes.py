@@ -181,6 +181,7 @@ class TestAdapters:
         learner.step(learner.prepare(recipe.examples(tokenizer), np.arange(4)), 1e-2)
         checkpointer = StorageCheckpointer(str(tmp_path / "checkpoints"))
         checkpointer.save(learner.weights, learner.optimizer, 1)
+        checkpointer.wait()
         other = Learner(load_base(recipe)[0], recipe.settings)
         assert checkpointer.restore(other.weights, other.optimizer) == 1
         for name, tensor in learner.weights.items():

@@ -69,6 +69,9 @@ class NoCheckpoints:
     def save(self, weights: Weights, optimizer: torch.optim.Optimizer, step: int) -> None:
         pass
 
+    def wait(self) -> None:
+        pass
+
     def restore(self, weights: Weights, optimizer: torch.optim.Optimizer) -> int:
         return 0
 
@@ -232,6 +235,7 @@ class DiesAfter(StorageCheckpointer):
     def save(self, weights: Weights, optimizer: torch.optim.Optimizer, step: int) -> None:
         super().save(weights, optimizer, step)
         if step == self._last:
+            self.wait()
             raise KeyboardInterrupt
 
 

@@ -1,8 +1,8 @@
 """Checkpoints: weights and AdamW state as safetensors, whole tensors under their parameters' names.
 
 Because tensors are stored whole, a checkpoint of two ranks is read by one and the other way round. Rank 0 gathers them in
-host memory, 12 bytes per trained parameter. `latest.json` is written last and names the only complete one; older ones are
-deleted.
+host memory, 12 bytes per trained parameter, and a thread writes them while training goes on. `latest.json` is written last and
+names the only complete one; older ones are deleted.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +32,39 @@ class StorageCheckpointer:
 
     def __init__(self, uri: str, *, rank: int = 0) -> None:
         self._uri, self._rank = uri, rank
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
 
     def save(self, weights: Weights, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """Publishes the state after `step` steps, then forgets the one before."""
+        """Takes a copy of the state after `step` steps; a thread publishes it, then forgets the one before.
+
+        Raises:
+            OSError: The one before could not be published.
+        """
         tensors: dict[str, torch.Tensor] = {}
         for name, parameter in weights.items():
-            tensors[f"weights/{name}"] = whole(parameter.detach())
-            for key in _STATE:
-                tensors[f"{key}/{name}"] = whole(optimizer.state[parameter][key])
+            for key, tensor in (
+                ("weights", parameter.detach()),
+                *((key, optimizer.state[parameter][key]) for key in _STATE),
+            ):
+                gathered = whole(tensor)  # on all ranks, one at a time
+                if not self._rank:
+                    tensors[f"{key}/{name}"] = gathered.to("cpu", copy=True).contiguous()
         if self._rank:
             return
+        self.wait()
+        self._writing = self._thread.submit(self._publish, tensors, step)
+
+    def wait(self) -> None:
+        """Waits until what was saved last is published. Raises OSError if it could not be."""
+        if self._writing:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def _publish(self, tensors: dict[str, torch.Tensor], step: int) -> None:
         name = f"step-{step:08d}"
         with storage.staging_folder(storage.join(self._uri, name)) as folder:
-            save_tensors(
-                {key: value.contiguous().cpu() for key, value in tensors.items()}, folder / "state.safetensors"
-            )
+            save_tensors(tensors, folder / "state.safetensors")
         previous = _latest(self._uri)
         storage.write_json(storage.join(self._uri, "latest.json"), {"step": step, "folder": name})
         if previous and previous["folder"] != name:

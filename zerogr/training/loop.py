@@ -31,10 +31,13 @@ REPORT_EVERY = 10
 
 
 class Checkpointer(Protocol):
-    """Where checkpoints go. All ranks call both; only rank 0 writes."""
+    """Where checkpoints go. All ranks call all; only rank 0 writes."""
 
     def save(self, weights: Weights, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Stores the state after `step` optimiser steps."""
+
+    def wait(self) -> None:
+        """Returns when what was saved is stored."""
 
     def restore(self, weights: Weights, optimizer: torch.optim.Optimizer) -> int:
         """Loads the newest state into weights and optimiser; returns its step, 0 if there is none."""
@@ -154,6 +157,7 @@ def train(
         if (taken.must_save or step % settings.checkpoint_every == 0) and step < num_steps:
             checkpointer.save(learner.weights, learner.optimizer, step)
             saved_at = time.monotonic()
+    checkpointer.wait()
     if progress:
         progress.close()
     learner.release()
