@@ -25,7 +25,6 @@ import numpy as np
 import torch
 
 from benchmarks.report import report
-from benchmarks.trie import peak_resident_bytes
 from zerogr.chat import ChatFormat
 from zerogr.config_file import validate_config
 from zerogr.corpus.document import Document
@@ -38,7 +37,7 @@ from zerogr.training.examples import Examples, epoch_order, passes
 from zerogr.training.learner import TrainingSettings
 from zerogr.training.loop import train
 from zerogr.training.recipes import RetrieverRecipe
-from zerogr.training.throughput import Cost, peak_flops
+from zerogr.training.throughput import Cost, peak_flops, peak_memory_bytes
 from zerogr.words import DocumentFrequency, words
 
 SEED, WARM_UP = 0, 2
@@ -47,7 +46,8 @@ NOTES = """
 - A useful token is one of an example as it stands alone: prefix, query, docid, end. Both sides train the same ones, so
   `useful_tokens_ratio_vs_trainer` is the ratio of their seconds per step; the first steps are left out on both sides.
 - `loss_difference`: the largest difference between the two losses of a step, of the trainer's.
-- `share_of_useful`: useful tokens over all that pass through the model; above 1 where a row's examples share their prefix.
+- `share_of_useful`: useful tokens over all that pass through the model, padding included; above 1 where a row's examples share
+  their prefix.
 - On both sides AdamW (fused) moves fp32 weights by fp32 gradients, and products are bf16 (`--precision fp32`: all fp32). Ours
   computes with a bf16 copy of the weights, the trainer, as users run it, under autocast. Attention is the model's default
   (`sdpa`) on both.
@@ -59,12 +59,12 @@ NOTES = """
 def main() -> None:
     """Prints the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="three steps of each, and the loss of two of them")
+    parser.add_argument("--quick", action="store_true", help="one step of each behind the warm-up")
     parser.add_argument("--model", default=EMBEDDED_MODEL, help="a folder or a Hugging Face name")
     parser.add_argument(
         "--index", help="take the docids and queries of this index; passages of Python's own text otherwise"
     )
-    parser.add_argument("--steps", type=int, help="of each, without the first; 12")
+    parser.add_argument("--steps", type=int, help="of each, behind the warm-up; 12")
     parser.add_argument("--batch-size", type=int, default=32, help="examples per step")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--out", type=Path, help="also write the figures to this Markdown file")
@@ -109,17 +109,16 @@ def run(name: str, model_name: str, index: str | None, settings: dict[str, Any])
     model, tokenizer = load_model(folder, device=device, dtype=torch.float32)
     num_examples = settings["num_steps"] * settings["batch_size"]
     if index:
-        examples = RetrieverRecipe(validate_config({"index": index})).examples(tokenizer)
+        recipe = RetrieverRecipe(validate_config({"index": index}))
+        examples = recipe.examples(tokenizer)
+        recipe.close()
     else:
         examples = passages(ChatFormat.of(tokenizer), num_examples)
     ids = epoch_order(np.arange(len(examples)), SEED, 0)[:num_examples]
     if len(ids) < num_examples:
         raise SystemExit(f"'{index}' has {len(ids)} examples; {num_examples} are needed: lower --steps")
     seconds, losses, tokens = SIDES[name](model, examples, ids, settings, device)
-    useful = [
-        int(sum(len(examples.prefixes[examples.task[i]]) + examples.offsets[i + 1] - examples.offsets[i] for i in step))
-        for step in np.split(ids, settings["num_steps"])
-    ]
+    useful = [examples.num_tokens_of(step) for step in np.split(ids, settings["num_steps"])]
     timed, timed_tokens = seconds[WARM_UP:], tokens[WARM_UP:]
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
@@ -127,7 +126,7 @@ def run(name: str, model_name: str, index: str | None, settings: dict[str, Any])
         "losses": losses,
         "useful_tokens_per_step": sum(useful[WARM_UP:]) / len(timed),
         "tokens_per_step": sum(timed_tokens) / len(timed),
-        "peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else peak_resident_bytes(),
+        "peak_bytes": peak_memory_bytes(torch.device(device)),
         "mfu": mfu(
             model,
             sum(timed_tokens) / len(timed),
@@ -161,13 +160,13 @@ class Stop(Exception):
 class NoCheckpoints:
     """The `Checkpointer` that keeps nothing."""
 
-    def save(self, model: Any, optimizer: Any, step: int) -> None:
+    def save(self, weights: Any, optimizer: Any, step: int) -> None:
         """Does nothing."""
 
     def wait(self) -> None:
         """Does nothing."""
 
-    def restore(self, model: Any, optimizer: Any) -> int:
+    def restore(self, weights: Any, optimizer: Any) -> int:
         """Returns 0: there is none."""
         return 0
 
@@ -199,7 +198,7 @@ def train_ours(
     steps = np.split(epoch_order(np.arange(len(ids)), SEED, 0), settings["num_steps"])
     train(model, order, loop, checkpointer=NoCheckpoints(), report=step_done, device=device)
     tokens = [
-        sum(batch.num_tokens for batch in passes(order, step, loop.row_tokens, loop.pass_tokens)) for step in steps
+        sum(batch.tokens.numel() for batch in passes(order, step, loop.row_tokens, loop.pass_tokens)) for step in steps
     ]
     return list(np.diff(marks)), losses, tokens
 

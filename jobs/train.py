@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import signal
 import threading
@@ -29,8 +28,10 @@ logger = logging.getLogger(__name__)
 OUTCOME, ENDING = "outcome.json", "ending.json"
 """What the workers have to say at the end: the stage's counts, or {"mistake": a sentence for the user}. And what the driver
 has to say when it is told to end."""
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 """How long a driver that was told to end waits for a checkpoint."""
+GATHERING_S = 4 * 3600
+"""How long ranks wait for each other: a machine that joins tokenises all examples first. Ray notices a lost one."""
 
 
 def run(config: Config, recipe: str = "retriever") -> StageRecord:
@@ -57,7 +58,7 @@ def _build(config: Config, index: Index, *, recipe: str) -> dict[str, Any]:
                 "recipe": recipe,
                 "num_threads": num_threads,
             },
-            torch_config=TorchConfig(backend="nccl" if has_gpu else "gloo"),
+            torch_config=TorchConfig(backend="nccl" if has_gpu else "gloo", timeout_s=GATHERING_S),
             scaling_config=ScalingConfig(
                 num_workers=workers if isinstance(workers, int) else (workers[0], workers[1]),
                 use_gpu=has_gpu,
@@ -74,17 +75,21 @@ def _build(config: Config, index: Index, *, recipe: str) -> dict[str, Any]:
                 ),
             ),
         )
+        outcome_file = index.path(folder, OUTCOME)
+        storage.delete(outcome_file)
         try:
             with _checkpoint_on_sigterm(index.path(folder)):
                 trainer.fit()
         except TrainingFailedError as error:
+            if storage.exists(outcome_file):
+                raise UserError(storage.read_json(outcome_file)["mistake"]) from error
             logger.error("training failed", exc_info=error)
             raise Fault(
                 f"{recipe}: training gave up, the last time with {_cause(error)}; the newest checkpoint is kept, "
                 "and the same command goes on from there"
             ) from error
-    outcome: dict[str, Any] = storage.read_json(index.path(folder, OUTCOME))
-    storage.delete(index.path(folder, OUTCOME))
+    outcome: dict[str, Any] = storage.read_json(outcome_file)
+    storage.delete(outcome_file)
     storage.delete(index.path(folder, "ray"))
     if "mistake" in outcome:  # without a checkpoint nothing is left that would bind the stage to this configuration
         raise UserError(outcome["mistake"])
@@ -100,11 +105,14 @@ def _checkpoint_on_sigterm(folder: str) -> Iterator[None]:
     told: list[Fault] = []
 
     def end(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         before, deadline = latest_step(latest), time.monotonic() + PATIENCE_S
         logger.warning("told to end; waiting up to %.0f s for a checkpoint", PATIENCE_S)
         storage.write_json(ending, {})
-        while (step := latest_step(latest)) == before and time.monotonic() < deadline:
+        is_done = False
+        while (step := latest_step(latest)) == before and not is_done and time.monotonic() < deadline:
             time.sleep(0.1)
+            is_done = storage.exists(storage.join(folder, OUTCOME))
         kept = f"the checkpoint after step {step} is kept, and the" if step else "the"
         told.append(Fault(f"told to end by SIGTERM; {kept} same command goes on from there"))
         raise told[0]
@@ -115,6 +123,8 @@ def _checkpoint_on_sigterm(folder: str) -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
+        if told:
+            raise told[0]
     except BaseException:
         if told:  # Ray's compiled code makes a SystemError of what is raised through it
             raise told[0] from None
@@ -123,24 +133,12 @@ def _checkpoint_on_sigterm(folder: str) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-class Ending:
-    """Whether this worker's machine is about to be taken away, or the driver was told to end."""
+def _is_ending(flag: str, rank: int) -> bool:
+    """Whether a worker's machine is about to be taken away, or the driver was told to end; all ranks must ask together."""
+    from ray import train as ray_train
 
-    ASK_EVERY_S = 1.0
-
-    def __init__(self, flag: str) -> None:
-        """`flag` is the URI of the driver's word."""
-        self._flag, self._asked, self._answer = flag, -math.inf, False
-
-    def __call__(self) -> bool:
-        """Returns the answer, at most `ASK_EVERY_S` old."""
-        from ray import train as ray_train
-
-        now = time.monotonic()
-        if now - self._asked >= self.ASK_EVERY_S:
-            self._asked = now
-            self._answer = ray_train.get_preemption_info() is not None or storage.exists(self._flag)
-        return self._answer
+    is_preempted = ray_train.get_preemption_info() is not None  # waits for all ranks
+    return is_preempted or (rank == 0 and storage.exists(flag))
 
 
 def _cause(error: Exception) -> str:
@@ -150,7 +148,7 @@ def _cause(error: Exception) -> str:
 
 
 def train_on_worker(arguments: dict[str, Any]) -> None:
-    """Runs in every worker: trains, and publishes the retriever."""
+    """Runs in every worker: trains, and publishes the model."""
     os.environ["OMP_NUM_THREADS"] = str(arguments["num_threads"])
     import torch
     from ray import train as ray_train
@@ -162,21 +160,27 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
     folder = FOLDERS[recipe.stage][1]
     context, device = ray_train.get_context(), get_device()
     rank, num_ranks = context.get_world_rank(), context.get_world_size()
+    outcome_file = recipe.index.path(folder, OUTCOME)
+    if storage.exists(outcome_file):
+        return
     try:
         outcome = run_recipe(
             recipe,
             recipe.index.path(folder, "checkpoints"),
-            report=lambda line: ray_train.report(line) if "evaluation_loss" in line else None,
-            is_ending=Ending(recipe.index.path(folder, ENDING)),
+            is_ending=partial(_is_ending, recipe.index.path(folder, ENDING), rank),
             device=device,
             rank=rank,
             num_ranks=num_ranks,
         )
     except (UserError, FloatingPointError) as error:
-        # Raised here, it would be taken for a fault of the machine and tried again; every rank meets the same mistake.
+        # Ray takes what is raised for a fault of the machine, and tries again: the next group sees the mistake and leaves.
         outcome = {"mistake": f"{recipe.stage}: {error}"}
+        storage.write_json(outcome_file, outcome)
+        if num_ranks > 1:
+            raise  # the others may be waiting for this rank
+        return
     if rank == 0:
-        storage.write_json(recipe.index.path(folder, OUTCOME), outcome)
+        storage.write_json(outcome_file, outcome)
 
 
 if __name__ == "__main__":

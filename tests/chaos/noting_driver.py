@@ -25,14 +25,16 @@ def noting_train_on_worker(arguments: dict[str, Any], *, diary: str) -> None:
     import numpy as np
     from ray import train as ray_train
 
-    from jobs.train import Ending, train_on_worker
-    from zerogr.training.checkpoints import StorageCheckpointer
+    from jobs.train import train_on_worker
+    from zerogr.training.checkpoints import StorageCheckpointer, latest_step
     from zerogr.training.learner import Learner, Work
 
     context = ray_train.get_context()
     rank, num_ranks = context.get_world_rank(), context.get_world_size()
     begun, at_work = time.time(), {"step": 0}
     ids_of: dict[int, list[int]] = {}
+    every = arguments["config"]["training"]["checkpoint_every"]
+    checkpoints = f"{arguments['config']['index']}/work/training/checkpoints"
     restore, prepare, step = StorageCheckpointer.restore, Learner.prepare, Learner.step
 
     def noting_restore(self: Any, *state: Any) -> int:
@@ -49,6 +51,8 @@ def noting_train_on_worker(arguments: dict[str, Any], *, diary: str) -> None:
         number = at_work["step"]
         note = {"begun": begun, "rank": rank, "num_ranks": num_ranks, "step": number, "ids": ids_of.pop(id(work))}
         if number == PAUSE[num_ranks]:
+            while latest_step(checkpoints) < (number - 1) // every * every:  # a thread may still be writing it
+                time.sleep(0.05)
             Path(diary, f"waiting-{num_ranks}-{rank}").touch()
             while not Path(diary, "go").exists():
                 time.sleep(0.05)
@@ -58,7 +62,6 @@ def noting_train_on_worker(arguments: dict[str, Any], *, diary: str) -> None:
         return taken
 
     StorageCheckpointer.restore, Learner.prepare, Learner.step = noting_restore, noting_prepare, noting_step  # type: ignore
-    Ending.ASK_EVERY_S = 0
     train_on_worker(arguments)
 
 

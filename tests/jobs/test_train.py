@@ -3,6 +3,7 @@ where they should be summed; a checkpoint that holds one rank's half; weights pu
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 from dataclasses import replace
@@ -76,6 +77,23 @@ def test_checkpoint_of_two_ranks_is_read_by_one_and_the_other_way_round(tiny_mod
         assert torch.linalg.norm(two[key] - one[key]) <= 1e-2 * torch.linalg.norm(one[key]), key
 
 
+def test_two_ranks_in_the_default_precision(tiny_model: Path, tmp_path: Path) -> None:
+    changes = {
+        "precision": "bf16",
+        "activation_checkpointing": True,
+        "pass_tokens": 64,
+    }  # ranks with more passes and with fewer
+    (tmp_path / "one").mkdir()
+    alone = _train_here(tiny_model, tmp_path / "one", **changes)
+    _train_on_two_ranks(tiny_model, [tmp_path / "two"], **changes)
+    together = json.loads((tmp_path / "two" / "reports.json").read_text())
+    assert [report["step"] for report in together] == [report["step"] for report in alone]
+    for one, two in zip(alone, together, strict=True):
+        for key in ("loss", "evaluation_loss"):
+            assert two[key] == pytest.approx(one[key], rel=0.02)
+    assert together[-1]["loss"] < 0.97 * together[0]["loss"]
+
+
 def test_training_moves_the_weights(tiny_model: Path, tmp_path: Path) -> None:
     reports = _train_here(tiny_model, tmp_path)
     untrained = full_tensors(load_model(str(tiny_model), device="cpu", dtype=torch.float32)[0])
@@ -100,18 +118,22 @@ def _examples(chat: ChatFormat) -> Examples:
     )
 
 
-def _train_here(model_folder: Path, folder: Path, *, rank: int = 0, num_ranks: int = 1) -> list[dict[str, Any]]:
+def _train_here(
+    model_folder: Path, folder: Path, *, rank: int = 0, num_ranks: int = 1, **changes: Any
+) -> list[dict[str, Any]]:
     """Trains below `folder`, from the checkpoint there if there is one; writes final.safetensors, returns the reports."""
     torch.set_num_threads(1)
     model, tokenizer = load_model(str(model_folder), device="cpu", dtype=torch.float32)
     reports: list[dict[str, Any]] = []
     checkpointer = StorageCheckpointer(str(folder / "checkpoints"), rank=rank)
     examples = _examples(ChatFormat.of(tokenizer))
+    settings = replace(SETTINGS, **changes)
     train(
-        model, examples, SETTINGS, checkpointer=checkpointer, report=reports.append, rank=rank, num_ranks=num_ranks
+        model, examples, settings, checkpointer=checkpointer, report=reports.append, rank=rank, num_ranks=num_ranks
     )  # fmt: skip
-    tensors = full_tensors(model)
+    tensors = full_tensors(model, rank=rank)
     if rank == 0:
+        (folder / "reports.json").write_text(json.dumps(reports))
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "final.safetensors")
     return reports
 
@@ -121,22 +143,22 @@ def _state_of_checkpoint(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(checkpoint / "state.safetensors")
 
 
-def _train_on_two_ranks(model_folder: Path, folders: list[Path]) -> None:
+def _train_on_two_ranks(model_folder: Path, folders: list[Path], **changes: Any) -> None:
     for folder in folders:
         folder.mkdir(exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_rank, (port, model_folder, folders), nprocs=2)
+    torch.multiprocessing.spawn(_rank, (port, model_folder, folders, changes), nprocs=2)
 
 
-def _rank(rank: int, port: int, model_folder: Path, folders: list[Path]) -> None:
+def _rank(rank: int, port: int, model_folder: Path, folders: list[Path], changes: dict[str, Any]) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
     )  # fmt: skip
     try:
         for folder in folders:
-            _train_here(model_folder, folder, rank=rank, num_ranks=2)
+            _train_here(model_folder, folder, rank=rank, num_ranks=2, **changes)
     finally:
         torch.distributed.destroy_process_group()
 

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-import json
 import multiprocessing
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,15 +37,19 @@ def parts() -> Iterator[Examples]:
     yield part([[2, 2], [3]], (0, [13, 14, 15]), (1, [16]))
 
 
-def slow_parts(diary: Path) -> Iterator[Examples]:
-    with diary.open("a") as file:
-        file.write("written\n")
-    for number in range(300):
-        yield part([[number % 3]], (0, list(range(100))))
+NUM_RANKS = 3
 
 
-def open_slowly(key: str, diary: Path) -> int:
-    return len(ExampleFiles(key).open(lambda: slow_parts(diary)))
+def parts_when_all_ask(diary: Path) -> Iterator[Examples]:
+    (diary / f"wrote-{os.getpid()}").touch()
+    while len(list(diary.glob("asks-*"))) < NUM_RANKS:
+        time.sleep(0.01)
+    yield from parts()
+
+
+def rank(diary: Path) -> None:
+    (diary / f"asks-{os.getpid()}").touch()
+    assert len(ExampleFiles("key").open(lambda: parts_when_all_ask(diary))) == 4
 
 
 def test_parts_become_one(cache: Path) -> None:
@@ -86,13 +91,19 @@ def test_deleted_they_stay_readable_for_who_has_them(cache: Path) -> None:
     examples = files.open(parts)
     files.delete()
     assert examples.tokens.tolist() == [10, 11, 12, 13, 14, 15, 16]
-    assert list((cache / "examples").iterdir()) == []
+    files.delete()
+    assert [file.name for file in (cache / "examples").iterdir()] == ["key.lock"]
+    assert len(files.open(parts)) == 4
 
 
 def test_ranks_of_a_machine_write_them_once(cache: Path, tmp_path: Path) -> None:
     diary = tmp_path / "diary"
-    with multiprocessing.get_context("spawn").Pool(3) as pool:
-        counts = pool.starmap(open_slowly, [("key", diary)] * 3)
-    assert counts == [300] * 3
-    assert diary.read_text() == "written\n"
-    assert len(json.loads((cache / "examples" / "key" / "prefixes.json").read_text())) == 3
+    diary.mkdir()
+    context = multiprocessing.get_context("spawn")
+    ranks = [context.Process(target=rank, args=(diary,)) for _ in range(NUM_RANKS)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    assert [process.exitcode for process in ranks] == [0] * NUM_RANKS
+    assert len(list(diary.glob("wrote-*"))) == 1

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from tests.zerogr.test_training import SETTINGS, load, make_examples
+from tests.zerogr.test_training import SETTINGS, load, make_examples, pack
 from zerogr import storage
 from zerogr.errors import UserError
 from zerogr.training import throughput
-from zerogr.training.examples import Examples, pack, passes
+from zerogr.training.examples import Examples, passes
 from zerogr.training.learner import Learner, SelectedTargets, TrainingSettings, greedy_hits
 from zerogr.training.log import TrainingLog
 from zerogr.training.throughput import Cost, Meter
@@ -69,12 +70,20 @@ class TestPasses:
                 torch.testing.assert_close(two, one, atol=1e-5, rtol=1e-3)
                 assert one.abs().max() > 0, weight.shape
 
-    def test_activations_computed_twice_give_the_same_weights(self, tiny_model: Path) -> None:
-        for precision in ("fp32", "bf16"):
-            settings = replace(SETTINGS, precision=precision)
-            plain, _ = after_steps(tiny_model, settings)
-            twice, _ = after_steps(tiny_model, replace(settings, activation_checkpointing=True))
-            assert all(torch.equal(plain.weights[name], twice.weights[name]) for name in plain.weights)
+    @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+    def test_activations_computed_twice_give_the_same_weights(self, tiny_model: Path, precision: Any) -> None:
+        weights, num_calls = [], []
+        for activation_checkpointing in (False, True):
+            model, chat = load(tiny_model)
+            calls: list[int] = []
+            model.model.layers[0].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+            changes = {"precision": precision, "activation_checkpointing": activation_checkpointing}
+            learner = Learner(model, replace(SETTINGS, **changes))
+            learner.step(learner.prepare(make_examples(chat), np.arange(8)), 1e-3)
+            weights.append(learner.weights)
+            num_calls.append(len(calls))
+        assert num_calls == [1, 2]
+        assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
 
 
 class TestPrecision:
@@ -184,8 +193,11 @@ class TestThroughput:
         reading = meter.read()
         assert reading["useful_tokens_per_s"] == 50 and reading["tokens_per_s"] == 50 and reading["padding"] == 0.1
         assert reading["mfu"] == pytest.approx(cost.flops(180, 40) / 4 / 2e12, abs=1e-4)
-        now[0] += 1
+        now[0] += 100
+        meter.skip()
+        now[0] += 4
         assert meter.read()["useful_tokens_per_s"] == 0
+        assert meter.useful_tokens_per_s == 25  # what was skipped took no time
 
     def test_cost_by_hand(self, tiny_model: Path) -> None:
         model = load(tiny_model)[0]
@@ -193,7 +205,13 @@ class TestThroughput:
         body = sum(weight.numel() for weight in model.model.parameters()) - vocabulary * width
         assert Cost(model).flops(10, 3) == 6 * (10 * body + 3 * vocabulary * width)
 
-    def test_peak_of_the_cpu_is_not_known(self) -> None:
+    @pytest.mark.parametrize(
+        ("name", "peak"),
+        [("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA L40", 181e12), ("Something", None)],
+    )
+    def test_peak_by_name(self, name: str, peak: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+        assert throughput.peak_flops(torch.device("cuda")) == peak
         assert throughput.peak_flops(torch.device("cpu")) is None
 
 
@@ -209,7 +227,8 @@ class TestLog:
         assert again.text() == '{"step": 10, "loss": 1.0}\n{"step": 20, "loss": 0.5}\n'
         assert storage.read_bytes(uri).decode() == again.text()
 
-    def test_is_not_written_at_every_step(self, tmp_path: Path) -> None:
+    def test_is_not_written_at_every_step(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(TrainingLog, "PUBLISH_EVERY_S", math.inf)
         log = TrainingLog(str(tmp_path / "log.jsonl"))
         log.add({"step": 10})
         assert not storage.exists(str(tmp_path / "log.jsonl"))

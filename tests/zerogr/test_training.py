@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from zerogr.chat import ChatFormat
 from zerogr.models import load_model
 from zerogr.training import loop
 from zerogr.training.checkpoints import StorageCheckpointer, Weights, full_tensors
-from zerogr.training.examples import Examples, PackedBatch, batches, epoch_order, pack
+from zerogr.training.examples import Examples, PackedBatch, batches, epoch_order, passes
 from zerogr.training.learner import Learner, SelectedTargets, TrainingSettings, Work, summed_loss
 from zerogr.training.loop import learning_rate_at, train
 
@@ -63,6 +63,11 @@ def make_examples(chat: ChatFormat, count: int = 19) -> Examples:
         ),
         chat,
     )
+
+
+def pack(examples: Examples, ids: Iterable[int], row_tokens: int) -> PackedBatch:
+    (batch,) = passes(examples, ids, row_tokens, pass_tokens=10**9)
+    return batch
 
 
 class NoCheckpoints:
@@ -274,6 +279,8 @@ class TestResume:
 
     def test_only_the_newest_checkpoint_is_kept(self, tiny_model: Path, tmp_path: Path) -> None:
         model, chat = load(tiny_model)
+        (tmp_path / "step-00000002").mkdir()
+        (tmp_path / "step-00000002" / "state.safetensors").write_bytes(b"of a run that was killed as it wrote this")
         run(model, make_examples(chat), StorageCheckpointer(str(tmp_path)))
         assert set(storage.list_files(str(tmp_path))) == {"latest.json", "step-00000009/state.safetensors"}
 
@@ -297,7 +304,9 @@ class TestResume:
         weights, _, _ = run(load(tiny_model)[0], examples, StorageCheckpointer(str(tmp_path)))
         assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
-    def test_a_machine_that_is_about_to_go_leaves_a_checkpoint(self, tiny_model: Path, tmp_path: Path) -> None:
+    def test_a_machine_that_is_about_to_go_leaves_a_checkpoint(
+        self, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         model, chat = load(tiny_model)
         examples, steps = make_examples(chat), []
 
@@ -306,12 +315,13 @@ class TestResume:
                 steps.append(step)
                 super().save(weights, optimizer, step)
 
-        answers = iter([False] * 3 + [True] * 7)
+        monkeypatch.setattr(loop, "REPORT_EVERY", 2)
+        answers = iter([False, False, True, True, True])
         checkpointer = Noting(str(tmp_path))
         train(
             model, examples, SETTINGS, checkpointer=checkpointer, report=lambda _: None, is_ending=lambda: next(answers)
         )
-        assert steps == [3, 4, 6, 9]  # every third, and once when it was told
+        assert steps == [3, 5, 6, 9]  # every third, and once when it was told
 
     def test_slow_steps_are_kept_by_the_clock(
         self, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -381,6 +391,18 @@ class TestLoop:
         )
         assert storage.list_files(str(tmp_path)) == {}  # and no checkpoint to go on from
 
+    def test_a_gradient_that_is_no_number_stops_it_before_the_weights_are(
+        self, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model, chat = load(tiny_model)
+        before = {name: weight.clone() for name, weight in model.named_parameters()}
+        monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(math.inf))
+        with pytest.raises(
+            FloatingPointError, match="the norm of the gradient is inf at step 1; lower the learning rate"
+        ):
+            run(model, make_examples(chat), StorageCheckpointer(str(tmp_path)))
+        assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
+
     def test_evaluation_loss_is_the_mean_over_target_tokens(self, tiny_model: Path) -> None:
         model, chat = load(tiny_model)
         examples = make_examples(chat)
@@ -404,7 +426,7 @@ class TestLoop:
             learner._settings, learner._rank, learner._num_ranks = SETTINGS, rank, num_ranks
             return learner.prepare(examples, ids)
 
-        def loss(batches: list[PackedBatch]) -> float:
+        def loss(batches: Sequence[PackedBatch]) -> float:
             return sum(float(summed_loss(SelectedTargets(model)(batch), batch).detach()) for batch in batches)
 
         whole = of_rank(ids, 0, 1)
@@ -412,4 +434,4 @@ class TestLoop:
         assert sum(loss(share.passes) for share in shares) == pytest.approx(loss(whole.passes), rel=1e-5)
         assert [share.num_targets for share in shares] == [whole.num_targets] * 3
         assert of_rank(ids[:1], 1, 2).passes == []  # more ranks than examples
-        assert loss([whole.idle]) == 0
+        assert whole.idle is None and all(share.idle is not None and loss([share.idle]) == 0 for share in shares)

@@ -36,11 +36,12 @@ class StorageCheckpointer:
         self._writing: Future[None] | None = None
 
     def save(self, weights: Weights, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """Takes a copy of the state after `step` steps; a thread publishes it, then forgets the one before.
+        """Takes a copy of the state after `step` steps; a thread publishes it, then forgets the others.
 
         Raises:
-            OSError: The one before could not be published.
+            Exception: What kept the one before from being published, such as a Fault for a full disk.
         """
+        self.wait()  # two copies would be twice the memory
         tensors: dict[str, torch.Tensor] = {}
         for name, parameter in weights.items():
             for key, tensor in (
@@ -52,11 +53,10 @@ class StorageCheckpointer:
                     tensors[f"{key}/{name}"] = gathered.to("cpu", copy=True).contiguous()
         if self._rank:
             return
-        self.wait()
         self._writing = self._thread.submit(self._publish, tensors, step)
 
     def wait(self) -> None:
-        """Waits until what was saved last is published. Raises OSError if it could not be."""
+        """Waits until what was saved last is published; raises what kept it from that."""
         if self._writing:
             writing, self._writing = self._writing, None
             writing.result()
@@ -65,10 +65,9 @@ class StorageCheckpointer:
         name = f"step-{step:08d}"
         with storage.staging_folder(storage.join(self._uri, name)) as folder:
             save_tensors(tensors, folder / "state.safetensors")
-        previous = _latest(self._uri)
         storage.write_json(storage.join(self._uri, "latest.json"), {"step": step, "folder": name})
-        if previous and previous["folder"] != name:
-            storage.delete(storage.join(self._uri, previous["folder"]))
+        for other in {file.partition("/")[0] for file in storage.list_files(self._uri)} - {name, "latest.json"}:
+            storage.delete(storage.join(self._uri, other))  # also what a killed run left half written
         logger.info("checkpoint after step %d", step)
 
     def restore(self, weights: Weights, optimizer: torch.optim.Optimizer) -> int:
@@ -119,9 +118,14 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def full_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Returns the model's trained parameters, whole, by name. With several ranks all must call it."""
-    return {name: whole(parameter.detach()) for name, parameter in trainable(model).items()}
+def full_tensors(model: nn.Module, *, rank: int = 0) -> dict[str, torch.Tensor]:
+    """Returns the model's trained parameters, whole, by name, on rank 0; nothing elsewhere, where all must call it too."""
+    tensors = {}
+    for name, parameter in trainable(model).items():
+        gathered = whole(parameter.detach())
+        if not rank:
+            tensors[name] = gathered.cpu()
+    return tensors
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

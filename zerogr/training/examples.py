@@ -149,11 +149,6 @@ class _Row:
     num_tokens: int
 
 
-def pack(examples: Examples, ids: Iterable[int], row_tokens: int) -> PackedBatch:
-    """Returns the examples packed into rows of at most `row_tokens` tokens (longer only for an example that needs it)."""
-    return _batch(examples, _rows(examples, ids, row_tokens))
-
-
 def passes(examples: Examples, ids: Iterable[int], row_tokens: int, pass_tokens: int) -> list[PackedBatch]:
     """Returns the examples packed into rows, and the rows, longest first, into batches of at most `pass_tokens` tokens.
 

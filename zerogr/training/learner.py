@@ -8,6 +8,7 @@ autocast, which keeps fp32 activations and casts them for every product, a step 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -40,7 +41,7 @@ class TrainingSettings:
     activation_checkpointing: bool = False
     evaluation_fraction: float = 0.02
     evaluate_every: int = 200
-    checkpoint_every: int = 200
+    checkpoint_every: int = 100
     checkpoint_minutes: float = 10.0
     seed: int = 0
 
@@ -52,7 +53,7 @@ class Step:
     loss: float
     """The mean over the target tokens."""
     gradient_norm: float
-    """Before clipping."""
+    """Before clipping. If it is not finite, the step was not taken."""
     num_tokens: int
     """Tokens that went through the model, without padding."""
     num_padding: int
@@ -66,8 +67,8 @@ class Work:
     """The examples of one optimiser step, as this rank computes them."""
 
     passes: list[PackedBatch]
-    idle: PackedBatch
-    """A pass that counts nothing, for ranks with fewer than others."""
+    idle: PackedBatch | None
+    """A pass that counts nothing, for a rank with fewer than others; None where there are no others."""
     num_targets: float
     """Of all ranks, weighted."""
 
@@ -132,8 +133,10 @@ class Learner:
         """Returns the work of one step: of the given examples, this rank has every `num_ranks`-th. Needs no other rank."""
         own = ids[self._rank :: self._num_ranks]
         row_tokens, pass_tokens = self._settings.row_tokens, self._settings.pass_tokens
-        (idle,) = passes(examples, ids[:1], row_tokens, pass_tokens)
-        idle.weights.zero_()
+        idle = None
+        if self._num_ranks > 1:
+            (idle,) = passes(examples, ids[:1], row_tokens, pass_tokens)
+            idle.weights.zero_()
         return Work(passes(examples, own, row_tokens, pass_tokens), idle, examples.num_targets_of(ids))
 
     def step(self, work: Work, learning_rate: float, *, must_save: bool = False) -> Step:
@@ -150,15 +153,16 @@ class Learner:
             (loss * (self._num_ranks / work.num_targets)).backward()  # type: ignore[no-untyped-call]
             self._collect_gradients()
             total += loss.detach()
-        norm = nn.utils.clip_grad_norm_(self.weights.values(), self._settings.max_gradient_norm)
-        self.optimizer.step()
+        norm = float(whole(nn.utils.clip_grad_norm_(self.weights.values(), self._settings.max_gradient_norm)))
+        if math.isfinite(norm):  # else the weights stay as they are, for whoever wants to know how it came
+            self.optimizer.step()
+            self.use_weights()
         self.optimizer.zero_grad(set_to_none=True)
-        self.use_weights()
         loss_sum, tokens_sum, padding_sum, num_wishes = self._sum_over_ranks(
             float(total), num_tokens, num_padding, must_save
         )
         mean = loss_sum / work.num_targets
-        return Step(mean, float(whole(norm)), int(tokens_sum), int(padding_sum), must_save=num_wishes > 0)
+        return Step(mean, norm, int(tokens_sum), int(padding_sum), must_save=num_wishes > 0)
 
     def evaluate(self, examples: Examples, ids: np.ndarray, trie: DocidTrie | None = None) -> dict[str, float]:
         """Returns the mean loss per target token of the given examples, and with a trie also their Acc@1.
@@ -200,7 +204,7 @@ class Learner:
 
     def _passes(self, work: Work) -> list[PackedBatch]:
         """Returns what goes through the model at a time: as many passes on every rank, since all take part in each."""
-        if self._num_ranks == 1:
+        if work.idle is None:
             return work.passes
         most = torch.tensor(len(work.passes), device=self._device)
         torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)

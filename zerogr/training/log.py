@@ -21,7 +21,7 @@ class TrainingLog:
         self._lines: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
 
     def add(self, line: dict[str, Any]) -> None:
-        """Adds a line, which has a "step"; the file follows within half a minute."""
+        """Adds a line, which has a "step"; the file follows within half a minute, unless the process is killed before."""
         while self._lines and self._lines[-1]["step"] >= line["step"]:
             self._lines.pop()
         self._lines.append(line)
@@ -35,4 +35,4 @@ class TrainingLog:
 
     def text(self) -> str:
         """Returns the whole log as JSON lines."""
-        return "".join(json.dumps(line) + "\n" for line in self._lines)
+        return "".join(json.dumps(line, allow_nan=False) + "\n" for line in self._lines)

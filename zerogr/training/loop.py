@@ -8,7 +8,9 @@ Ray or of storage: it is handed a `Checkpointer` and a `report` callback.
 from __future__ import annotations
 
 import logging
+import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -27,7 +29,7 @@ from zerogr.trie import DocidTrie
 logger = logging.getLogger(__name__)
 
 REPORT_EVERY = 10
-"""Steps between two lines of the log."""
+"""Steps between two lines of the log, and two questions whether a machine is about to be taken away."""
 
 
 class Checkpointer(Protocol):
@@ -79,8 +81,8 @@ def train(
             end: {"step", "epoch", "loss" (mean since the last line), "learning_rate", "gradient_norm",
             "useful_tokens_per_s", "tokens_per_s", "padding", "memory_bytes"}, with "mfu" where the device's peak is
             known, and after an evaluation with "evaluation_loss" and, with a trie, "evaluation_acc@1".
-        is_ending: Asked before every step, on every rank: whether its machine is about to be taken away. The first time one
-            is, a checkpoint follows the step.
+        is_ending: Asked before every `REPORT_EVERY`-th step, on every rank before the same ones: whether a machine is about to
+            be taken away. The first time one is, a checkpoint follows the step.
         trie: Of all docids, if docids are learnt.
         device: Where this rank computes.
         rank: Of this process, from 0.
@@ -96,39 +98,39 @@ def train(
     training_ids, held_out = examples.split(settings.evaluation_fraction, settings.seed)
     steps_per_epoch = -(-len(training_ids) // settings.batch_size)
     num_steps = steps_per_epoch * settings.num_epochs
-    meter = Meter(Cost(model), torch.device(device), num_ranks)
+    cost = Cost(model)
     learner = Learner(model, settings, device=device, rank=rank, num_ranks=num_ranks)
     first_step = step = checkpointer.restore(learner.weights, learner.optimizer)
     if step:
         learner.use_weights()
         logger.info("resuming after step %d of %d", step, num_steps)
     progress = Progress("training", total=num_steps, unit="steps", done=step) if rank == 0 else None
-    losses: list[float] = []
-    num_reported = 0
+    losses: deque[float] = deque(maxlen=50)
+    unreported: list[float] = []
     evaluation: dict[str, float] = {}
     rates: dict[str, Any] = {}
     was_ending = False
 
-    start = saved_at = time.monotonic()
-    num_useful = 0
+    meter = Meter(cost, torch.device(device), num_ranks, settings.precision)
+    saved_at = time.monotonic()
     for ids, work in _ahead(partial(learner.prepare, examples), _steps(training_ids, settings, first_step)):
         learning_rate = learning_rate_at(step, num_steps, settings)
         # Clocks differ: rank 0's counts.
         is_due = rank == 0 and time.monotonic() - saved_at >= 60 * settings.checkpoint_minutes
-        is_last_chance = not was_ending and is_ending()
+        is_last_chance = step % REPORT_EVERY == 0 and is_ending() and not was_ending
         was_ending |= is_last_chance
         taken = learner.step(work, learning_rate, must_save=is_due or is_last_chance)
-        if not np.isfinite(taken.loss):
-            raise FloatingPointError(
-                f"the loss is {taken.loss} at step {step + 1}; lower the learning rate (it is {settings.learning_rate}) "
-                f"and run again with --rebuild"
-            )
+        for what, value in (("loss", taken.loss), ("norm of the gradient", taken.gradient_norm)):
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"the {what} is {value} at step {step + 1}; lower the learning rate (it is {settings.learning_rate}) "
+                    f"and run again with --rebuild"
+                )
         step += 1
         losses.append(taken.loss)
-        useful = examples.num_tokens_of(ids)
-        num_useful += useful
+        unreported.append(taken.loss)
         meter.add(
-            useful=useful,
+            useful=examples.num_tokens_of(ids),
             tokens=taken.num_tokens,
             padding=taken.num_padding,
             targets=int(examples.num_targets[ids].sum()),
@@ -139,7 +141,7 @@ def train(
             line = {
                 "step": step,
                 "epoch": round(step / steps_per_epoch, 4),
-                "loss": round(float(np.mean(losses[num_reported:])), 5),
+                "loss": round(float(np.mean(unreported)), 5),
                 "learning_rate": learning_rate,
                 "gradient_norm": round(taken.gradient_norm, 5),
                 **rates,
@@ -149,11 +151,11 @@ def train(
                 line |= evaluation
                 if rank == 0:
                     logger.info("step %d of %d: %s", step, num_steps, _in_words(line))
-                meter.read()  # evaluating is not training
+                meter.skip()  # evaluating is not training
             report(line)
-            num_reported = len(losses)
+            unreported.clear()
         if progress:
-            progress.advance(1, _in_words({"loss": float(np.mean(losses[-20:])), **rates}))
+            progress.advance(1, _in_words({"loss": float(np.mean(losses)), **rates}))
         if (taken.must_save or step % settings.checkpoint_every == 0) and step < num_steps:
             checkpointer.save(learner.weights, learner.optimizer, step)
             saved_at = time.monotonic()
@@ -165,10 +167,10 @@ def train(
         "examples": len(training_ids),
         "held_out": len(held_out),
         "steps": num_steps,
-        "loss": round(float(np.mean(losses[-50:])), 4) if losses else None,
+        "loss": round(float(np.mean(losses)), 4) if losses else None,
         "evaluation_loss": None,
         **evaluation,
-        "useful_tokens_per_s": round(num_useful / (time.monotonic() - start)) if step > first_step else None,
+        "useful_tokens_per_s": round(meter.useful_tokens_per_s) if step > first_step else None,
     }
 
 

@@ -116,10 +116,11 @@ def run_recipe(
         report: See `zerogr.training.loop.train`, as for what follows.
     """
     model, tokenizer = load_base(recipe, device)
-    log = TrainingLog(recipe.index.path(RUNS, f"{recipe.stage}.jsonl"))
+    trie = recipe.trie()  # first: if it does not fit, nobody waits for the examples
+    log = TrainingLog(recipe.index.path(RUNS, f"{recipe.stage}.jsonl")) if rank == 0 else None
 
     def note(line: dict[str, Any]) -> None:
-        if rank == 0:
+        if log:
             log.add(line)
         report(line)
 
@@ -130,26 +131,28 @@ def run_recipe(
         checkpointer=StorageCheckpointer(checkpoints, rank=rank),
         report=note,
         is_ending=is_ending,
-        trie=recipe.trie(),
+        trie=trie,
         device=device,
         rank=rank,
         num_ranks=num_ranks,
     )
-    if rank == 0:
+    if log:
         log.publish()
     publish_model(recipe, model, rank=rank)
+    if num_ranks > 1:
+        torch.distributed.barrier()  # should rank 0 have failed, the examples are still needed
     recipe.close()
     return counts
 
 
 def publish_model(recipe: Recipe, model: nn.Module, *, rank: int = 0) -> None:
     """Publishes the trained model as a Hugging Face folder. With several ranks all must call it; rank 0 writes."""
-    tensors = full_tensors(model)
+    tensors = full_tensors(model, rank=rank)
     if rank:
         return
     merged, tokenizer = load_base(recipe)
     # Tied and frozen weights are missing there; a name that is foreign to the model would be a mistake of ours.
-    loaded = merged.load_state_dict({name: tensor.cpu() for name, tensor in tensors.items()}, strict=False)
+    loaded = merged.load_state_dict(tensors, strict=False)
     assert not loaded.unexpected_keys, loaded.unexpected_keys
     if recipe.settings.lora_rank:
         merged = merged.merge_and_unload()
@@ -216,8 +219,15 @@ class RetrieverRecipe:
         return examples
 
     def _files(self) -> ExampleFiles:
-        versions = {folder: storage.version(self.index.path(folder)) for folder in ("docids", "queries")}
-        return ExampleFiles(fingerprint({**self.inputs(), **versions}))
+        training = self._config.training
+        judged = Collection.load(training.judged, training.judged_split).hash() if training.judged else None
+        made_from = {
+            **{folder: storage.version(self.index.path(folder)) for folder in ("docids", "queries")},
+            "judged": [judged, training.judged_weight],
+            "tokenizer": tokenizer_hash(resolve_model(self.base)),
+            "limits": [training.max_instruction_tokens, training.max_query_tokens],
+        }
+        return ExampleFiles(fingerprint(made_from))
 
     def close(self) -> None:
         """Deletes the examples' files."""

@@ -10,14 +10,18 @@ from typing import Any
 import torch
 
 PEAK_FLOPS = {
-    "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,
+    "NVIDIA H200 NVL": 835e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100 PCIe": 756e12,
     "NVIDIA A100": 312e12,
     "NVIDIA A800": 312e12,
     "NVIDIA L40S": 362e12,
+    "NVIDIA L40": 181e12,
     "NVIDIA L4": 121e12,
 }
-"""Dense bf16, by the beginning of the device's name (NVIDIA's data sheets). The first that fits counts."""
+"""Dense bf16, by the beginning of the device's name (NVIDIA's data sheets). The longest that fits counts."""
 
 
 def peak_flops(device: torch.device) -> float | None:
@@ -25,7 +29,8 @@ def peak_flops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for beginning, peak in PEAK_FLOPS.items() if name.startswith(beginning)), None)
+    fitting = [beginning for beginning in PEAK_FLOPS if name.startswith(beginning)]
+    return PEAK_FLOPS[max(fitting, key=len)] if fitting else None
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -57,13 +62,15 @@ class Cost:
 class Meter:
     """Counts steps between two readings."""
 
-    def __init__(self, cost: Cost, device: torch.device, num_ranks: int) -> None:
+    def __init__(self, cost: Cost, device: torch.device, num_ranks: int, precision: str = "bf16") -> None:
         self._cost, self._device = cost, device
-        peak = peak_flops(device)
+        peak = peak_flops(device) if precision == "bf16" else None
         self._peak = peak * num_ranks if peak else None
-        self._reset()
+        self._all_useful, self._all_seconds = 0, 0.0
+        self.skip()
 
-    def _reset(self) -> None:
+    def skip(self) -> None:
+        """Forgets what was counted, and the time, since the last reading."""
         self._start = time.monotonic()
         self._useful = self._tokens = self._padding = self._targets = 0
 
@@ -85,5 +92,12 @@ class Meter:
         }
         if self._peak:
             readings["mfu"] = round(self._cost.flops(self._tokens, self._targets) / seconds / self._peak, 4)
-        self._reset()
+        self._all_useful += self._useful
+        self._all_seconds += seconds
+        self.skip()
         return readings
+
+    @property
+    def useful_tokens_per_s(self) -> float:
+        """The rate over all readings."""
+        return self._all_useful / max(self._all_seconds, 1e-9)
