@@ -22,6 +22,20 @@ import yaml
 from tests import tiny
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Downloads and training examples go into a cache of the session's; converted models are those of the machine."""
+    from zerogr.storage import cache_folder
+
+    models = cache_folder() / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    folder = tmp_path_factory.mktemp("cache")
+    (folder / "models").symlink_to(models)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZEROGR_CACHE", str(folder))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a real, tiny causal LM."""
