@@ -10,11 +10,18 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from tests.processes import kill_with_descendants
+
+REPOSITORY = Path(__file__).parents[2]
 
 PAUSE = {2: 8, 1: 18}
 """Ranks -> optimiser step, counted from 1. Both lie in the middle of an epoch, and a checkpoint follows neither."""
@@ -63,6 +70,26 @@ def noting_train_on_worker(arguments: dict[str, Any], *, diary: str) -> None:
 
     StorageCheckpointer.restore, Learner.prepare, Learner.step = noting_restore, noting_prepare, noting_step  # type: ignore
     train_on_worker(arguments)
+
+
+@contextmanager
+def noting_driver(config: str, diary: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Starts the driver; prints what it wrote when the block ends, and ends it if it must. Its output is DIARY/driver.log."""
+    diary.mkdir()
+    log = diary / "driver.log"
+    command = [sys.executable, "-m", "tests.chaos.noting_driver", config, str(diary)]
+    environ = {**os.environ, **environment}
+    with log.open("wb") as output:
+        driver = subprocess.Popen(
+            command, cwd=REPOSITORY, env=environ, stdout=output, stderr=output, start_new_session=True
+        )  # fmt: skip
+    try:
+        yield driver
+    finally:
+        print(log.read_text(errors="replace"))
+        if driver.poll() is None:
+            kill_with_descendants(driver.pid)
+        driver.wait()
 
 
 if __name__ == "__main__":

@@ -4,10 +4,7 @@ what is learnt is what would have been."""
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,10 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.chaos.noting_driver import PAUSE
+from tests.chaos.noting_driver import PAUSE, noting_driver
 from tests.chaos.settings import write_config
-from tests.chaos.test_nodes import DEADLINE_S, REPOSITORY, cluster, kill_node, wait
-from tests.processes import kill_with_descendants
+from tests.chaos.test_nodes import DEADLINE_S, cluster, kill_node, wait
 from zerogr.index import Index
 
 __all__ = ["cluster"]  # the fixture
@@ -29,28 +25,16 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 def test_two_ranks_then_one_then_two(
     cluster: Any, tiny_index: str, collection: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    index, diary, log = str(tmp_path / "index"), tmp_path / "diary", tmp_path / "driver.log"
+    index, diary = str(tmp_path / "index"), tmp_path / "diary"
     shutil.copytree(tiny_index, index)
     Index(index).rebuild("retriever")
-    diary.mkdir()
     config = write_config(index, collection, tiny_model, tmp_path, compute__num_training_workers=[1, 2])
-    with log.open("wb") as output:
-        driver = subprocess.Popen(
-            [sys.executable, "-m", "tests.chaos.noting_driver", config, str(diary)],
-            cwd=REPOSITORY, env={**os.environ, "RAY_ADDRESS": cluster.address}, stdout=output, stderr=output,
-            start_new_session=True,
-        )  # fmt: skip
-    try:
+    with noting_driver(config, diary, RAY_ADDRESS=cluster.address) as driver:
         wait(lambda: (diary / "waiting-2-0").exists() and (diary / "waiting-2-1").exists(), driver)
         kill_node(next(iter(cluster.worker_nodes)))
         wait(lambda: (diary / "waiting-1-0").exists(), driver)
         cluster.add_node(num_cpus=1)
         assert driver.wait(timeout=DEADLINE_S) == 0
-    finally:
-        print(log.read_text(errors="replace"))
-        if driver.poll() is None:
-            kill_with_descendants(driver.pid)
-        driver.wait()
 
     notes = [json.loads(line) for file in diary.glob("*.jsonl") for line in file.read_text().splitlines()]
     counts = Index(index).require("retriever").counts

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from jobs.cli import main
 from jobs.train import ENDING
 from tests.chaos.conftest import Mount
-from tests.chaos.noting_driver import PAUSE
+from tests.chaos.noting_driver import PAUSE, noting_driver
 from tests.chaos.settings import write_config
-from tests.chaos.test_nodes import DEADLINE_S, REPOSITORY, wait
-from tests.processes import kill_with_descendants
+from tests.chaos.test_nodes import DEADLINE_S, wait
+from tests.processes import command_line, descendants
 from zerogr import storage
 from zerogr.index import Index
 from zerogr.training.checkpoints import latest_step
@@ -54,35 +54,41 @@ def test_disk_that_fills_up_during_a_checkpoint(
     assert all((trained[name] == weights[name]).all() for name in weights)
 
 
+def test_rank_killed(tiny_index: str, collection: Path, tiny_model: Path, tmp_path: Path) -> None:
+    index, diary = str(tmp_path / "index"), tmp_path / "diary"
+    shutil.copytree(tiny_index, index)
+    Index(index).rebuild("retriever")
+    config = write_config(index, collection, tiny_model, tmp_path)
+    with noting_driver(config, diary) as driver:
+        wait((diary / "waiting-1-0").exists, driver)
+        ranks = [pid for pid in descendants(driver.pid) if command_line(pid).startswith("ray::RayTrainWorker")]
+        assert len(ranks) == 1
+        os.kill(ranks[0], signal.SIGKILL)
+        (diary / "go").touch()  # its successor need not wait
+        assert driver.wait(timeout=DEADLINE_S) == 0
+    assert len(list(diary.glob("*.jsonl"))) == 2  # two processes took steps
+    trained, expected = (load_file(Path(uri, "retriever", "model.safetensors")) for uri in (index, tiny_index))
+    assert all((trained[name] == expected[name]).all() for name in expected)
+
+
 def test_driver_that_is_told_to_end_leaves_a_checkpoint(
     tiny_index: str, collection: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    index, diary, log = str(tmp_path / "index"), tmp_path / "diary", tmp_path / "driver.log"
+    index, diary = str(tmp_path / "index"), tmp_path / "diary"
     shutil.copytree(tiny_index, index)
     Index(index).rebuild("retriever")
-    diary.mkdir()
     config = write_config(index, collection, tiny_model, tmp_path, training__checkpoint_every=1000)
-    with log.open("wb") as output:
-        driver = subprocess.Popen(
-            [sys.executable, "-m", "tests.chaos.noting_driver", config, str(diary)],
-            cwd=REPOSITORY, stdout=output, stderr=output, start_new_session=True,
-        )  # fmt: skip
-    try:
+    with noting_driver(config, diary) as driver:
         wait((diary / "waiting-1-0").exists, driver)
         driver.terminate()
         wait(Path(index, "work", "training", ENDING).exists, driver)
         (diary / "go").touch()
         assert driver.wait(timeout=DEADLINE_S) == 1
-    finally:
-        print(log.read_text(errors="replace"))
-        if driver.poll() is None:
-            kill_with_descendants(driver.pid)
-        driver.wait()
     step = latest_step(f"{index}/work/training/checkpoints")
     assert (
         PAUSE[1] == 18 and step == 21
     )  # it was told in the middle of step 18; it asks every ten steps, before the next one
-    assert log.read_text().splitlines()[-1] == (
+    assert (diary / "driver.log").read_text().splitlines()[-1] == (
         f"zerogr: told to end by SIGTERM; the checkpoint after step {step} is kept, and the same command goes on from there"
     )
     assert main(["train", config]) == 0
