@@ -3,7 +3,7 @@
 Only the hidden states that predict a docid token reach the output head: with a 49k vocabulary and 12 targets among 40
 tokens that saves two thirds of its products and of the logits' memory. In bf16 the model computes with bf16 weights, of
 which the optimiser moves fp32 masters; gradients are summed in fp32, over the passes of a step and over the ranks. Under
-autocast, which keeps fp32 activations and casts them for every product, a step took 1.4 times as long on a CPU.
+autocast, which keeps fp32 activations and casts them for every product, a step took 1.4 times the time of one CPU core.
 """
 
 from __future__ import annotations
