@@ -81,13 +81,12 @@ def _build(config: Config, index: Index, *, recipe: str) -> dict[str, Any]:
             with _checkpoint_on_sigterm(index.path(folder)):
                 trainer.fit()
         except TrainingFailedError as error:
-            if storage.exists(outcome_file):
-                raise UserError(storage.read_json(outcome_file)["mistake"]) from error
-            logger.error("training failed", exc_info=error)
-            raise Fault(
-                f"{recipe}: training gave up, the last time with {_cause(error)}; the newest checkpoint is kept, "
-                "and the same command goes on from there"
-            ) from error
+            if not storage.exists(outcome_file):
+                logger.error("training failed", exc_info=error)
+                raise Fault(
+                    f"{recipe}: training gave up, the last time with {_cause(error)}; the newest checkpoint is kept, "
+                    "and the same command goes on from there"
+                ) from error
     outcome: dict[str, Any] = storage.read_json(outcome_file)
     storage.delete(outcome_file)
     storage.delete(index.path(folder, "ray"))

@@ -4,8 +4,31 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@contextmanager
+def running(module: str, *arguments: str, log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs a module of the tests beside this process; prints its output when the block ends, and ends it if it must."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            cwd=REPOSITORY, env={**os.environ, **environment}, stdout=output, stderr=output, start_new_session=True,
+        )  # fmt: skip
+    try:
+        yield process
+    finally:
+        print(log.read_text(errors="replace"))
+        if process.poll() is None:
+            kill_with_descendants(process.pid)
+        process.wait()
 
 
 def descendants(pid: int) -> list[int]:

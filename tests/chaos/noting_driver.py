@@ -19,9 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.processes import kill_with_descendants
-
-REPOSITORY = Path(__file__).parents[2]
+from tests.processes import running
+from zerogr import storage
+from zerogr.index import FOLDERS
 
 PAUSE = {2: 8, 1: 18}
 """Ranks -> optimiser step, counted from 1. Both lie in the middle of an epoch, and a checkpoint follows neither."""
@@ -41,7 +41,7 @@ def noting_train_on_worker(arguments: dict[str, Any], *, diary: str) -> None:
     begun, at_work = time.time(), {"step": 0}
     ids_of: dict[int, list[int]] = {}
     every = arguments["config"]["training"]["checkpoint_every"]
-    checkpoints = f"{arguments['config']['index']}/work/training/checkpoints"
+    checkpoints = storage.join(arguments["config"]["index"], FOLDERS["retriever"][1], "checkpoints")
     restore, prepare, step = StorageCheckpointer.restore, Learner.prepare, Learner.step
 
     def noting_restore(self: Any, *state: Any) -> int:
@@ -74,22 +74,10 @@ def noting_train_on_worker(arguments: dict[str, Any], *, diary: str) -> None:
 
 @contextmanager
 def noting_driver(config: str, diary: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Starts the driver; prints what it wrote when the block ends, and ends it if it must. Its output is DIARY/driver.log."""
+    """Starts the driver for the length of a block. Its output is DIARY/driver.log."""
     diary.mkdir()
-    log = diary / "driver.log"
-    command = [sys.executable, "-m", "tests.chaos.noting_driver", config, str(diary)]
-    environ = {**os.environ, **environment}
-    with log.open("wb") as output:
-        driver = subprocess.Popen(
-            command, cwd=REPOSITORY, env=environ, stdout=output, stderr=output, start_new_session=True
-        )  # fmt: skip
-    try:
+    with running("tests.chaos.noting_driver", config, str(diary), log=diary / "driver.log", **environment) as driver:
         yield driver
-    finally:
-        print(log.read_text(errors="replace"))
-        if driver.poll() is None:
-            kill_with_descendants(driver.pid)
-        driver.wait()
 
 
 if __name__ == "__main__":

@@ -26,12 +26,12 @@ from tests.processes import command_line, descendants, kill_with_descendants
 from tests.published import File, contents, files
 from zerogr import storage
 from zerogr.docids.stage import FOLDER
-from zerogr.index import Index, shards_in
+from zerogr.index import FOLDERS, Index, shards_in
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 DEADLINE_S = 240
-LATEST = "work/training/checkpoints/latest.json"
+LATEST = f"{FOLDERS['retriever'][1]}/checkpoints/latest.json"
 
 
 @pytest.fixture(scope="module")

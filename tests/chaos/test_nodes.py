@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,13 +13,13 @@ import pytest
 from tests.chaos.conftest import Case
 from tests.chaos.engines import Diary
 from tests.chaos.settings import run_stages
-from tests.processes import kill_with_descendants
+from tests.processes import kill_with_descendants, running
 from tests.published import contents, files
+from zerogr.docids.stage import FOLDER
 from zerogr.index import Index, shards_in
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
-REPOSITORY = Path(__file__).parents[2]
 DEADLINE_S = 240
 SOON = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
 """A lost node is noticed within seconds; a slow one still has ten to answer."""
@@ -50,28 +48,18 @@ def test_lost_node(case: Case, cluster: Any, collection: Path, tiny_model: Path,
         **case.changes, compute__num_engine_workers=2, compute__shards_in_flight=1,
     )  # fmt: skip
     go, diary, log = tmp_path / "go", Diary(tmp_path / "diary"), tmp_path / "driver.log"
-    command = [sys.executable, "-m", "tests.chaos.held_driver", "docids", config, str(go), str(tmp_path / "diary")]
-    environment = {**os.environ, "RAY_ADDRESS": cluster.address}
-    with log.open("wb") as output:
-        driver = subprocess.Popen(
-            command, cwd=REPOSITORY, env=environment, stdout=output, stderr=output, start_new_session=True
-        )
-    try:
-        wait(lambda: bool(diary.events()) and bool(shards_in(f"{index}/work/docids")), driver)
-        published = files(index, "work/docids")
+    arguments = ["docids", config, str(go), str(tmp_path / "diary")]
+    with running("tests.chaos.held_driver", *arguments, log=log, RAY_ADDRESS=cluster.address) as driver:
+        wait(lambda: bool(diary.events()) and bool(shards_in(Index(index).path(FOLDER))), driver)
+        published = files(index, FOLDER)
         held = next(iter(diary.events().values()))
         lost = next(node for node in cluster.worker_nodes if node.node_id in held)
         kill_node(lost)
-        assert len(files(index, "work/docids")) < 5
+        assert len(files(index, FOLDER)) < 5
         go.touch()
         assert driver.wait(timeout=DEADLINE_S) == 0
-    finally:
-        print(log.read_text(errors="replace"))
-        if driver.poll() is None:
-            kill_with_descendants(driver.pid)
-        driver.wait()
     assert {name: file for name, file in files(index).items() if name in published} == published
-    assert contents(index, "docids", "work/docids") == contents(case.undisturbed, "docids", "work/docids")
+    assert contents(index, "docids", FOLDER) == contents(case.undisturbed, "docids", FOLDER)
     assert Index(index).require("docids").counts == Index(case.undisturbed).require("docids").counts
 
 

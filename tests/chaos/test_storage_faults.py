@@ -23,6 +23,7 @@ from tests.chaos.faulty_s3 import PASSING, FaultyS3, faulty_s3
 from tests.chaos.settings import write_config
 from tests.published import contents, files
 from zerogr import storage
+from zerogr.docids.stage import FOLDER
 from zerogr.errors import Fault, UserError
 from zerogr.index import Index, shards_in
 
@@ -123,7 +124,7 @@ def test_generating_stages_on_failing_s3(
     met = [fault for _, _, fault in proxy.requests]
     assert set(PASSING) <= set(met) and met.count(None) == len(met) - len(met) // 5
     proxy.fault = lambda method, before: None
-    folders = ("corpus", "docids", "work/docids", "queries", "rejected")
+    folders = ("corpus", "docids", FOLDER, "queries", "rejected")
     assert contents(index, *folders) == contents(case.undisturbed, *folders)
 
 
@@ -145,20 +146,20 @@ def test_full_disk_ends_the_stage(
     assert main(["docids", config]) == 1
     last_line = capsys.readouterr().err.splitlines()[-1]
     assert last_line.startswith("zerogr: stage 'docids' gave up at shard ")
-    assert f"'{index}/work/docids/part-00000" in last_line
+    assert f"'{index}/{FOLDER}/part-00000" in last_line
     assert last_line.endswith(
         "cannot be written: no space left on device; make room there and run the same command again, what is published is kept"
     )
-    published = files(index, "work/docids")
+    published = files(index, FOLDER)
     assert 1 <= len(published) < 5
     assert not list(Path(index).rglob(".*"))
-    for shard in shards_in(f"{index}/work/docids"):
-        assert storage.parquet_num_rows(Index(index).shard("work/docids", shard)) == 8
+    for shard in shards_in(f"{index}/{FOLDER}"):
+        assert storage.parquet_num_rows(Index(index).shard(FOLDER, shard)) == 8
 
     (small_disk / "ballast").unlink()
     assert main(["docids", config]) == 0
     assert {name: file for name, file in files(index).items() if name in published} == published
-    assert contents(index, "docids", "work/docids") == contents(case.undisturbed, "docids", "work/docids")
+    assert contents(index, "docids", FOLDER) == contents(case.undisturbed, "docids", FOLDER)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])

@@ -18,9 +18,10 @@ from tests.chaos.settings import write_config
 from tests.chaos.test_nodes import DEADLINE_S, wait
 from tests.processes import command_line, descendants
 from zerogr import storage
-from zerogr.index import Index
+from zerogr.index import FOLDERS, Index
 from zerogr.training.checkpoints import latest_step
 
+TRAINING = FOLDERS["retriever"][1]
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 
@@ -46,7 +47,7 @@ def test_disk_that_fills_up_during_a_checkpoint(
     last_line = capsys.readouterr().err.splitlines()[-1]
     assert last_line.startswith("zerogr: retriever: training gave up, the last time with")
     assert "no space left on device" in last_line and last_line.endswith("the same command goes on from there")
-    assert storage.read_json(f"{index}/work/training/checkpoints/latest.json")["step"] == 5
+    assert latest_step(f"{index}/{TRAINING}/checkpoints") == 5
 
     mount(100 * 2**20)
     assert main(["train", config]) == 0
@@ -81,10 +82,10 @@ def test_driver_that_is_told_to_end_leaves_a_checkpoint(
     with noting_driver(config, diary) as driver:
         wait((diary / "waiting-1-0").exists, driver)
         driver.terminate()
-        wait(Path(index, "work", "training", ENDING).exists, driver)
+        wait(Path(index, TRAINING, ENDING).exists, driver)
         (diary / "go").touch()
         assert driver.wait(timeout=DEADLINE_S) == 1
-    step = latest_step(f"{index}/work/training/checkpoints")
+    step = latest_step(f"{index}/{TRAINING}/checkpoints")
     assert (
         PAUSE[1] == 18 and step == 21
     )  # it was told in the middle of step 18; it asks every ten steps, before the next one

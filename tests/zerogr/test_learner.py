@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,7 @@ from zerogr.training.log import TrainingLog
 from zerogr.training.throughput import Cost, Meter
 from zerogr.trie import DocidTrie
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums in another order round otherwise."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def after_steps(folder: Path, settings: TrainingSettings, num_steps: int = 2) -> tuple[Learner, list[float]]:

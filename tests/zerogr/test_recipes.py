@@ -21,6 +21,7 @@ from zerogr.engines.rendering import ChatRenderer
 from zerogr.errors import UserError
 from zerogr.index import DISTIL, Index
 from zerogr.models import load_model
+from zerogr.training import recipes
 from zerogr.training.checkpoints import StorageCheckpointer, full_tensors
 from zerogr.training.learner import Learner
 from zerogr.training.pairs import Pair, pairs_for
@@ -186,3 +187,13 @@ class TestAdapters:
         assert checkpointer.restore(other.weights, other.optimizer) == 1
         for name, tensor in learner.weights.items():
             assert torch.equal(other.weights[name], tensor)
+
+
+def test_trie_of_another_tokenizer_is_named(tiny_index: str, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = RetrieverRecipe(config.model_copy(update={"index": tiny_index}))
+    assert recipe.trie() is not None
+    monkeypatch.setattr(recipes, "tokenizer_hash", lambda _: "another")
+    with pytest.raises(
+        UserError, match="made with another tokenizer than that of retriever.model; run again with --rebuild"
+    ):
+        recipe.trie()

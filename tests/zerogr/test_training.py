@@ -34,13 +34,7 @@ SETTINGS = TrainingSettings(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums in another order round otherwise, and some tests below ask for equal bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def load(folder: Path) -> tuple[Any, ChatFormat]:

@@ -195,17 +195,20 @@ class RetrieverRecipe:
 
     def inputs(self) -> dict[str, Any]:
         """Returns what the retriever is made from."""
-        training, judged = self._config.training, {}
-        if training.judged:
-            collection = Collection.load(training.judged, training.judged_split)
-            judged = {"training.judged": collection.hash(), "training.judged_weight": training.judged_weight}
         return {
             "docids": self.index.require("docids").fingerprint,
             "queries": self.index.require("queries").fingerprint,
             "retriever.num_layers": self.num_layers,
             **_common_inputs(self._config, "retriever", self.base),
-            **judged,
+            **self._judged_inputs(),
         }
+
+    def _judged_inputs(self) -> dict[str, Any]:
+        training = self._config.training
+        if not training.judged:
+            return {}
+        collection = Collection.load(training.judged, training.judged_split)
+        return {"training.judged": collection.hash(), "training.judged_weight": training.judged_weight}
 
     def examples(self, tokenizer: Any) -> Examples:
         """Returns every (instruction, query, docid) of the index as training examples, memory-mapped."""
@@ -220,10 +223,9 @@ class RetrieverRecipe:
 
     def _files(self) -> ExampleFiles:
         training = self._config.training
-        judged = Collection.load(training.judged, training.judged_split).hash() if training.judged else None
         made_from = {
             **{folder: storage.version(self.index.path(folder)) for folder in ("docids", "queries")},
-            "judged": [judged, training.judged_weight],
+            **self._judged_inputs(),
             "tokenizer": tokenizer_hash(resolve_model(self.base)),
             "limits": [training.max_instruction_tokens, training.max_query_tokens],
         }
