@@ -204,9 +204,8 @@ def _checked(folder: str) -> str:
 
 
 def _from_hub(name: str, *, local_files_only: bool) -> str | None:
-    import httpx
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError, HTTPError
 
     try:
         folder = snapshot_download(
@@ -216,7 +215,7 @@ def _from_hub(name: str, *, local_files_only: bool) -> str | None:
         )
     except HFValidationError as error:
         raise UserError(f"model '{name}' is neither an existing folder nor a Hugging Face name: {error}") from error
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except (HTTPError, OSError) as error:
         if not local_files_only:
             logger.warning("download of model %s failed: %s", name, error)
         return None

@@ -1,4 +1,4 @@
-"""Bytes, JSON, Parquet and folders at a URI: a plain path, `file://`, `s3://`, `gs://`, through one code path (fsspec).
+"""Bytes, JSON, Parquet and folders at a URI: a plain path, `file://`, `s3://`, `gs://`, `hf:`, through one code path (fsspec).
 
 What is written is published whole: a local file is written beside its place and renamed over it, an object is one put.
 A reader therefore sees the old content or the new, never half. Names that start with a dot are unfinished files and
@@ -28,6 +28,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from zerogr import hub
 from zerogr.errors import Fault, UserError
 
 _Result = TypeVar("_Result")
@@ -46,7 +47,8 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Returns the filesystem that serves `uri`, and its path there.
 
     Raises:
-        UserError: No filesystem is known for the scheme, or its package is not installed.
+        UserError: No filesystem is known for the scheme, or its package is not installed; the Hugging Face hub does not know
+            the data set, or cannot be reached.
     """
     options: dict[str, Any] = {}
     if "://" in uri and not uri.startswith("file://"):
@@ -55,7 +57,7 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if uri.startswith(("s3://", "s3a://")):
         options["config_kwargs"] = {"retries": _S3_RETRIES}
     try:
-        return fsspec.core.url_to_fs(uri, **options)
+        return hub.filesystem(uri) if hub.is_hub(uri) else fsspec.core.url_to_fs(uri, **options)
     except (ValueError, ImportError) as error:
         raise UserError(
             f"'{uri}' cannot be opened: {error}; use a path, file://, s3:// or another scheme fsspec knows"
@@ -149,7 +151,8 @@ def list_files(uri: str) -> dict[str, int]:
     """Returns {name relative to `uri`: bytes} of every finished file below it; empty if there is no such folder."""
     fs, path = filesystem(uri)
     try:
-        found = fs.find(path, detail=True)
+        with hub.in_one_sentence(uri):
+            found = fs.find(path, detail=True)
     except FileNotFoundError:
         return {}
     names = {name[len(path) :].lstrip("/"): int(info["size"]) for name, info in found.items()}
@@ -199,13 +202,19 @@ def cache_folder() -> Path:
     return Path(os.environ.get("ZEROGR_CACHE") or Path.home() / ".cache" / "zerogr")
 
 
+def version_tag(info: dict[str, Any]) -> str:
+    """Returns what tells a file's content from another's of the same size, of what its filesystem says about it.
+
+    An ETag in object storage; on the Hugging Face hub git's hash of the content, which for large files is of their SHA-256;
+    else the time of the last change.
+    """
+    return str(next((info[key] for key in ("ETag", "etag", "blob_id", "xet_hash") if info.get(key)), info.get("mtime")))
+
+
 def version(uri: str) -> str:
     """Returns a name for what lies below `uri` now: a hash of the files' names, sizes and version tags."""
     fs, path = filesystem(uri)
-    found = [
-        (name, info["size"], str(info.get("ETag") or info.get("etag") or info.get("mtime")))
-        for name, info in sorted(fs.find(path, detail=True).items())
-    ]
+    found = [(name, info["size"], version_tag(info)) for name, info in sorted(fs.find(path, detail=True).items())]
     return hashlib.sha256(repr((uri, found)).encode()).hexdigest()[:24]
 
 

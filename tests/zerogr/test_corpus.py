@@ -263,19 +263,23 @@ class TestParquet:
 class TestSource:
     def test_missing(self, tmp_path: Path) -> None:
         for source in (tmp_path / "nowhere", tmp_path / "nowhere.jsonl", tmp_path / "nowhere.parquet"):
-            with pytest.raises(UserError, match=r"nowhere.*(does not exist; give a BEIR folder|check the path)"):
+            with pytest.raises(
+                UserError, match=r"nowhere.*(does not exist; give a BEIR or MAIR folder|check the path)"
+            ):
                 read(str(source))
 
-    def test_both_kinds_in_one_folder(self, tmp_path: Path) -> None:
+    def test_two_formats_in_one_folder(self, tmp_path: Path) -> None:
         json_lines(tmp_path / "a.jsonl", [{"_id": "1", "text": "x"}])
         parquet(tmp_path / "b.parquet", [{"_id": "2", "text": "x"}])
-        with pytest.raises(UserError, match=r"holds both \.jsonl and \.parquet files; name one file, or set"):
+        with pytest.raises(UserError, match=r"holds \.jsonl and \.parquet files; name one file, or set corpus\.format"):
             read(str(tmp_path))
         assert only(str(tmp_path), format="parquet").doc_id == "2"
 
     def test_nothing_readable_in_a_folder(self, tmp_path: Path) -> None:
         (tmp_path / "readme.txt").write_text("x")
-        with pytest.raises(UserError, match=r"holds no corpus\.jsonl, \.jsonl or \.parquet file"):
+        with pytest.raises(
+            UserError, match=r"holds no corpus\.jsonl, docs\.jsonl, \.jsonl, \.csv, \.tsv or \.parquet file"
+        ):
             read(str(tmp_path))
         with pytest.raises(UserError, match="has no beir file to read; check the path"):
             read(str(tmp_path), format="beir")

@@ -1,16 +1,12 @@
 """Readers: a source becomes a stream of documents and rejected rows, in the source's own order.
 
 A fault of one row is that row's fault (`Rejected`, with a reason); a fault of the whole source, such as a missing column,
-is one `UserError`. Every format passes through `_to_document`, so the same faults have the same outcome everywhere.
+is one `UserError`.
 """
 
 from __future__ import annotations
 
-import difflib
-import gzip
 import hashlib
-import io
-import json
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -18,15 +14,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from zerogr import storage
+from zerogr import hub, storage
 from zerogr.config import CorpusConfig
-from zerogr.corpus.document import KINDS, Document, Rejected
+from zerogr.corpus import mair, separated
+from zerogr.corpus.document import Document, Rejected
 from zerogr.corpus.pystdlib import read_pystdlib
-from zerogr.corpus.tables import guess_kind, serialise_table
+from zerogr.corpus.rows import columns_read, to_document, with_columns_of
+from zerogr.corpus.separated import read_separated
+from zerogr.corpus.streams import json_rows, opened
 from zerogr.errors import UserError
 
-JSON_LINES = (".jsonl", ".jsonl.gz", ".ndjson")
 PYSTDLIB = "pystdlib:"
+_ENDINGS = {"jsonl": (".jsonl", ".jsonl.gz", ".ndjson"), "csv": separated.ENDINGS, "parquet": (".parquet",)}
+_FILES = {"beir": ("corpus.jsonl", "corpus.jsonl.gz"), "mair": ("docs.jsonl", "docs.jsonl.gz")}
+"""Layouts with one corpus file, JSON Lines, whatever else is in the folder."""
 
 
 def read_corpus(config: CorpusConfig) -> Iterator[Document | Rejected]:
@@ -35,23 +36,20 @@ def read_corpus(config: CorpusConfig) -> Iterator[Document | Rejected]:
     Raises:
         UserError: The source is missing, of unknown format, unreadable, or lacks the configured columns.
     """
-    if detect_format(config) == "pystdlib":
+    kind = detect_format(config)
+    if kind == "pystdlib":
         yield from read_pystdlib()
         return
+    read = {"csv": read_separated, "parquet": _read_parquet}.get(kind, _read_json_lines)
     for file in source_files(config):
-        rows = _read_parquet(file, config) if file.endswith(".parquet") else _read_json_lines(file, config)
-        for place, row in rows:
-            if isinstance(row, Rejected):
-                yield row
-            else:
-                yield _to_document(row, place, config)
+        yield from read(file, config)
 
 
 def detect_format(config: CorpusConfig) -> str:
-    """Returns `pystdlib`, `beir`, `jsonl` or `parquet`.
+    """Returns `pystdlib`, `beir`, `mair`, `jsonl`, `csv` or `parquet`.
 
     Raises:
-        UserError: The source does not look like any of them.
+        UserError: The source does not look like any of them, or like several corpora.
     """
     source = config.source
     if config.format != "auto":
@@ -62,24 +60,48 @@ def detect_format(config: CorpusConfig) -> str:
         raise UserError(
             f"corpus.source is '{source}'; the built-in corpus is written '{PYSTDLIB}', with nothing behind the colon"
         )
-    if source.endswith(".parquet"):
-        return "parquet"
-    if source.endswith(JSON_LINES):
-        return "jsonl"
+    for kind, endings in _ENDINGS.items():
+        if source.endswith(endings):
+            return kind
     names = storage.list_files(source)
-    if "corpus.jsonl" in names or "corpus.jsonl.gz" in names:
+    if any(name in names for name in _FILES["beir"]):
         return "beir"
-    formats = {"parquet" for name in names if name.endswith(".parquet")} | {
-        "jsonl" for name in names if name.endswith(JSON_LINES)
-    }
-    if len(formats) == 1:
-        return formats.pop()
+    if any(name in names and mair.is_corpus(storage.join(source, name)) for name in _FILES["mair"]):
+        return "mair"
+    found = {kind: files for kind in _ENDINGS if (files := _files_of(kind, names))}
+    if len(found) == 1:
+        ((kind, files),) = found.items()
+        _refuse_several_corpora(source, files)
+        return kind
     if not names and not storage.exists(source):
         raise UserError(
-            f"corpus.source '{source}' does not exist; give a BEIR folder, .jsonl or .parquet files, or '{PYSTDLIB}'"
+            f"corpus.source '{source}' does not exist; give a BEIR or MAIR folder, .jsonl, .csv, .tsv or .parquet files, "
+            f"a data set on the Hugging Face hub as hf:owner/name, or '{PYSTDLIB}'"
         )
-    found = "both .jsonl and .parquet files" if formats else "no corpus.jsonl, .jsonl or .parquet file"
-    raise UserError(f"corpus.source '{source}' holds {found}; name one file, or set corpus.format")
+    seen = " and ".join(f".{kind}" for kind in found)
+    seen = f"{seen} files" if found else "no corpus.jsonl, docs.jsonl, .jsonl, .csv, .tsv or .parquet file"
+    raise UserError(f"corpus.source '{source}' holds {seen}; name one file, or set corpus.format")
+
+
+def _files_of(kind: str, names: dict[str, int]) -> list[str]:
+    if kind in _FILES:
+        return [name for name in names if name in _FILES[kind]]
+    return [name for name in names if name.endswith(_ENDINGS[kind]) and not name.startswith("qrels/")]
+
+
+def _refuse_several_corpora(source: str, names: list[str]) -> None:
+    # Read as one they would give figures that are plausible and wrong: a task of MAIR searched in the documents of all tasks,
+    # the queries/ of a data set on the hub among its corpus/.
+    several = mair.corpora(names)
+    if len(several) > 1 and not mair.is_corpus(storage.join(source, several[0])):
+        several = []
+    if len(several) < 2 and hub.is_hub(source):
+        several = sorted({name.rpartition("/")[0] or "." for name in names})
+    if len(several) > 1:
+        few = ", ".join(several[:5]) + (", ..." if len(several) > 5 else "")
+        raise UserError(
+            f"corpus.source '{source}' holds {len(several)} corpora ({few}); name one, or set corpus.format to read them as one"
+        )
 
 
 def source_files(config: CorpusConfig) -> list[str]:
@@ -90,14 +112,10 @@ def source_files(config: CorpusConfig) -> list[str]:
     """
     kind = detect_format(config)
     source = config.source
-    endings = (".parquet",) if kind == "parquet" else JSON_LINES
-    if source.endswith(endings):
+    if source.endswith(_ENDINGS.get(kind, _ENDINGS["jsonl"])):
         files = [source] if storage.exists(source) else []
     else:
-        names = [name for name in storage.list_files(source) if name.endswith(endings)]
-        if kind == "beir":
-            names = [name for name in names if name in ("corpus.jsonl", "corpus.jsonl.gz")]
-        files = [storage.join(source, name) for name in names]
+        files = [storage.join(source, name) for name in _files_of(kind, storage.list_files(source))]
     if not files:
         raise UserError(f"corpus.source '{source}' has no {kind} file to read; check the path")
     return files
@@ -120,54 +138,34 @@ def source_hash(config: CorpusConfig) -> str:
         else:
             fs, path = storage.filesystem(uri)
             info = fs.info(path)
-            digest.update(repr((info["size"], info.get("ETag") or info.get("etag") or str(info.get("mtime")))).encode())
+            digest.update(repr((info["size"], storage.version_tag(info))).encode())
     return digest.hexdigest()[:16]
 
 
-def _read_json_lines(uri: str, config: CorpusConfig) -> Iterator[tuple[str, dict[str, Any] | Rejected]]:
-    name = uri.rpartition("/")[2]
-    with storage.open_binary(uri) as raw:
-        stream = io.BufferedReader(gzip.GzipFile(fileobj=raw)) if uri.endswith(".gz") else raw
-        is_first = True
-        for number, line in enumerate(stream, 1):
-            place = f"{name}:{number}"
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.rstrip().decode("utf-8-sig" if number == 1 else "utf-8"))
-            except UnicodeDecodeError as error:
-                yield place, Rejected(place, "invalid_utf8", f"byte {error.start} of the line is not UTF-8")
-                continue
-            except json.JSONDecodeError as error:
-                yield place, Rejected(place, "invalid_json", f"{error.msg} at column {error.colno}")
-                continue
-            except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 100,000 brackets
-                yield place, Rejected(place, "invalid_json", f"Python cannot read it: {error}")
-                continue
-            if not isinstance(row, dict):
-                yield place, Rejected(place, "invalid_row", f"the line holds a {type(row).__name__}, not an object")
-                continue
-            if is_first:
-                _check_columns(list(row), uri, config)
-                is_first = False
-            yield place, row
+def _read_json_lines(uri: str, config: CorpusConfig) -> Iterator[Document | Rejected]:
+    fitted = None
+    for place, row in json_rows(uri):
+        if isinstance(row, Rejected):
+            yield row
+            continue
+        fitted = fitted or with_columns_of(config, list(row), uri)
+        yield to_document(row, place, fitted)
 
 
-def _read_parquet(uri: str, config: CorpusConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_parquet(uri: str, config: CorpusConfig) -> Iterator[Document | Rejected]:
     name = uri.rpartition("/")[2]
-    with storage.open_binary(uri) as raw:
+    with opened(uri) as stream:
         try:
-            file = pq.ParquetFile(raw)
+            file = pq.ParquetFile(stream)
         except pa.ArrowInvalid as error:
             raise UserError(f"'{uri}' is not a Parquet file: {error}") from None
-        _check_columns(file.schema_arrow.names, uri, config)
+        fitted = with_columns_of(config, file.schema_arrow.names, uri)
         number = 0
-        read = {config.doc_id_column, config.title_column, config.text_column, "metadata", "kind"}
-        columns = [name for name in file.schema_arrow.names if name in read]
+        columns = [name for name in file.schema_arrow.names if name in columns_read(fitted)]
         for batch in file.iter_batches(batch_size=256, columns=columns, use_threads=False):  # see storage.read_parquet
             for row in _rows(batch):
                 number += 1
-                yield f"{name}:{number}", row
+                yield to_document(row, f"{name}:{number}", fitted)
 
 
 def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
@@ -188,70 +186,3 @@ def _decoded(cell: bytes | None) -> str | bytes | None:
         return None if cell is None else cell.decode()
     except UnicodeDecodeError:
         return cell
-
-
-def _check_columns(names: list[str], uri: str, config: CorpusConfig) -> None:
-    def missing(key: str, column: str) -> UserError:
-        near = difflib.get_close_matches(column, names, n=1, cutoff=0.4)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        return UserError(
-            f"'{uri}' has no column '{column}'; it has {', '.join(names) or 'none'}: set corpus.{key}{hint}"
-        )
-
-    if config.doc_id_column not in names:
-        raise missing("doc_id_column", config.doc_id_column)
-    if config.text_column not in names and config.title_column not in names:
-        raise missing("text_column", config.text_column)
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _to_document(row: dict[str, Any], place: str, config: CorpusConfig) -> Document | Rejected:
-    key = row.get(config.doc_id_column)
-    if isinstance(key, bytes):
-        return Rejected(place, "invalid_utf8", f"'{config.doc_id_column}' is not UTF-8")
-    if isinstance(key, (dict, list, bool, float)):
-        return Rejected(
-            place, "invalid_row", f"'{config.doc_id_column}' is a {type(key).__name__}, not a string or an integer"
-        )
-    doc_id = "" if key is None else str(key).strip()
-    if not doc_id:
-        return Rejected(place, "empty_doc_id", f"'{config.doc_id_column}' is empty")
-    if not _is_utf8(doc_id):
-        return Rejected(place, "invalid_utf8", f"'{config.doc_id_column}' holds half of a surrogate pair")
-    title, text = row.get(config.title_column), row.get(config.text_column)
-    metadata = row.get("metadata")
-    metadata = metadata if isinstance(metadata, dict) else {}
-    kind: str = config.kind
-    if isinstance(text, list) and all(isinstance(cells, list) for cells in text):
-        text, kind = serialise_table(text), "table" if kind == "auto" else kind
-    for column, value in ((config.title_column, title), (config.text_column, text)):
-        if isinstance(value, bytes):
-            return Rejected(doc_id, "invalid_utf8", f"'{column}' is not UTF-8")
-        if not isinstance(value, str | None):
-            return Rejected(doc_id, "invalid_row", f"'{column}' is a {type(value).__name__}, not a string")
-    title, text = (title or "").strip(), (text or "").strip("\r\n")
-    if not title and not text.strip():
-        return Rejected(doc_id, "empty_document", "title and text are both empty")
-    try:
-        num_bytes = len((title + text).encode())
-        json.dumps(metadata, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return Rejected(doc_id, "invalid_utf8", "it holds half of a surrogate pair")
-    except TypeError as error:
-        return Rejected(doc_id, "invalid_row", f"'metadata' cannot be written as JSON: {error}")
-    if num_bytes > config.max_document_bytes:
-        limit = config.max_document_bytes
-        return Rejected(
-            doc_id, "too_large", f"{num_bytes} bytes of title and text; corpus.max_document_bytes is {limit}"
-        )
-    if kind == "auto":
-        named = metadata.get("kind") or metadata.get("type") or row.get("kind")
-        kind = named if named in KINDS else guess_kind(text)
-    return Document(doc_id=doc_id, title=title, text=text, kind=kind, metadata=metadata)

@@ -9,17 +9,22 @@ import heapq
 from collections.abc import Callable, Iterator
 
 from zerogr import storage
+from zerogr.corpus import mair
 from zerogr.corpus.document import Document, Rejected
 from zerogr.errors import UserError
 from zerogr.seeds import seed_of
 
 
 def judged_doc_ids(dataset: str, split: str | None = None) -> set[str]:
-    """Returns the documents with a positive grade in one split, or in any split, of a BEIR folder.
+    """Returns the documents with a positive grade in one split, or in any split, of judged queries.
 
     Raises:
-        UserError: The folder has no such qrels.
+        UserError: A BEIR folder has no such qrels; a MAIR one has no splits, or is malformed.
     """
+    queries = mair.queries_file(dataset)
+    if queries is not None:
+        _, qrels = mair.read_judged(queries, split or mair.SPLIT)
+        return {doc_id for grades in qrels.values() for doc_id, grade in grades.items() if grade > 0}
     names = [name for name in storage.list_files(dataset) if name.startswith("qrels/") and name.endswith(".tsv")]
     files = [name for name in names if split is None or name == f"qrels/{split}.tsv"]
     if not files:
