@@ -200,6 +200,28 @@ class DocidTrie:
 
         return FilteredTrie(self, allow=allow, deny=deny)
 
+    def num_free(self, docid: Sequence[int]) -> int:
+        """Returns how many tokens of a docid, its end counted as one, are written before no other docid is left.
+
+        The rest is forced: constrained decoding never asks the model for it.
+
+        Raises:
+            ValueError: The trie does not hold the docid.
+        """
+        node = self.root
+        for depth, token in enumerate(docid):
+            if self.docids_below(node)[1] == 1 and self.tail(node).tolist() == list(docid[depth:]):
+                return depth
+            tokens, nodes = self.children(node)
+            at = int(np.searchsorted(tokens, token))
+            if at == len(tokens) or tokens[at] != token:
+                break
+            node = int(nodes[at])
+        else:
+            if len(self.ends(node)):
+                return len(docid) + (self.docids_below(node)[1] > 1)
+        raise ValueError(f"the trie holds no docid with the tokens {list(docid)}")
+
     def docid_documents(self, docid: int) -> np.ndarray:
         """Rows (int64, ascending) of the documents that carry the docid at this place of the sorted order."""
         return self.row_order[int(self.docid_rows[docid]) : int(self.docid_rows[docid + 1])].astype(np.int64)

@@ -15,7 +15,7 @@ from zerogr import storage
 from zerogr.errors import UserError
 from zerogr.training import throughput
 from zerogr.training.examples import Examples, passes
-from zerogr.training.learner import Learner, SelectedTargets, TrainingSettings, greedy_hits
+from zerogr.training.learner import Learner, SelectedTargets, TrainingSettings, greedy_hits, summed_loss
 from zerogr.training.log import TrainingLog
 from zerogr.training.throughput import Cost, Meter
 from zerogr.trie import DocidTrie
@@ -106,20 +106,22 @@ class TestPrecision:
         assert exact[-1] < exact[0]
 
 
+@pytest.fixture
+def trained(tiny_model: Path) -> tuple[Any, Examples, Any]:
+    """A model that has learnt some of its examples, whose docids are partly prefixes of each other."""
+    model, chat = load(tiny_model)
+    docids = ["oven", "oven gear", "oven gear mast", "mast wind", "mast", "knight rook", "knight"]
+    trie = DocidTrie.build([chat.docid(docid) for docid in docids])
+    rows = [("Find.", f"{docid} {i}", docid, 1.0) for i, docid in enumerate(docids * 3)]
+    examples = Examples.build(rows, chat, trie)
+    learner = Learner(model, SETTINGS)
+    for _ in range(12):
+        learner.step(learner.prepare(examples, np.arange(len(examples))), 3e-3)
+    return model.eval(), examples, (trie, chat.end_token_id)
+
+
 class TestGreedyHits:
     """Training reports the accuracy of decoding; a mask off by one token would promise what search does not keep."""
-
-    @pytest.fixture
-    def trained(self, tiny_model: Path) -> tuple[Any, Examples, Any]:
-        """A model that has learnt some of its examples, whose docids are partly prefixes of each other."""
-        model, chat = load(tiny_model)
-        docids = ["oven", "oven gear", "oven gear mast", "mast wind", "mast", "knight rook", "knight"]
-        examples = Examples.build([("Find.", f"{docid} {i}", docid, 1.0) for i, docid in enumerate(docids * 3)], chat)
-        learner = Learner(model, SETTINGS)
-        for _ in range(12):
-            learner.step(learner.prepare(examples, np.arange(len(examples))), 3e-3)
-        trie = DocidTrie.build([chat.docid(docid) for docid in docids])
-        return model.eval(), examples, (trie, chat.end_token_id)
 
     @staticmethod
     def decoded(model: Any, prompt: list[int], trie: DocidTrie, end: int) -> list[int]:
@@ -162,14 +164,55 @@ class TestGreedyHits:
             hits = greedy_hits(SelectedTargets(model)(batch), batch, trie)
         assert Learner(model, SETTINGS).evaluate(examples, ids, trie)["evaluation_acc@1"] == round(hits / len(ids), 4)
 
-    @pytest.mark.parametrize("missing", ["oven gear mast", "oven"])
+
+class TestForcedTokens:
+    """What the trie forces is not learnt: nine tenths of the loss would be spent on what decoding never asks for."""
+
+    def test_the_loss_is_that_of_the_free_tokens(self, trained: tuple[Any, Examples, Any]) -> None:
+        model, examples, (trie, end) = trained
+        ids = np.arange(len(examples))
+        module = SelectedTargets(model)
+        by_weight = {}
+        for forced_weight in (0.0, 0.25, 1.0):
+            learner = Learner(model, replace(SETTINGS, forced_weight=forced_weight))
+            work = learner.prepare(examples, ids)
+            assert work.num_targets == pytest.approx(sum(float(batch.weights.sum()) for batch in work.passes))
+            with torch.no_grad():
+                by_weight[forced_weight] = sum(float(summed_loss(module(batch), batch)) for batch in work.passes)
+        free = 0.0
+        for i in ids:
+            own = examples.tokens[examples.offsets[i] : examples.offsets[i + 1]].tolist()
+            *docid, last = own[-int(examples.num_targets[i]) :]
+            assert last == end
+            node, num_free = trie.root, 0
+            while trie.docids_below(node)[1] > 1 and num_free < len(docid):
+                tokens, nodes = trie.children(node)
+                node, num_free = int(nodes[tokens.tolist().index(docid[num_free])]), num_free + 1
+            num_free += trie.docids_below(node)[1] > 1  # other docids go on where this one ends
+            prefix = examples.prefixes[examples.task[i]]
+            with torch.no_grad():
+                log_probs = model(input_ids=torch.tensor([prefix + own])).logits[0].log_softmax(-1)
+            start = len(prefix) + len(own) - len(docid) - 1
+            free -= sum(float(log_probs[start + j - 1, [*docid, end][j]]) for j in range(num_free))
+        assert 0 < by_weight[0.0] < by_weight[1.0]
+        assert by_weight[0.0] == pytest.approx(free, rel=1e-4)
+        assert by_weight[0.25] == pytest.approx(0.75 * by_weight[0.0] + 0.25 * by_weight[1.0], rel=1e-4)
+
+    def test_accuracy_counts_whatever_the_weights(self, trained: tuple[Any, Examples, Any]) -> None:
+        model, examples, (trie, _) = trained
+        ids = np.arange(len(examples))
+        found = [
+            Learner(model, replace(SETTINGS, forced_weight=weight)).evaluate(examples, ids, trie)["evaluation_acc@1"]
+            for weight in (0.0, 1.0)
+        ]
+        assert found[0] == found[1] > 0
+
+    @pytest.mark.parametrize("missing", ["oven gear mast", "oven", "gear"])
     def test_docid_that_is_not_in_the_trie(self, tiny_model: Path, missing: str) -> None:
-        model, chat = load(tiny_model)
-        examples = Examples.build([("Find.", "bread", missing, 1.0)], chat)
-        batch = pack(examples, [0], 64)
+        _, chat = load(tiny_model)
         trie = DocidTrie.build([chat.docid(docid) for docid in ["oven gear"]])
-        with torch.no_grad(), pytest.raises(UserError, match="--rebuild trie"):
-            greedy_hits(SelectedTargets(model)(batch), batch, trie)
+        with pytest.raises(UserError, match="--rebuild trie"):
+            Examples.build([("Find.", "bread", missing, 1.0)], chat, trie)
 
 
 class TestThroughput:

@@ -139,6 +139,7 @@ class TestPacking:
             tokens=np.array([1, 2, 3, 4], dtype=np.int32),
             offsets=np.array([0, 2, 4]),
             num_targets=np.array([1, 1], dtype=np.int32),
+            num_free=np.array([1, 1], dtype=np.int32),
             task=np.array([0, 0], dtype=np.int32),
             weights=np.array([1, 2], dtype=np.float32),
         )

@@ -46,6 +46,12 @@ class TestAgainstBruteForce:
             assert tokens == sorted({sequences[row][len(prefix)] for row in below if len(sequences[row]) > len(prefix)})
 
         distinct = sorted({tuple(s) for s in sequences})
+        for docid in distinct:
+            shared = [sum(d[:i] == docid[:i] for d in distinct) > 1 for i in range(len(docid) + 1)]
+            assert trie.num_free(docid) == sum(shared)
+        for prefix in prefixes - set(distinct):
+            with pytest.raises(ValueError, match="the trie holds no docid with the tokens"):
+                trie.num_free(prefix)
         assert (trie.num_docids, trie.num_rows) == (len(distinct), len(sequences))
         for prefix, node in nodes.items():
             first, last = trie.docid_range(node)

@@ -1,8 +1,8 @@
 """Training examples on disk: tokenised once on every machine, memory-mapped by all its ranks.
 
 The first process that asks writes them, one part of the corpus at a time, so that memory stays flat; the others wait for
-it. A run that is resumed finds them where it left them. An example takes 4 bytes per token and 20 more: 30 queries for each
-of 10M documents, 42 tokens each with their docids, are 56 GB.
+it. A run that is resumed finds them where it left them. An example takes 4 bytes per token and 24 more: 30 queries for each
+of 10M documents, 42 tokens each with their docids, are 58 GB.
 """
 
 from __future__ import annotations
@@ -21,7 +21,14 @@ import numpy as np
 from zerogr import storage
 from zerogr.training.examples import Examples
 
-_ARRAYS = {"tokens": np.int32, "offsets": np.int64, "num_targets": np.int32, "task": np.int32, "weights": np.float32}
+_ARRAYS = {
+    "tokens": np.int32,
+    "offsets": np.int64,
+    "num_targets": np.int32,
+    "num_free": np.int32,
+    "task": np.int32,
+    "weights": np.float32,
+}
 _PREFIXES = "prefixes.json"
 
 
@@ -72,6 +79,7 @@ def _write(folder: Path, parts: Iterable[Examples]) -> None:
                 "tokens": part.tokens,
                 "offsets": part.offsets[1:] + end,
                 "num_targets": part.num_targets,
+                "num_free": part.num_free,
                 "task": number[part.task] if len(part) else part.task,
                 "weights": part.weights,
             }

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from zerogr.chat import ChatFormat
+from zerogr.errors import UserError
+from zerogr.trie import DocidTrie
 
 MOST_HELD_OUT = 1000
 """Examples that are kept from training, of any number."""
@@ -31,6 +34,8 @@ class Examples:
     """int64 [N+1] into `tokens`."""
     num_targets: np.ndarray
     """int32 [N]: how many tokens at the end of an example are to be learnt (docid and end token)."""
+    num_free: np.ndarray
+    """int32 [N]: how many of the targets, from the first on, are a choice; the trie leaves none about the others."""
     task: np.ndarray
     """int32 [N]."""
     weights: np.ndarray
@@ -40,37 +45,45 @@ class Examples:
         return len(self.num_targets)
 
     @classmethod
-    def build(cls, rows: Iterable[tuple[str, str, str, float]], chat: ChatFormat) -> Examples:
-        """Returns the examples of (instruction, query, docid, weight) rows, in their order."""
+    def build(
+        cls, rows: Iterable[tuple[str, str, str, float]], chat: ChatFormat, trie: DocidTrie | None = None
+    ) -> Examples:
+        """Returns the examples of (instruction, query, docid, weight) rows, in their order.
+
+        Without the trie of the docids every target counts as free.
+
+        Raises:
+            UserError: A docid is not in the trie.
+        """
         rows = list(rows)
         tasks: dict[str, int] = {}
-        docids: dict[str, list[int]] = {}
+        docids: dict[str, tuple[list[int], int]] = {}
         queries = chat.queries([query for _, query, _, _ in rows])
 
-        def examples() -> Iterator[tuple[list[int], list[int], int, float]]:
+        def examples() -> Iterator[_Example]:
             for (instruction, _, docid, weight), query in zip(rows, queries, strict=True):
-                target = docids.get(docid) or docids.setdefault(docid, [*chat.docid(docid), chat.end_token_id])
-                yield query, target, tasks.setdefault(instruction, len(tasks)), weight
+                target, num_free = docids.get(docid) or docids.setdefault(docid, _target(docid, chat, trie))
+                yield _Example(query, target, num_free, tasks.setdefault(instruction, len(tasks)), weight)
 
         return cls._of(examples(), lambda: [chat.prefix(instruction) for instruction in tasks])
 
     @classmethod
     def of_pairs(cls, pairs: Iterable[tuple[list[int], list[int]]]) -> Examples:
         """Returns the examples of (prompt, completion) token lists, the end token included; they share no prefix."""
-        return cls._of(((prompt, completion, 0, 1.0) for prompt, completion in pairs), lambda: [[]])
+        examples = (_Example(prompt, completion, len(completion), 0, 1.0) for prompt, completion in pairs)
+        return cls._of(examples, lambda: [[]])
 
     @classmethod
-    def _of(
-        cls, examples: Iterable[tuple[list[int], list[int], int, float]], prefixes: Callable[[], list[list[int]]]
-    ) -> Examples:
-        """Returns the examples of (tokens before the target, target, task, weight); `prefixes` is asked when all are read."""
+    def _of(cls, examples: Iterable[_Example], prefixes: Callable[[], list[list[int]]]) -> Examples:
+        """Returns the examples as arrays; `prefixes` is asked when all are read."""
         tokens: list[np.ndarray] = []
-        num_targets, task, weights = [], [], []
-        for before, target, number, weight in examples:
-            tokens.append(np.array([*before, *target], dtype=np.int32))
-            num_targets.append(len(target))
-            task.append(number)
-            weights.append(weight)
+        num_targets, num_free, task, weights = [], [], [], []
+        for example in examples:
+            tokens.append(np.array([*example.before, *example.target], dtype=np.int32))
+            num_targets.append(len(example.target))
+            num_free.append(example.num_free)
+            task.append(example.task)
+            weights.append(example.weight)
         offsets = np.zeros(len(tokens) + 1, dtype=np.int64)
         np.cumsum([len(example) for example in tokens], out=offsets[1:])
         return cls(
@@ -78,13 +91,16 @@ class Examples:
             np.concatenate(tokens) if tokens else np.zeros(0, dtype=np.int32),
             offsets,
             np.array(num_targets, dtype=np.int32),
+            np.array(num_free, dtype=np.int32),
             np.array(task, dtype=np.int32),
             np.array(weights, dtype=np.float32),
         )
 
-    def num_targets_of(self, ids: np.ndarray) -> float:
-        """Returns the target tokens of some examples, each as often as its example counts."""
-        return float((self.num_targets[ids] * self.weights[ids]).sum(dtype=np.float64))
+    def num_targets_of(self, ids: np.ndarray, forced_weight: float = 1.0) -> float:
+        """Returns the target tokens of some examples, each as often as it counts."""
+        num_free = self.num_free[ids]
+        counted = num_free + forced_weight * (self.num_targets[ids] - num_free)
+        return float((counted * self.weights[ids]).sum(dtype=np.float64))
 
     def num_tokens_of(self, ids: np.ndarray) -> int:
         """Returns the tokens of some examples as each stands alone, its task's prefix included."""
@@ -104,6 +120,28 @@ class Examples:
 def epoch_order(ids: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     """Returns the ids in the order of an epoch: a function of seed and epoch alone, so a position is a resumable state."""
     return np.random.default_rng([seed, epoch]).permutation(ids)
+
+
+class _Example(NamedTuple):
+    before: list[int]
+    """Tokens between the task's prefix and the target."""
+    target: list[int]
+    num_free: int
+    task: int
+    weight: float
+
+
+def _target(docid: str, chat: ChatFormat, trie: DocidTrie | None) -> tuple[list[int], int]:
+    """Returns the tokens of a docid with its end, and how many of them are free."""
+    tokens = chat.docid(docid)
+    try:
+        num_free = trie.num_free(tokens) if trie is not None else len(tokens) + 1
+    except ValueError:
+        raise UserError(
+            f"the docid '{docid}' is not in the trie as the retriever's tokenizer writes it; "
+            "build the trie again with --rebuild trie"
+        ) from None
+    return [*tokens, chat.end_token_id], max(num_free, 1)  # the only docid of all is learnt by its first token
 
 
 @dataclass(slots=True)
@@ -149,10 +187,12 @@ class _Row:
     num_tokens: int
 
 
-def passes(examples: Examples, ids: Iterable[int], row_tokens: int, pass_tokens: int) -> list[PackedBatch]:
+def passes(
+    examples: Examples, ids: Iterable[int], row_tokens: int, pass_tokens: int, forced_weight: float = 1.0
+) -> list[PackedBatch]:
     """Returns the examples packed into rows, and the rows, longest first, into batches of at most `pass_tokens` tokens.
 
-    A batch is larger only for a row that needs it.
+    A batch is larger only for a row that needs it. Targets that are no choice count `forced_weight`.
     """
     found: list[list[_Row]] = []
     for row in sorted(_rows(examples, ids, row_tokens), key=lambda row: -row.num_tokens):
@@ -160,7 +200,7 @@ def passes(examples: Examples, ids: Iterable[int], row_tokens: int, pass_tokens:
             found[-1].append(row)
         else:
             found.append([row])
-    return [_batch(examples, rows) for rows in found]
+    return [_batch(examples, rows, forced_weight) for rows in found]
 
 
 def _rows(examples: Examples, ids: Iterable[int], row_tokens: int) -> list[_Row]:
@@ -179,7 +219,7 @@ def _rows(examples: Examples, ids: Iterable[int], row_tokens: int) -> list[_Row]
     return rows
 
 
-def _batch(examples: Examples, rows: list[_Row]) -> PackedBatch:
+def _batch(examples: Examples, rows: list[_Row], forced_weight: float) -> PackedBatch:
     length = max(row.num_tokens for row in rows)
     tokens = np.zeros((len(rows), length), dtype=np.int64)
     positions = np.zeros((len(rows), length), dtype=np.int64)
@@ -199,7 +239,8 @@ def _batch(examples: Examples, rows: list[_Row]) -> PackedBatch:
             count = int(examples.num_targets[i])
             target_index.append(number * length + np.arange(end - count - 1, end - 1))
             targets.append(piece[-count:].astype(np.int64))
-            weights.append(np.full(count, examples.weights[i], dtype=np.float32))
+            is_free = np.arange(count) < examples.num_free[i]
+            weights.append((examples.weights[i] * np.where(is_free, 1.0, forced_weight)).astype(np.float32))
             numbers.append(np.full(count, len(numbers), dtype=np.int64))
             start = end
     return PackedBatch(

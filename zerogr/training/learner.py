@@ -17,7 +17,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from zerogr.errors import UserError
 from zerogr.training.checkpoints import trainable, whole
 from zerogr.training.examples import Examples, PackedBatch, batches, passes
 from zerogr.trie import DocidTrie
@@ -34,6 +33,7 @@ class TrainingSettings:
     warmup_fraction: float = 0.05
     weight_decay: float = 0.0
     max_gradient_norm: float = 1.0
+    forced_weight: float = 1.0
     lora_rank: int = 0
     precision: Literal["bf16", "fp32"] = "bf16"
     row_tokens: int = 256
@@ -132,12 +132,14 @@ class Learner:
     def prepare(self, examples: Examples, ids: np.ndarray) -> Work:
         """Returns the work of one step: of the given examples, this rank has every `num_ranks`-th. Needs no other rank."""
         own = ids[self._rank :: self._num_ranks]
-        row_tokens, pass_tokens = self._settings.row_tokens, self._settings.pass_tokens
+        settings = self._settings
+        row_tokens, pass_tokens, forced_weight = settings.row_tokens, settings.pass_tokens, settings.forced_weight
         idle = None
         if self._num_ranks > 1:
             (idle,) = passes(examples, ids[:1], row_tokens, pass_tokens)
             idle.weights.zero_()
-        return Work(passes(examples, own, row_tokens, pass_tokens), idle, examples.num_targets_of(ids))
+        num_targets = examples.num_targets_of(ids, forced_weight)
+        return Work(passes(examples, own, row_tokens, pass_tokens, forced_weight), idle, num_targets)
 
     def step(self, work: Work, learning_rate: float, *, must_save: bool = False) -> Step:
         """Takes one optimiser step; `must_save` is this rank's word for the others."""
@@ -240,14 +242,12 @@ def greedy_hits(logits: torch.Tensor, batch: PackedBatch, trie: DocidTrie) -> in
     Args:
         logits: [M, V], as `SelectedTargets` returns them.
         batch: What they were computed from. Examples of weight 0 are no hits.
-        trie: With every docid of the batch.
-
-    Raises:
-        UserError: A docid of the batch is not in the trie.
+        trie: With every docid of the batch; `Examples.build` sees to that.
     """
     targets, example = batch.targets.tolist(), batch.example.tolist()
     end_token_id = targets[-1]  # of every docid the last
-    wrong = {number for number, weight in zip(example, batch.weights.tolist(), strict=True) if not weight}
+    weights = dict(zip(reversed(example), reversed(batch.weights.tolist()), strict=True))  # of each its first target's
+    wrong = {number for number, weight in weights.items() if not weight}
     node = trie.root
     for place, (target, number) in enumerate(zip(targets, example, strict=True)):
         if place == 0 or number != example[place - 1]:
@@ -261,11 +261,7 @@ def greedy_hits(logits: torch.Tensor, batch: PackedBatch, trie: DocidTrie) -> in
             is_known = at < len(tokens) and int(tokens[at]) == target
             allowed = np.append(tokens, end_token_id) if len(trie.ends(node)) else tokens
             node = int(nodes[at]) if is_known else node
-        if not is_known:
-            raise UserError(
-                "a docid to be learnt is not in the trie as the retriever's tokenizer writes it; "
-                "build the trie again with --rebuild trie"
-            )
+        assert is_known, "the examples were made with another trie"
         if number not in wrong and len(allowed) > 1:
             choices = torch.from_numpy(np.sort(allowed).astype(np.int64)).to(logits.device)
             if int(choices[logits[place, choices].argmax()]) != target:

@@ -91,7 +91,6 @@ def train(
     Raises:
         ValueError: There is no example.
         FloatingPointError: The loss is not a number any more.
-        UserError: A docid is not in the trie.
     """
     if not len(examples):
         raise ValueError("there is no example to train on")

@@ -173,7 +173,7 @@ def _settings(config: Config, **changes: Any) -> TrainingSettings:
 def _common_inputs(config: Config, section: str, base: str) -> dict[str, Any]:
     """Returns what the model of every recipe is made from; `section` of the configuration names its base."""
     training = config.training.model_dump(
-        exclude={"checkpoint_every", "checkpoint_minutes", "judged", "judged_split", "judged_weight"}
+        exclude={"checkpoint_every", "checkpoint_minutes", "judged", "judged_split", "judged_weight", "forced_weight"}
     )
     return {
         "seed": config.seed,
@@ -199,6 +199,7 @@ class RetrieverRecipe:
             "docids": self.index.require("docids").fingerprint,
             "queries": self.index.require("queries").fingerprint,
             "retriever.num_layers": self.num_layers,
+            "training.forced_weight": self.settings.forced_weight,
             **_common_inputs(self._config, "retriever", self.base),
             **self._judged_inputs(),
         }
@@ -213,7 +214,9 @@ class RetrieverRecipe:
     def examples(self, tokenizer: Any) -> Examples:
         """Returns every (instruction, query, docid) of the index as training examples, memory-mapped."""
         chat = chat_format(tokenizer, self._config)
-        examples = self._files().open(lambda: (Examples.build(triples, chat) for triples in self.triples()))
+        self.index.require("trie")
+        trie = self.trie()
+        examples = self._files().open(lambda: (Examples.build(triples, chat, trie) for triples in self.triples()))
         if not len(examples):
             raise UserError(
                 f"'{self.index.uri}' has no pseudo-query to train on; "
@@ -224,7 +227,7 @@ class RetrieverRecipe:
     def _files(self) -> ExampleFiles:
         training = self._config.training
         made_from = {
-            **{folder: storage.version(self.index.path(folder)) for folder in ("docids", "queries")},
+            **{folder: storage.version(self.index.path(folder)) for folder in ("docids", "queries", "trie")},
             **self._judged_inputs(),
             "tokenizer": tokenizer_hash(resolve_model(self.base)),
             "limits": [training.max_instruction_tokens, training.max_query_tokens],
