@@ -11,61 +11,35 @@ import json
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
+from jobs.parser import RECIPE_NAMES, build_parser
+from jobs.tables import (
+    print_ablation,
+    print_comparison,
+    print_differences,
+    print_errors,
+    print_explanation,
+    print_hits,
+    print_stages,
+)
 from zerogr.errors import Fault, UserError
 
 if TYPE_CHECKING:
     from zerogr.config import Config
-    from zerogr.index import StageRecord
-
-STAGE_NAMES = ("corpus", "docids", "queries", "trie", "retriever", "evaluation")
-RECIPE_NAMES = ("retriever", "docid_generator", "query_generator")
-STRATEGY_NAMES = ("greedy", "beam", "nucleus", "reverse_annealing", "stochastic_beam", "best_first")
-
-EPILOG = """\
-a first index, offline, on a laptop:
-  zerogr config > config.yaml             write the documented default configuration
-  zerogr index config.yaml                docids, pseudo-queries, trie, retriever: resumable, run it again after a fault
-  zerogr search index "sort a list of dictionaries"
-  zerogr status index
-"""
-
-
-DISTIL_EPILOG = """\
-A task is a corpus with its instruction. For every document of every task the teacher, distil.model, is asked what the two
-generators are asked when they index: for docids, and for queries under the task's instruction. Docids that break a rule and
-queries off the topic are rejected with the reason; what is left is for fine-tuning the generators. Run it again after
-a fault: finished shards are never made again.
-
-  distil:
-    model: Qwen/Qwen2.5-7B-Instruct     # a folder, a Hub name or an s3:// URI
-    out: s3://bucket/teacher            # a folder of its own
-    tasks:                              # none = the corpus and the instruction of this file
-      - name: scifact
-        source: path/to/scifact         # whatever corpus.source may be; corpus.title_column and its kin may stand here too
-        instruction: Given a scientific claim, find the abstracts that support or refute it.
-        max_documents: 20000            # sampled by seed; without it all
-
-what it writes below distil.out, a row per pair; the assistant's turn is `prefill`, a space if there is one, `completion`:
-  docids/part-000042.parquet            task, doc_id, prompt, prefill, completion
-  queries/part-000042.parquet           task, doc_id, instruction, prompt, prefill, completion
-  rejected/distil-part-000042.parquet   task, doc_id, stage, reason, detail
-
-`zerogr config` explains every key of the section; `zerogr status` takes distil.out as well.
-"""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns its exit status."""
-    parser = _parser()
+    parser = build_parser()
     options = parser.parse_args(arguments)
     if options.command is None:
         parser.print_help()
         return 0
     _set_up_logging(options.verbose)
     try:
-        options.run(options)
+        COMMANDS[options.command](options)
     except UserError as error:
         print(f"zerogr: {error}", file=sys.stderr)
         return 2
@@ -100,113 +74,6 @@ def _set_up_logging(verbose: bool) -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="zerogr",
-        description="Generative retrieval: a language model, trained on your documents, is the search index.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--verbose", action="store_true", help="show what the libraries underneath have to say")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-
-    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        sub.set_defaults(run=run)
-        return sub
-
-    def config_command(
-        name: str, run: Any, text: str, stages: tuple[str, ...] = STAGE_NAMES
-    ) -> argparse.ArgumentParser:
-        sub = command(name, run, text)
-        sub.add_argument("config", metavar="CONFIG", help="a YAML file; `zerogr config` prints the documented default")
-        sub.add_argument(
-            "--set",
-            action="append",
-            default=[],
-            metavar="KEY.SUB=VALUE",
-            help="override one key; may be given several times",
-        )
-        sub.add_argument(
-            "--rebuild", action="append", default=[], choices=stages, metavar="STAGE",
-            **({"nargs": "?", "const": stages[0]} if len(stages) == 1 else {}),
-            help=f"forget a stage and all that was made from it, then run ({', '.join(stages)})",
-        )  # fmt: skip
-        return sub
-
-    config_command("index", _index, "build or complete an index: every stage in order, resumable")
-    for name, text in {
-        "corpus": "read the corpus into numbered shards",
-        "docids": "give every document its docid",
-        "queries": "write pseudo-queries for every document",
-        "trie": "build the trie of the docids",
-    }.items():
-        config_command(name, _stage, text)
-    sub = config_command("train", _train, "train the retriever, or a generator", (*STAGE_NAMES, *RECIPE_NAMES[1:]))
-    sub.add_argument(
-        "--recipe", choices=RECIPE_NAMES, default="retriever",
-        help="what to train: the index's retriever (default), or from the pairs of section tuning a docid_generator or a "
-        "query_generator; then name its folder, TUNING.OUT/RECIPE, as docids.model or queries.model",
-    )  # fmt: skip
-    sub = config_command(
-        "distil", _distil, "have a stronger model write pairs for fine-tuning the generators", ("distil",)
-    )
-    sub.epilog, sub.formatter_class = DISTIL_EPILOG, argparse.RawDescriptionHelpFormatter
-    sub = config_command("submit", _submit, "run `index` on a Ray cluster")
-    sub.add_argument(
-        "--address",
-        required=True,
-        metavar="RAY_ADDRESS",
-        help="of the cluster's job server, such as http://127.0.0.1:8265",
-    )
-    sub.add_argument("--no-wait", action="store_true", help="return as soon as the job is accepted")
-
-    sub = command("status", _status, "show the stages of an index, their counts and fingerprints")
-    sub.add_argument("index", metavar="INDEX")
-    sub.add_argument("--json", action="store_true", help="print one JSON document")
-
-    sub = command("search", _search, "answer a query")
-    sub.add_argument("index", metavar="INDEX")
-    sub.add_argument("query", metavar="QUERY")
-    sub.add_argument("-k", type=_positive, default=None, help="documents to return (default: the index's own, 10)")
-    sub.add_argument(
-        "--instruction", metavar="TEXT", help="the retrieval task in one sentence (default: the index's own)"
-    )
-    sub.add_argument("--strategy", choices=STRATEGY_NAMES, help="how docids are drawn (default: the index's own)")
-    sub.add_argument("--seed", type=int, default=0, help="of the sampling strategies (default: 0)")
-    sub.add_argument("--json", action="store_true", help="print one JSON document")
-
-    sub = command("evaluate", _evaluate, "measure an index on judged queries, beside baselines")
-    sub.add_argument("index", metavar="INDEX")
-    sub.add_argument(
-        "--dataset", required=True, metavar="DIR", help="a BEIR folder: queries.jsonl and qrels/<split>.tsv"
-    )
-    sub.add_argument("--split", default="test", help="default: test")
-    sub.add_argument("--k", type=_positive, default=100, help="documents per query (default: 100)")
-    sub.add_argument(
-        "--strategy", nargs="+", choices=STRATEGY_NAMES, default=["beam", "reverse_annealing"], metavar="NAME"
-    )
-    sub.add_argument("--baseline", nargs="*", choices=["bm25"], default=["bm25"], metavar="NAME", help="default: bm25")
-    sub.add_argument("--out", metavar="DIR", help="where run files and metrics.json go (default: nowhere)")
-    sub.add_argument("--json", action="store_true", help="print one JSON document")
-
-    sub = command("serve", _serve, "serve an index over HTTP with Ray Serve")
-    sub.add_argument("index", metavar="INDEX")
-    sub.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
-    sub.add_argument("--port", type=int, help="default: 8000")
-    sub.add_argument("--config", metavar="FILE", help="a Ray Serve config file instead of serve/config.yaml")
-
-    command("config", _config, "print the documented default configuration")
-    return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number
-
-
 def _load(options: argparse.Namespace) -> Config:
     from zerogr.config_file import load_config
     from zerogr.index import Index
@@ -222,10 +89,10 @@ def _index(options: argparse.Namespace) -> None:
 
     config = _load(options)
     records = index.run(config)
-    _print_stages(config.index, records)
+    print_stages(config.index, records)
     if "evaluation" in records:
         print()
-        _print_comparison(records["evaluation"].counts["rows_compared"])
+        print_comparison(records["evaluation"].counts["rows_compared"])
 
 
 def _stage(options: argparse.Namespace) -> None:
@@ -233,7 +100,7 @@ def _stage(options: argparse.Namespace) -> None:
 
     config = _load(options)
     record = importlib.import_module(f"jobs.{options.command}").run(config)
-    _print_stages(config.index, {options.command: record})
+    print_stages(config.index, {options.command: record})
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -241,7 +108,7 @@ def _train(options: argparse.Namespace) -> None:
 
     config = _load(options)
     record = train.run(config, options.recipe)
-    _print_stages(config.index if options.recipe == "retriever" else config.tuning.out, {options.recipe: record})
+    print_stages(config.index if options.recipe == "retriever" else config.tuning.out, {options.recipe: record})
 
 
 def _distil(options: argparse.Namespace) -> None:
@@ -254,7 +121,7 @@ def _distil(options: argparse.Namespace) -> None:
         Index(config.distil.out).rebuild("distil")
     record = distil.run(config)
     counts = record.counts
-    _print_stages(config.distil.out, {"distil": record})
+    print_stages(config.distil.out, {"distil": record})
     width = max(map(len, counts["tasks"]))
     for name, pairs in counts["tasks"].items():
         print(
@@ -296,28 +163,61 @@ def _search(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps({"hits": [asdict(hit) for hit in hits], "took_ms": took_ms}, ensure_ascii=False, indent=2))
         return
-    width = max((len(hit.doc_id) for hit in hits), default=0)
-    for hit in hits:
-        print(f"{hit.rank:3}  {hit.score:8.3f}  {hit.doc_id:<{width}}  {hit.docid}")
+    print_hits(hits)
     print(f"{took_ms:,.0f} ms", file=sys.stderr)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     from jobs.evaluate import evaluate
 
-    rows = evaluate(
+    comparison = evaluate(
         options.index,
         options.dataset,
         split=options.split,
+        positions=options.positions,
         k=options.k,
-        strategies=options.strategy,
-        baselines=options.baseline,
+        strategies=options.strategy or ["beam", "reverse_annealing"],
+        baselines=["bm25"] if options.baseline is None else options.baseline,
+        run_files=options.runs,
+        seed=options.seed,
         out=options.out,
     )
     if options.json:
+        print(json.dumps(comparison.tables, indent=2))
+        return
+    print_comparison(comparison.rows)
+    for kind, rows in comparison.by_kind.items():
+        print(f"\n{kind}")
+        print_comparison(rows)
+    print_differences(comparison.differences)
+    print_errors(comparison.errors)
+
+
+def _ablate(options: argparse.Namespace) -> None:
+    from jobs import ablate
+    from zerogr.config_file import load_config
+
+    rows = ablate.run(load_config(options.config, options.set))
+    if options.json:
         print(json.dumps({"rows": rows}, indent=2))
     else:
-        _print_comparison(rows)
+        print_ablation(rows)
+
+
+def _explain(options: argparse.Namespace) -> None:
+    from zerogr.evaluation.explain import explain
+    from zerogr.index import Index
+    from zerogr.retriever import Retriever
+
+    retriever = Retriever.load(options.index)
+    explanation = explain(
+        retriever, Index(options.index), options.query, options.doc,
+        instruction=options.instruction, k=options.k, strategy=options.strategy, seed=options.seed,
+    )  # fmt: skip
+    if options.json:
+        print(json.dumps(explanation.as_json(retriever), ensure_ascii=False, indent=2))
+    else:
+        print_explanation(explanation, retriever)
 
 
 def _serve(options: argparse.Namespace) -> None:
@@ -332,23 +232,20 @@ def _config(_options: argparse.Namespace) -> None:
     print(default_yaml(), end="")
 
 
-def _print_stages(uri: str, records: dict[str, StageRecord]) -> None:
-    from jobs.stages import summary
-    from zerogr.progress import duration
-
-    print(uri)
-    for stage, record in records.items():
-        print(f"  {stage:<10}  {duration(record.seconds):>7}  {record.files:>5} files  {summary(record.counts)}")
-
-
-def _print_comparison(rows: list[dict[str, Any]]) -> None:
-    print(f"{'system':<28}{'queries':>8}{'Acc@1':>8}{'nDCG@10':>9}{'Recall@100':>12}{'ms/query':>10}")
-    for row in rows:
-        print(
-            f"{row['system']:<28}{row['num_queries']:>8}{row['acc@1']:>8.3f}{row['ndcg@10']:>9.3f}"
-            f"{row['recall@100']:>12.3f}{row['ms_per_query']:>10.1f}"
-        )
-
+COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "index": _index,
+    **dict.fromkeys(("corpus", "docids", "queries", "trie"), _stage),
+    "train": _train,
+    "distil": _distil,
+    "ablate": _ablate,
+    "submit": _submit,
+    "status": _status,
+    "search": _search,
+    "explain": _explain,
+    "evaluate": _evaluate,
+    "serve": _serve,
+    "config": _config,
+}
 
 if __name__ == "__main__":
     run()

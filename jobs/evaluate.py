@@ -1,8 +1,9 @@
-"""Searches an index with the judged queries of a collection, beside the baselines; writes run files and metrics.json.
+"""Searches an index with the judged queries of a collection, beside the baselines; writes run files, metrics and a report.
 `zerogr evaluate INDEX --dataset DIR`"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from jobs.stages import run_stage
@@ -10,12 +11,15 @@ from zerogr import storage
 from zerogr.config import Config
 from zerogr.corpus.collection import Collection
 from zerogr.errors import UserError
-from zerogr.evaluation.compare import publish_results, run_bm25, run_strategy, table_row
-from zerogr.evaluation.metrics import Run
+from zerogr.evaluation.compare import Comparison, compare_systems
+from zerogr.evaluation.dense import load_encoder
+from zerogr.evaluation.report import provenance_of
+from zerogr.evaluation.runs import read_runs
+from zerogr.evaluation.systems import StrategySpec
 from zerogr.index import Index, StageRecord
 from zerogr.retriever import Retriever
 
-VERSION = 1
+VERSION = 2
 
 
 def run(config: Config) -> StageRecord:
@@ -25,43 +29,46 @@ def run(config: Config) -> StageRecord:
     return run_stage("evaluation", config, _inputs(config), _build)
 
 
+def check(config: Config) -> None:
+    """Raises UserError for a mistake in the evaluation section that can be seen before there is an index."""
+    evaluation = config.evaluation
+    assert evaluation.dataset is not None
+    for text in evaluation.strategies:
+        StrategySpec.parse(text)
+    Collection.load(evaluation.dataset, evaluation.split)
+    if "minilm" in evaluation.baselines:
+        load_encoder()
+
+
 def _inputs(config: Config) -> dict[str, Any]:
     index, evaluation = Index(config.index), config.evaluation
+    assert evaluation.dataset is not None
     return {
         "trie": index.require("trie").fingerprint,
         "retriever": index.require("retriever").fingerprint,
         **{f"evaluation.{key}": value for key, value in evaluation.model_dump().items() if key != "dataset"},
-        "evaluation.dataset": _collection_hash(config),
+        "evaluation.dataset": Collection.load(evaluation.dataset, evaluation.split).hash(),
         **{f"decoding.{key}": value for key, value in config.decoding.model_dump().items()},
         "seed": config.seed,
         "version": VERSION,
     }
 
 
-def _collection_hash(config: Config) -> str:
-    import hashlib
-
-    assert config.evaluation.dataset is not None
-    collection = Collection.load(config.evaluation.dataset, config.evaluation.split)
-    return hashlib.sha256(
-        repr((sorted(collection.queries.items()), sorted(collection.qrels.items()))).encode()
-    ).hexdigest()[:16]
-
-
 def _build(config: Config, index: Index) -> dict[str, Any]:
     evaluation = config.evaluation
     assert evaluation.dataset is not None
-    rows = evaluate(
+    comparison = evaluate(
         index.uri,
         evaluation.dataset,
         split=evaluation.split,
+        positions=evaluation.positions,
         k=evaluation.k,
         strategies=list(evaluation.strategies),
         baselines=list(evaluation.baselines),
         out=index.path("evaluation", dataset_name(evaluation.dataset)),
         seed=config.seed,
     )
-    return {"queries": rows[0]["num_queries"], "rows_compared": rows}
+    return {"queries": len(comparison.collection.queries), "rows_compared": comparison.rows}
 
 
 def evaluate(
@@ -69,34 +76,47 @@ def evaluate(
     dataset: str,
     *,
     split: str,
+    positions: str = "all",
     k: int,
     strategies: list[str],
     baselines: list[str],
+    run_files: Sequence[str] = (),
     out: str | None,
     seed: int = 0,
     device: str | None = None,
-) -> list[dict[str, Any]]:
-    """Returns one row per system and, if `out` is given, writes the runs and metrics there.
+) -> Comparison:
+    """Returns the comparison and, if `out` is given, writes the runs and what is to be known about them there.
+
+    Args:
+        positions: Of the queries in their file: all, even or odd.
+        strategies: As `zerogr.evaluation.systems` reads them.
+        baselines: Of `zerogr.config.BASELINES`.
+        run_files: TREC runs of other systems.
 
     Raises:
-        UserError: The index or the collection is missing, or they share no document.
+        UserError: The index or the collection is missing, they share no document, a strategy or run file is no such thing, or a
+            baseline lacks what it needs.
     """
-    collection = Collection.load(dataset, split)
+    specs = [StrategySpec.parse(text) for text in strategies]
+    foreign = read_runs(run_files)
+    collection = Collection.load(dataset, split).at(positions)
     retriever = Retriever.load(index_uri, device=device)
     doc_ids = retriever.doc_ids()
-    collection = collection.restricted_to(doc_ids)
-    rows: list[dict[str, Any]] = []
-    runs: dict[str, Run] = {}
-    for strategy in strategies:
-        system = f"zerogr-{strategy}"
-        runs[system], ms = run_strategy(retriever, collection, k=k, strategy=strategy, seed=seed)
-        rows.append(table_row(system, strategy, collection, runs[system], ms))
-    for baseline in baselines:
-        runs[baseline], ms = run_bm25(Index(index_uri), doc_ids, collection, k=k)
-        rows.append(table_row(baseline, None, collection, runs[baseline], ms))
+    comparison = compare_systems(
+        Index(index_uri),
+        retriever,
+        collection.restricted_to(doc_ids),
+        doc_ids=doc_ids,
+        strategies=list({spec.system: spec for spec in specs}.values()),
+        baselines=list(dict.fromkeys(baselines)),
+        foreign=foreign,
+        k=k,
+        seed=seed,
+    )
     if out is not None:
-        publish_results(out, rows, runs)
-    return rows
+        made_of = provenance_of(Index(index_uri), dataset=dataset, split=split, positions=positions, k=k, seed=seed)
+        comparison.publish(out, title=f"Evaluation on {dataset_name(dataset)}", provenance=made_of)
+    return comparison
 
 
 def dataset_name(dataset: str) -> str:

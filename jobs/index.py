@@ -21,6 +21,7 @@ def run(config: Config) -> dict[str, StageRecord]:
         "retriever": train.run,
     }
     if config.evaluation.dataset is not None:
+        evaluate.check(config)  # what is wrong there must not be found out after days of training
         steps["evaluation"] = evaluate.run
     records: dict[str, StageRecord] = {}
     with contextlib.ExitStack() as session:

@@ -37,6 +37,10 @@ def run_stage(
         UserError: The stage was made from other inputs, or too many of its rows were rejected.
     """
     index = Index(uri or config.index)
+    for donor in config.compute.reuse:
+        if index.adopt(stage, inputs, Index(donor), config=config.model_dump(mode="json")):
+            logger.info("%s: taken over from %s", stage, donor)
+            break
     if not index.begin(stage, inputs):
         record = index.require(stage)
         logger.info("%s: done before (%s)", stage, summary(record.counts))

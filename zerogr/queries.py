@@ -24,7 +24,7 @@ from zerogr.engines import Engine, Generation, Prompt, Sampling
 from zerogr.generation import Rejection, ShardReport, model_inputs, read_counts, write_shard
 from zerogr.index import Index
 from zerogr.seeds import seed_of
-from zerogr.words import DocumentFrequency, is_topical, rank_terms, stretches, words
+from zerogr.words import DocumentFrequency, is_topical, rank_terms, stem, stretches, words
 
 VERSION = 2
 SCHEMA = pa.schema(
@@ -137,13 +137,13 @@ def judge_queries(samples: Sequence[str], title: str, text: str) -> tuple[list[s
     topic: fewer than two of their topical words, or fewer than a third, share a stem with a word of the document.
     """
     document = f"{title}\n{text}".lower()
-    own = {_stem(word) for word in words(document) if is_topical(word)}
+    own = {stem(word) for word in words(document) if is_topical(word)}
     kept: dict[str, str] = {}
     dropped = []
     for sample in samples:
         query = _LABEL.sub("", " ".join(sample.split())).strip(" \"'`*“”")
         terms = words(query)
-        topical = {_stem(term) for term in terms if is_topical(term)}
+        topical = {stem(term) for term in terms if is_topical(term)}
         num_shared = len(topical & own)
         if not terms:
             dropped.append(("empty", sample))
@@ -158,11 +158,6 @@ def judge_queries(samples: Sequence[str], title: str, text: str) -> tuple[list[s
         else:
             kept[key] = query
     return list(kept.values()), dropped
-
-
-def _stem(word: str) -> str:
-    # Crude on purpose: the filter asks whether two words are kin, in any language.
-    return word[:5]
 
 
 def make_spans(title: str, text: str, frequency: DocumentFrequency, count: int, seed: int) -> list[str]:

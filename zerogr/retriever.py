@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from zerogr import storage
 from zerogr.chat import SETTINGS_FILE, ChatFormat
 from zerogr.decoding import Decoded, decode_batch
+from zerogr.decoding.trace import Step, trace_batch
 from zerogr.errors import UserError
 from zerogr.index import Index
 from zerogr.trie import DocidTrie
@@ -38,6 +39,21 @@ class Hit:
     """From 1."""
     score: float
     """Natural-log probability of the docid; `normalise` says over which tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """A document's docid as the model saw it."""
+
+    doc_id: str
+    docid: str
+    steps: list[Step]
+    """Its tokens and the end token."""
+
+    @property
+    def score(self) -> float:
+        """Natural-log probability of the docid over the allowed tokens, as a `Hit` has it."""
+        return sum(step.log_prob for step in self.steps)
 
 
 class Retriever:
@@ -181,19 +197,11 @@ class Retriever:
         Raises:
             ValueError: `queries` is a bare string, `batch_size` is below 1, or an option does not fit the strategy.
         """
-        if isinstance(queries, str):
-            raise ValueError("queries must be a list of strings, not one string")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        instructions = (
-            [instruction] * len(queries) if isinstance(instruction, str) or instruction is None else list(instruction)
-        )
         strategy = strategy or self._decoding["strategy"]
         options = {"normalise": self._decoding["normalise"], **self._strategy_options(strategy), **options}
-        prompts = [
-            (self._chat.prefix(text or self.instruction), self._chat.query(query))
-            for query, text in zip(queries, instructions, strict=True)
-        ]
+        prompts = self._prompts(queries, instruction)
         results = []
         for begin in range(0, len(prompts), batch_size):
             decoded = decode_batch(
@@ -207,6 +215,62 @@ class Retriever:
             )
             results += [self._hits(documents) for documents in decoded]
         return results
+
+    def trace(
+        self,
+        queries: Sequence[str],
+        doc_ids: Sequence[Sequence[str]],
+        *,
+        instruction: str | Sequence[str | None] | None = None,
+        batch_size: int = 16,
+    ) -> list[list[Traced]]:
+        """Returns what the model thought of some documents' docids, token by token, query by query.
+
+        Args:
+            queries, instruction, batch_size: As in `search`.
+            doc_ids: For each query the documents whose docids are traced.
+
+        Raises:
+            UserError: A document is not in the index.
+        """
+        rows = {doc_id: self._row_of(doc_id) for wanted in doc_ids for doc_id in wanted}
+        prompts = self._prompts(queries, instruction)
+        traced = []
+        for begin in range(0, len(prompts), batch_size):
+            wanted = doc_ids[begin : begin + batch_size]
+            docids = [[self._docids[rows[doc_id]].as_py() for doc_id in of_query] for of_query in wanted]
+            steps = trace_batch(
+                self._model.start(prompts[begin : begin + batch_size]),
+                self._trie,
+                [[self._chat.docid(docid) for docid in of_query] for of_query in docids],
+                eos_token_id=self._chat.end_token_id,
+            )
+            traced += [list(map(Traced, *of_query)) for of_query in zip(wanted, docids, steps, strict=True)]
+        return traced
+
+    def token_text(self, token: int) -> str:
+        """Returns a token as text; the one that ends a docid is `<end>`."""
+        return "<end>" if token == self._chat.end_token_id else str(self._chat.tokenizer.decode([token]))
+
+    def _prompts(
+        self, queries: Sequence[str], instruction: str | Sequence[str | None] | None
+    ) -> list[tuple[list[int], list[int]]]:
+        """Returns (prefix, rest) of every query's prompt."""
+        if isinstance(queries, str):
+            raise ValueError("queries must be a list of strings, not one string")
+        instructions = (
+            [instruction] * len(queries) if isinstance(instruction, str) or instruction is None else list(instruction)
+        )
+        return [
+            (self._chat.prefix(text or self.instruction), self._chat.query(query))
+            for query, text in zip(queries, instructions, strict=True)
+        ]
+
+    def _row_of(self, doc_id: str) -> int:
+        row = pc.index(self._doc_ids, pa.scalar(doc_id, self._doc_ids.type)).as_py()
+        if row < 0:
+            raise UserError(f"the index holds no document '{doc_id}'")
+        return int(row)
 
     def _hits(self, documents: Sequence[Decoded]) -> list[Hit]:
         return [

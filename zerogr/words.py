@@ -99,6 +99,11 @@ def is_topical(word: str) -> bool:
     return word not in FUNCTION_WORDS and (len(word) > 1 or not word.isascii())
 
 
+def stem(word: str) -> str:
+    """Returns what two words of a family have in common: crude on purpose, in any language their first five letters."""
+    return word[:5]
+
+
 class DocumentFrequency:
     """How many documents hold each term.
 

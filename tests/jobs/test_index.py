@@ -131,48 +131,6 @@ def test_search_finds_every_document(tiny_index: str, capsys: pytest.CaptureFixt
         assert len(hits) == 40
 
 
-def test_evaluate(tiny_index: str, collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "out"
-    command = ["evaluate", tiny_index, "--dataset", str(collection), "--strategy", "greedy", "beam", "--k", "20"]
-    assert main([*command, "--out", str(out), "--json"]) == 0
-    rows_ = json.loads(capsys.readouterr().out)["rows"]
-    assert [(row["system"], row["strategy"]) for row in rows_] == [
-        ("zerogr-greedy", "greedy"),
-        ("zerogr-beam", "beam"),
-        ("bm25", None),
-    ]
-    for row in rows_:
-        assert set(row) == {"system", "strategy", "num_queries", "acc@1", "ndcg@10", "recall@100", "ms_per_query"}
-        assert row["num_queries"] == 40
-        assert 0 <= row["acc@1"] <= row["ndcg@10"] <= row["recall@100"] <= 1 and row["ms_per_query"] >= 0
-        lines = (out / f"{row['system']}.run").read_text().splitlines()
-        first = [line.split() for line in lines if line.split()[3] == "1"]
-        # One judged document per question: Acc@1 is the share of questions whose first document is theirs.
-        right = sum(columns[2] == tiny.documents()[int(columns[0][1:])]["_id"] for columns in first)
-        assert right / 40 == pytest.approx(row["acc@1"])
-    assert json.loads((out / "metrics.json").read_text())["rows"] == rows_
-
-    assert main([*command, "--baseline"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
-        "system", "zerogr-greedy", "zerogr-beam",
-    ]  # fmt: skip
-
-
-def test_index_ends_with_an_evaluation_where_the_config_names_one(
-    copied: str, config: str, collection: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    changes = ["--set", f"index={copied}", "--set", f"evaluation.dataset={collection}"]
-    changes += ["--set", "evaluation.strategies=[greedy]", "--set", "evaluation.k=5"]
-    assert main(["index", config, *changes]) == 0
-    assert "zerogr-greedy" in capsys.readouterr().out
-    evaluated = files(copied, "evaluation")
-    assert set(evaluated) == {
-        f"evaluation/{collection.name}/{name}" for name in ("metrics.json", "zerogr-greedy.run", "bm25.run")
-    }
-    assert main(["index", config, *changes]) == 0
-    assert files(copied, "evaluation") == evaluated
-
-
 class TestRefusals:
     """Rows of two different runs in one index would be searched without anybody noticing."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from zerogr.config import Config, DistilConfig, Section, TuningConfig
+from zerogr.config import AblationConfig, Config, DistilConfig, Section, TuningConfig
 from zerogr.config_file import default_yaml, load_config, validate_config
 from zerogr.errors import UserError
 
@@ -194,6 +194,7 @@ class TestFile:
         path.write_text("")
         places = {
             "index": os.path.abspath("index"),
+            "ablation": AblationConfig(out=os.path.abspath("ablation")),
             "distil": DistilConfig(out=os.path.abspath("teacher")),
             "tuning": TuningConfig(out=os.path.abspath("generators")),
         }

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from zerogr.corpus.collection import Collection, Query
 from zerogr.errors import UserError
@@ -62,6 +64,16 @@ class TestCollection:
         assert list(restricted.queries) == ["q1"]
         assert restricted.num_dropped_queries == 2
 
+    def test_halves_by_position(self, tmp_path: Path) -> None:
+        collection = Collection.load(write_collection(tmp_path), "test")
+        halves = {positions: collection.at(positions) for positions in ("even", "odd", "all")}
+        assert {name: list(half.queries) for name, half in halves.items()} == {
+            "even": ["q1", "q3"], "odd": ["q2"], "all": ["q1", "q2", "q3"],
+        }  # fmt: skip
+        assert halves["odd"].qrels == {"q2": {"c": 1}}
+        with pytest.raises(UserError, match="no query at an odd position, only 1 in all"):
+            halves["odd"].at("odd")
+
     def test_restriction_to_a_foreign_index_is_refused(self, tmp_path: Path) -> None:
         collection = Collection.load(write_collection(tmp_path), "test")
         with pytest.raises(
@@ -99,7 +111,7 @@ class TestCollection:
     @pytest.mark.parametrize(
         ("line", "message"),
         [
-            ("{", r"queries\.jsonl:2 is not JSON"),
+            ("{", r"queries\.jsonl:2 cannot be read: Expecting property name .* at column 2; mend that line"),
             ('{"id": "q1", "text": "x"}', r'queries\.jsonl:2 must be an object with the strings "_id" and "text"'),
             ('{"_id": "q1", "text": " "}', r"queries\.jsonl:2: the text of the judged query 'q1' is empty"),
             ('{"_id": "q2", "text": "x"}', r"queries\.jsonl:2 repeats the query id 'q2'"),
@@ -117,7 +129,7 @@ class TestCollection:
     def test_invalid_utf8_names_the_line(self, tmp_path: Path) -> None:
         folder = write_collection(tmp_path)
         (tmp_path / "queries.jsonl").write_bytes(b'\n{"_id": "q1", "text": "\xff"}\n')
-        with pytest.raises(UserError, match=r"queries\.jsonl:2 is not UTF-8"):
+        with pytest.raises(UserError, match=r"queries\.jsonl:2 cannot be read: byte 23 of the line is not UTF-8"):
             Collection.load(folder, "test")
 
 
@@ -131,6 +143,10 @@ class TestMetrics:
             "acc@1": 1.0,
             "ndcg@10": pytest.approx(gained / ideal),
             "recall@100": pytest.approx(2 / 3),
+            "mrr@10": 1.0,
+            "map": pytest.approx((1 + 2 / 3) / 3),
+            "p@20": pytest.approx(2 / 20),
+            "err@20": pytest.approx(1 / 16 + (1 - 1 / 16) * 7 / 16 / 3),
             "num_queries": 1,
         }
 
@@ -140,20 +156,65 @@ class TestMetrics:
         assert values["acc@1"] == 0
         assert values["ndcg@10"] == pytest.approx(1 / log2(4))
         assert values["recall@100"] == 1
+        assert values["mrr@10"] == values["map"] == pytest.approx(1 / 3)
+        assert values["err@20"] == pytest.approx(1 / 16 / 3)
 
     def test_cut_offs(self) -> None:
-        qrels = {"q": {"r11": 1, "r101": 1}}
-        run = [f"x{i}" for i in range(1, 11)] + ["r11"] + [f"x{i}" for i in range(12, 101)] + ["r101"]
-        assert evaluate_run(qrels, {"q": run}) == {"acc@1": 0, "ndcg@10": 0, "recall@100": 0.5, "num_queries": 1}
+        qrels = {"q": {"r11": 1, "r21": 1, "r101": 1}}
+        run = [f"x{i}" for i in range(1, 102)]
+        run[10], run[20], run[100] = "r11", "r21", "r101"
+        values = evaluate_run(qrels, {"q": run})
+        assert values["acc@1"] == values["ndcg@10"] == values["mrr@10"] == 0
+        assert values["recall@100"] == pytest.approx(2 / 3)
+        assert values["p@20"] == pytest.approx(1 / 20)
+        assert values["err@20"] == pytest.approx(1 / 16 / 11)
+        assert values["map"] == pytest.approx((1 / 11 + 2 / 21 + 3 / 101) / 3)
+
+    def test_grades_above_four_satisfy_no_reader_more_than_once(self) -> None:
+        values = evaluate_run({"q": {"a": 6}}, {"q": ["a"]})
+        assert values["err@20"] == pytest.approx(63 / 64)
 
     def test_queries_without_results_count_as_zero(self) -> None:
         qrels = {"found": {"a": 1}, "absent": {"a": 1}, "empty": {"a": 1}, "nothing relevant": {"a": 0}}
         run = {"found": ["a"], "empty": [], "nothing relevant": ["a"], "not judged": ["a"]}
-        assert evaluate_run(qrels, run) == {"acc@1": 0.25, "ndcg@10": 0.25, "recall@100": 0.25, "num_queries": 4}
+        values = evaluate_run(qrels, run)
+        assert values["num_queries"] == 4
+        assert values["acc@1"] == values["ndcg@10"] == values["recall@100"] == values["map"] == 0.25
         per_query = evaluate_queries(qrels, run)
         assert list(per_query) == list(qrels)
-        assert per_query["found"] == {"acc@1": 1, "ndcg@10": 1, "recall@100": 1}
-        assert per_query["absent"] == per_query["empty"] == {"acc@1": 0, "ndcg@10": 0, "recall@100": 0}
+        assert per_query["found"]["acc@1"] == per_query["found"]["map"] == 1
+        assert set(per_query["absent"].values()) == set(per_query["empty"].values()) == {0.0}
+
+    @settings(deadline=None, max_examples=50)
+    @given(
+        grades=st.dictionaries(st.integers(0, 60), st.integers(-1, 4), min_size=1),
+        found=st.lists(st.integers(0, 140), unique=True, max_size=130),
+    )
+    def test_agrees_with_the_definitions(self, grades: dict[int, int], found: list[int]) -> None:
+        """An independent evaluator, from the text of a run file: trec_eval's definitions, written down once more."""
+        lines = format_run({"q": [str(doc) for doc in found]}, "ours").splitlines()
+        ranked = [line.split()[2] for line in sorted(lines, key=lambda line: -float(line.split()[4]))]
+        gains = [max(grades.get(int(doc), 0), 0) for doc in ranked]
+        relevant = [gain > 0 for gain in gains]
+        num_relevant = sum(grade > 0 for grade in grades.values())
+        ideal = sorted((max(grade, 0) for grade in grades.values()), reverse=True)
+
+        def dcg(values: list[int]) -> float:
+            return sum(value / log2(place + 2) for place, value in enumerate(values[:10]))
+
+        precisions = [sum(relevant[: i + 1]) / (i + 1) for i in range(len(relevant)) if relevant[i]]
+        first = relevant.index(True) + 1 if any(relevant[:10]) else 0
+        expected = {
+            "acc@1": float(relevant[:1] == [True]),
+            "ndcg@10": dcg(gains) / dcg(ideal) if num_relevant else 0.0,
+            "recall@100": sum(relevant[:100]) / num_relevant if num_relevant else 0.0,
+            "mrr@10": 1 / first if first else 0.0,
+            "map": sum(precisions) / num_relevant if num_relevant else 0.0,
+            "p@20": sum(relevant[:20]) / 20,
+        }
+        qrels = {"q": {str(doc): grade for doc, grade in grades.items()}}
+        values = evaluate_run(qrels, {"q": [str(doc) for doc in found]})
+        assert {name: values[name] for name in expected} == pytest.approx(expected, abs=5e-5)
 
     def test_our_order_survives_deep_ranks(self) -> None:
         """trec_eval breaks ties by document id; scores that coincide as 32-bit floats would let it reorder us."""

@@ -7,6 +7,7 @@ Read `tree`, then `strategies`, then `draws`; `language_model` connects a Huggin
 from __future__ import annotations
 
 from zerogr.decoding.decoder import Decoded, DecodedList, decode, decode_batch
+from zerogr.decoding.scoring import NORMALISATIONS
 from zerogr.decoding.strategies import STRATEGIES
 
-__all__ = ["STRATEGIES", "Decoded", "DecodedList", "decode", "decode_batch"]
+__all__ = ["NORMALISATIONS", "STRATEGIES", "Decoded", "DecodedList", "decode", "decode_batch"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -104,14 +104,7 @@ def decode_batch(
     Raises:
         ValueError: As in `decode`.
     """
-    policy_of = STRATEGIES.get(strategy)
-    if policy_of is None:
-        raise ValueError(_unknown("strategy", strategy, STRATEGIES))
-    parameters = inspect.signature(policy_of).parameters.values()
-    known_options = [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
-    for option in options:
-        if option not in known_options:
-            raise ValueError(_unknown(f"option of {strategy}", option, known_options))
+    policy_of = policy(strategy, options)
     if normalise not in NORMALISATIONS:
         raise ValueError(_unknown("normalisation", normalise, NORMALISATIONS))
     if k < 1:
@@ -133,6 +126,23 @@ def decode_batch(
             search.resume(answers[begin:end])
             begin = end
     return [search.documents(k, strategy) for search in searches]
+
+
+def policy(strategy: str, options: Iterable[str] = ()) -> Callable[..., Policy]:
+    """Returns the policy of a strategy that knows the options.
+
+    Raises:
+        ValueError: An unknown strategy, or one that has no such option.
+    """
+    found = STRATEGIES.get(strategy)
+    if found is None:
+        raise ValueError(_unknown("strategy", strategy, STRATEGIES))
+    parameters = inspect.signature(found).parameters.values()
+    known_options = [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+    for option in options:
+        if option not in known_options:
+            raise ValueError(_unknown(f"option of {strategy}", option, known_options))
+    return found
 
 
 class _Search:

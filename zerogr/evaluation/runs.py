@@ -9,10 +9,14 @@ same encoding.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from urllib.parse import quote, unquote
 
+from zerogr import storage
+from zerogr.config import BASELINES
 from zerogr.errors import UserError
 from zerogr.evaluation.metrics import Run, scored_by_rank
+from zerogr.evaluation.systems import Answers
 
 _SPACE_OR_PERCENT = re.compile(r"[\s%\x1c-\x1f]")
 
@@ -21,10 +25,10 @@ def run_file_name(system: str) -> str:
     """Returns `<system>.run`.
 
     Raises:
-        ValueError: The name holds anything but ASCII letters, digits, `.`, `_`, `+` and `-`, or starts with a dot.
+        ValueError: The name holds anything but ASCII letters, digits, `.`, `_`, `+`, `=` and `-`, or starts with a dot.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*", system):
-        raise ValueError(f"the system name {system!r} must be letters, digits, '.', '_', '+' and '-'")
+    if not re.fullmatch(r"[A-Za-z0-9_+-][A-Za-z0-9._+=-]*", system):
+        raise ValueError(f"the system name {system!r} must be letters, digits, '.', '_', '+', '=' and '-'")
     return f"{system}.run"
 
 
@@ -70,6 +74,29 @@ def parse_run(text: str, name: str = "run") -> Run:
             raise UserError(f"{name}:{number} names the document {doc_id!r} a second time for query {query_id!r}")
         ranked[doc_id] = (-score, rank)
     return {query_id: sorted(ranked, key=ranked.__getitem__) for query_id, ranked in results.items()}
+
+
+def read_runs(uris: Sequence[str]) -> list[Answers]:
+    """Returns the systems of run files; a system has its file's name without `.run`.
+
+    Raises:
+        UserError: A file is missing or malformed, or two have the same name.
+    """
+    found: dict[str, Answers] = {}
+    for uri in uris:
+        name = uri.rstrip("/").rpartition("/")[2]
+        system = name.removesuffix(".run")
+        if not storage.exists(uri):
+            raise UserError(f"there is no run file '{uri}'")
+        try:
+            run_file_name(system)
+            text = storage.read_bytes(uri).decode()
+        except ValueError as error:  # a UnicodeDecodeError is one
+            raise UserError(f"run file '{uri}': {error}") from None
+        if system in found or system in BASELINES or system.startswith("zerogr-"):
+            raise UserError(f"run file '{uri}' has the name of another system, '{system}'; rename it")
+        found[system] = Answers(system, parse_run(text, name))
+    return list(found.values())
 
 
 def _quote(identifier: str) -> str:

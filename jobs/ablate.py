@@ -1,0 +1,47 @@
+"""Builds and measures an index per variant of a configuration; stages that variants share are made once.
+`zerogr ablate CONFIG`"""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from jobs import index
+from jobs.evaluate import dataset_name
+from zerogr import storage
+from zerogr.config import Config
+from zerogr.evaluation.ablation import publish, results_of, variant_config, variants
+from zerogr.index import Index
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: Config) -> list[dict[str, Any]]:
+    """Returns a row per variant and system, those of the base first, and keeps results.parquet and the report up to date."""
+    planned = variants(config)
+    assert config.evaluation.dataset is not None
+    name = dataset_name(config.evaluation.dataset)
+    rows: list[dict[str, Any]] = []
+    donors: list[str] = []
+    base: list[dict[str, Any]] = []
+    for number, variant in enumerate(planned, start=1):
+        logger.info("variant %d of %d: %s", number, len(planned), variant.name)
+        changed = variant_config(config, variant, donors)
+        records = index.run(changed)
+        queries = _read_lines(Index(changed.index).path("evaluation", name, "queries.jsonl"))
+        base = base or queries
+        rows += results_of(variant, records, queries, base)
+        publish(config.ablation.out, rows, price_per_hour=config.ablation.price_per_hour)
+        donors.append(changed.index)
+    return rows
+
+
+def _read_lines(uri: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in storage.read_bytes(uri).decode().splitlines()]
+
+
+if __name__ == "__main__":
+    from jobs.cli import run_module
+
+    run_module("ablate")

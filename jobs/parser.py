@@ -1,0 +1,193 @@
+"""The command line: every command with its arguments and what `--help` teaches about them. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+
+STAGE_NAMES = ("corpus", "docids", "queries", "trie", "retriever", "evaluation")
+RECIPE_NAMES = ("retriever", "docid_generator", "query_generator")
+BASELINE_NAMES = ("bm25", "doc2query", "minilm", "rrf")
+STRATEGY_NAMES = ("greedy", "beam", "nucleus", "reverse_annealing", "stochastic_beam", "best_first")
+
+EPILOG = """\
+a first index, offline, on a laptop:
+  zerogr config > config.yaml             write the documented default configuration
+  zerogr index config.yaml                docids, pseudo-queries, trie, retriever: resumable, run it again after a fault
+  zerogr search index "sort a list of dictionaries"
+  zerogr status index
+"""
+
+
+DISTIL_EPILOG = """\
+A task is a corpus with its instruction. For every document of every task the teacher, distil.model, is asked what the two
+generators are asked when they index: for docids, and for queries under the task's instruction. Docids that break a rule and
+queries off the topic are rejected with the reason; what is left is for fine-tuning the generators. Run it again after
+a fault: finished shards are never made again.
+
+  distil:
+    model: Qwen/Qwen2.5-7B-Instruct     # a folder, a Hub name or an s3:// URI
+    out: s3://bucket/teacher            # a folder of its own
+    tasks:                              # none = the corpus and the instruction of this file
+      - name: scifact
+        source: path/to/scifact         # whatever corpus.source may be; corpus.title_column and its kin may stand here too
+        instruction: Given a scientific claim, find the abstracts that support or refute it.
+        max_documents: 20000            # sampled by seed; without it all
+
+what it writes below distil.out, a row per pair; the assistant's turn is `prefill`, a space if there is one, `completion`:
+  docids/part-000042.parquet            task, doc_id, prompt, prefill, completion
+  queries/part-000042.parquet           task, doc_id, instruction, prompt, prefill, completion
+  rejected/distil-part-000042.parquet   task, doc_id, stage, reason, detail
+
+`zerogr config` explains every key of the section; `zerogr status` takes distil.out as well.
+"""
+
+
+ABLATE_EPILOG = """\
+The file itself is the variant `base`; every combination of every grid is another. Stages with the same inputs are made once and
+copied. Run it again after a fault, or with more grids: what is done is kept.
+
+  evaluation: {dataset: path/to/cranfield, strategies: [beam, greedy, "beam:normalise=vocabulary"]}
+  ablation:
+    out: ablation
+    grids:
+      - docids.scheme: [title, tfidf, random]
+      - queries.num_queries_per_document: [1, 2, 4, 8, 16]
+      - {docids.min_words: [2], docids.max_words: [4, 8]}
+
+what it writes below ablation.out:
+  results.parquet    a row per variant and system: metrics, differences from base with p-values, counts, seconds
+  report.html, .md   the same for people: what helped, tables, plots
+  indexes/VARIANT/   the index, with its run files and queries.jsonl below evaluation/
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of all commands; `command` says which one, None if none was given."""
+    parser = argparse.ArgumentParser(
+        prog="zerogr",
+        description="Generative retrieval: a language model, trained on your documents, is the search index.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--verbose", action="store_true", help="show what the libraries underneath have to say")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+
+    def config_command(name: str, text: str, stages: tuple[str, ...] = STAGE_NAMES) -> argparse.ArgumentParser:
+        sub = command(name, text)
+        sub.add_argument("config", metavar="CONFIG", help="a YAML file; `zerogr config` prints the documented default")
+        _add_set(sub)
+        sub.add_argument(
+            "--rebuild", action="append", default=[], choices=stages, metavar="STAGE",
+            **({"nargs": "?", "const": stages[0]} if len(stages) == 1 else {}),
+            help=f"forget a stage and all that was made from it, then run ({', '.join(stages)})",
+        )  # fmt: skip
+        return sub
+
+    config_command("index", "build or complete an index: every stage in order, resumable")
+    for name, text in {
+        "corpus": "read the corpus into numbered shards",
+        "docids": "give every document its docid",
+        "queries": "write pseudo-queries for every document",
+        "trie": "build the trie of the docids",
+    }.items():
+        config_command(name, text)
+    sub = config_command("train", "train the retriever, or a generator", (*STAGE_NAMES, *RECIPE_NAMES[1:]))
+    sub.add_argument(
+        "--recipe", choices=RECIPE_NAMES, default="retriever",
+        help="what to train: the index's retriever (default), or from the pairs of section tuning a docid_generator or a "
+        "query_generator; then name its folder, TUNING.OUT/RECIPE, as docids.model or queries.model",
+    )  # fmt: skip
+    sub = config_command("distil", "have a stronger model write pairs for fine-tuning the generators", ("distil",))
+    sub.epilog, sub.formatter_class = DISTIL_EPILOG, argparse.RawDescriptionHelpFormatter
+    sub = command("ablate", "index and measure variants of a configuration, one index each")
+    sub.add_argument("config", metavar="CONFIG", help="a YAML file with the sections evaluation and ablation")
+    _add_set(sub)
+    sub.add_argument("--json", action="store_true", help="print one JSON document")
+    sub.epilog, sub.formatter_class = ABLATE_EPILOG, argparse.RawDescriptionHelpFormatter
+    sub = config_command("submit", "run `index` on a Ray cluster")
+    sub.add_argument(
+        "--address",
+        required=True,
+        metavar="RAY_ADDRESS",
+        help="of the cluster's job server, such as http://127.0.0.1:8265",
+    )
+    sub.add_argument("--no-wait", action="store_true", help="return as soon as the job is accepted")
+
+    sub = command("status", "show the stages of an index, their counts and fingerprints")
+    sub.add_argument("index", metavar="INDEX")
+    sub.add_argument("--json", action="store_true", help="print one JSON document")
+
+    def query_command(name: str, text: str, k: int | None) -> argparse.ArgumentParser:
+        sub = command(name, text)
+        sub.add_argument("index", metavar="INDEX")
+        sub.add_argument("query", metavar="QUERY")
+        sub.add_argument(
+            "-k", type=_positive, default=k, help=f"documents to return (default: {k or 'the index has its own, 10'})"
+        )
+        sub.add_argument(
+            "--instruction", metavar="TEXT", help="the retrieval task in one sentence (default: the index's own)"
+        )
+        sub.add_argument("--strategy", choices=STRATEGY_NAMES, help="how docids are drawn (default: the index's own)")
+        sub.add_argument("--seed", type=int, default=0, help="of the sampling strategies (default: 0)")
+        sub.add_argument("--json", action="store_true", help="print one JSON document")
+        return sub
+
+    query_command("search", "answer a query", None)
+    sub = query_command("explain", "show where a document was lost in a search, token by token", 100)
+    sub.add_argument("--doc", required=True, metavar="DOC_ID", help="the document that should have been found")
+
+    sub = command("evaluate", "measure an index on judged queries, beside baselines")
+    sub.add_argument("index", metavar="INDEX")
+    sub.add_argument(
+        "--dataset", required=True, metavar="DIR", help="a BEIR folder: queries.jsonl and qrels/<split>.tsv"
+    )
+    sub.add_argument("--split", default="test", help="default: test")
+    sub.add_argument(
+        "--positions", choices=("all", "even", "odd"), default="all",
+        help="of the queries in their file: choose settings on even ones, report on odd ones (default: all)",
+    )  # fmt: skip
+    sub.add_argument("--k", type=_positive, default=100, help="documents per query (default: 100)")
+    sub.add_argument(
+        "--strategy", nargs="+", action="extend", metavar="NAME[:OPTION=VALUE,...]",
+        help=f"{', '.join(STRATEGY_NAMES)}, with options such as beam:beam_width=200,normalise=vocabulary "
+        "(default: beam reverse_annealing)",
+    )  # fmt: skip
+    sub.add_argument(
+        "--baseline", nargs="*", action="extend", choices=BASELINE_NAMES, metavar="NAME",
+        help=f"{', '.join(BASELINE_NAMES)}, or none (default: bm25)",
+    )  # fmt: skip
+    sub.add_argument(
+        "--run", nargs="+", action="extend", default=[], dest="runs", metavar="FILE",
+        help="TREC run files of other systems, to be measured beside",
+    )  # fmt: skip
+    sub.add_argument("--seed", type=int, default=0, help="of the sampling strategies (default: 0)")
+    sub.add_argument(
+        "--out", metavar="DIR", help="where the report, run files, metrics.json and queries.jsonl go (default: nowhere)"
+    )
+    sub.add_argument("--json", action="store_true", help="print one JSON document")
+
+    sub = command("serve", "serve an index over HTTP with Ray Serve")
+    sub.add_argument("index", metavar="INDEX")
+    sub.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
+    sub.add_argument("--port", type=int, help="default: 8000")
+    sub.add_argument("--config", metavar="FILE", help="a Ray Serve config file instead of serve/config.yaml")
+
+    command("config", "print the documented default configuration")
+    return parser
+
+
+def _add_set(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--set", action="append", default=[], metavar="KEY.SUB=VALUE",
+        help="override one key; may be given several times",
+    )  # fmt: skip
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number

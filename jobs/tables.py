@@ -1,0 +1,122 @@
+"""What the commands print for people: tables on standard output, a line per row, columns that line up."""
+
+from __future__ import annotations
+
+from math import exp
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zerogr.evaluation.explain import Explanation
+    from zerogr.index import StageRecord
+    from zerogr.retriever import Hit, Retriever, Traced
+
+COLUMNS = {"acc@1": "Acc@1", "ndcg@10": "nDCG@10", "recall@100": "Recall@100", "mrr@10": "MRR@10", "map": "MAP"}
+
+
+def print_stages(uri: str, records: dict[str, StageRecord]) -> None:
+    """Prints where the index is and what its stages did."""
+    from jobs.stages import summary
+    from zerogr.progress import duration
+
+    print(uri)
+    for stage, record in records.items():
+        print(f"  {stage:<10}  {duration(record.seconds):>7}  {record.files:>5} files  {summary(record.counts)}")
+
+
+def print_comparison(rows: list[dict[str, Any]]) -> None:
+    """Prints a table of systems."""
+    width = max(28, *(len(row["system"]) + 2 for row in rows))
+    print(
+        f"{'system':<{width}}{'queries':>8}" + "".join(f"{name:>12}" for name in COLUMNS.values()) + f"{'ms/query':>12}"
+    )
+    for row in rows:
+        ms = "" if row["ms_per_query"] is None else f"{row['ms_per_query']:.1f}"
+        values = "".join(f"{row[metric]:>12.3f}" for metric in COLUMNS)
+        print(f"{row['system']:<{width}}{row['num_queries']:>8}{values}{ms:>12}")
+
+
+def print_differences(differences: list[dict[str, Any]]) -> None:
+    """Prints how the first system differs from the others, and how surely."""
+    if not differences:
+        return
+    print(
+        f"\n{differences[0]['system']} against         difference  95 % interval    p (paired randomisation)  wins/losses"
+    )
+    width = max(len(row["against"]) for row in differences)
+    for row in differences:
+        print(
+            f"  {row['against']:<{width}}  {row['metric']:<10}  {row['mean']:+.3f}  [{row['low']:+.3f}, {row['high']:+.3f}]"
+            f"  p = {row['p']:.4f}  {row['wins']}/{row['losses']}"
+        )
+
+
+def print_ablation(rows: list[dict[str, Any]]) -> None:
+    """Prints the variants of an ablation: what moved nDCG@10 against the base, and how surely."""
+    width = max(len(row["variant"]) for row in rows)
+    system_width = max(len(row["system"]) for row in rows)
+    print(
+        f"{'variant':<{width}}  {'system':<{system_width}}{'Acc@1':>8}{'nDCG@10':>9}{'Recall@100':>12}"
+        f"{'- base':>9}{'p':>8}{'index s':>9}"
+    )
+    for row in rows:
+        print(
+            f"{row['variant']:<{width}}  {row['system']:<{system_width}}{row['acc@1']:>8.3f}{row['ndcg@10']:>9.3f}"
+            f"{row['recall@100']:>12.3f}{row['ndcg@10 - base']:>+9.3f}{row['p of ndcg@10']:>8.3f}"
+            f"{row['seconds_to_index'] or 0:>9.0f}"
+        )
+
+
+def print_errors(errors: dict[str, Any]) -> None:
+    """Prints why first hits were wrong, by class."""
+    if not errors["wrong"]:
+        return
+    from zerogr.evaluation.explain import MEANINGS
+
+    classes = {name: count for name, count in errors.items() if name not in ("right", "wrong", "queries") and count}
+    print(
+        f"\n{errors['wrong']} of {errors['right'] + errors['wrong']} first hits are not relevant; the relevant one lost:"
+    )
+    for name, count in sorted(classes.items(), key=lambda item: -item[1]):
+        print(f"  {count:>5}  {name:<12} {MEANINGS[name]}")
+
+
+def print_hits(hits: list[Hit]) -> None:
+    """Prints an answer."""
+    width = max((len(hit.doc_id) for hit in hits), default=0)
+    for hit in hits:
+        print(f"{hit.rank:3}  {hit.score:8.3f}  {hit.doc_id:<{width}}  {hit.docid}")
+
+
+def print_explanation(explanation: Explanation, retriever: Retriever) -> None:
+    """Prints a document's docid token by token, beside the first hit's."""
+    from zerogr.evaluation.explain import MEANINGS
+
+    wanted, first = explanation.wanted, explanation.first
+    place = f"rank {explanation.rank}" if explanation.rank else f"not among {explanation.num_hits} hits"
+    print(f"{wanted.doc_id}  {wanted.docid}\n  log-probability {wanted.score:.3f}, {place}")
+    if explanation.verdict == "first":
+        print("  It is the first hit.")
+    else:
+        print(f"first hit: {first.doc_id}  {first.docid}\n  log-probability {first.score:.3f}")
+        print(f"{explanation.verdict}: {MEANINGS[explanation.verdict]}")
+    _print_path(wanted, explanation.lost_at, retriever)
+    for name, traced, support in (
+        ("its", wanted, explanation.support),
+        *([] if explanation.verdict == "first" else [("the first hit's", first, explanation.first_support)]),
+    ):
+        print(f"\n{name} pseudo-queries nearest to the query (share of its words), {traced.doc_id}:")
+        for each in support:
+            print(f"  {each.share:4.0%}  {each.text}")
+
+
+def _print_path(traced: Traced, lost_at: int | None, retriever: Retriever) -> None:
+    print(f"\n  {'token':<16}{'p':>8}{'sum of log p':>14}{'rank':>6}{'of':>7}  likelier")
+    score = 0.0
+    for number, step in enumerate(traced.steps):
+        score += step.log_prob
+        best = "" if step.rank == 1 else f"{retriever.token_text(step.best)!r} {exp(step.best_log_prob):.3f}"
+        mark = "   <- lost here" if number == lost_at else ""
+        print(
+            f"  {retriever.token_text(step.token)!r:<16}{exp(step.log_prob):>8.3f}{score:>14.3f}"
+            f"{step.rank:>6}{step.num_allowed:>7}  {best}{mark}"
+        )

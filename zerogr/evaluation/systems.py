@@ -1,0 +1,82 @@
+"""Systems: what is compared. A decoding strategy with its options, written as one word, and the answers of any system.
+
+    beam                                    as the index decodes by itself
+    beam:beam_width=200                     options of the strategy, see `zerogr.decoding.strategies`
+    reverse_annealing:max_temperature=1,k=20,normalise=vocabulary
+
+`k` and `normalise` are options of every strategy.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from zerogr.decoding import NORMALISATIONS
+from zerogr.decoding.decoder import policy
+from zerogr.errors import UserError
+from zerogr.evaluation.metrics import Run
+
+_OF_EVERY_STRATEGY = ("k", "normalise")
+
+
+@dataclass(frozen=True, slots=True)
+class StrategySpec:
+    """A decoding strategy with its options."""
+
+    strategy: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> StrategySpec:
+        """Returns what `text` says.
+
+        Raises:
+            UserError: An unknown strategy or option, or an option without a value.
+        """
+        strategy, _, rest = text.partition(":")
+        options = {}
+        for part in rest.split(",") if rest else []:
+            match = re.fullmatch(r"([a-z_]+)=([A-Za-z0-9_.+-]+)", part)
+            if match is None:
+                raise UserError(
+                    f"'{text}' is no strategy: after the colon stand OPTION=VALUE, separated by commas, not '{part}'"
+                )
+            options[match[1]] = yaml.safe_load(match[2])
+        try:
+            policy(strategy, [option for option in options if option not in _OF_EVERY_STRATEGY])
+        except ValueError as error:
+            raise UserError(f"'{text}' is no strategy: {error}") from None
+        k, normalise = options.get("k", 1), options.get("normalise", NORMALISATIONS[0])
+        if not isinstance(k, int) or k < 1:
+            raise UserError(f"'{text}' is no strategy: k must be a whole number of at least 1, not {k!r}")
+        if normalise not in NORMALISATIONS:
+            raise UserError(
+                f"'{text}' is no strategy: normalise must be {' or '.join(NORMALISATIONS)}, not {normalise!r}"
+            )
+        return cls(strategy, options)
+
+    @property
+    def system(self) -> str:
+        """A name for tables and files, such as `zerogr-beam+beam_width=200`."""
+        return "+".join([f"zerogr-{self.strategy}", *(f"{key}={value}" for key, value in self.options.items())])
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a system found for the judged queries, and what that cost."""
+
+    system: str
+    run: Run
+    strategy: str | None = None
+    """Of a generative system."""
+    ms_per_query: float | None = None
+    """None where only a run file is known."""
+    seconds_to_index: float | None = None
+    scores: dict[str, list[float]] = field(default_factory=dict)
+    """Query id -> natural-log probability of every document of the run; of a generative system."""
+    k: int | None = None
+    """Documents asked for per query; None where only a run file is known."""
