@@ -90,7 +90,7 @@ def evaluate(
     Args:
         positions: Of the queries in their file: all, even or odd.
         strategies: As `zerogr.evaluation.systems` reads them.
-        baselines: Of `zerogr.config.BASELINES`.
+        baselines: Of `zerogr.config_evaluation.BASELINES`.
         run_files: TREC runs of other systems.
 
     Raises:

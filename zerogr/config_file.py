@@ -11,7 +11,9 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from zerogr.config import Config, EngineConfig, RetrieverConfig, Section, TuningConfig
+from zerogr.config import Config, RetrieverConfig
+from zerogr.config_base import EngineConfig, Section
+from zerogr.config_teaching import TuningConfig
 from zerogr.errors import UserError
 
 _SECTIONS = {name for name in Config.model_fields if isinstance(getattr(Config(), name), Section)}

@@ -33,7 +33,8 @@ from typing import Any
 import pyarrow as pa
 
 from zerogr import prompts, storage
-from zerogr.config import Config, CorpusConfig, SourceConfig
+from zerogr.config import Config, CorpusConfig
+from zerogr.config_base import SourceConfig
 from zerogr.corpus.stage import build_corpus, corpus_inputs, load_frequency
 from zerogr.docids.rules import Terms, validate
 from zerogr.docids.stage import VERSION as DOCIDS_VERSION

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from zerogr import storage
-from zerogr.config import EngineConfig
+from zerogr.config_base import EngineConfig
 from zerogr.engines import Engine, Generation, load_engine
 from zerogr.index import Index, shards_in
 from zerogr.models import model_hash, resolve_model

@@ -67,7 +67,7 @@ def run_baseline(name: str, documents: Documents, collection: Collection, k: int
     """Returns what a baseline finds.
 
     Args:
-        name: One of `zerogr.config.BASELINES`.
+        name: One of `zerogr.config_evaluation.BASELINES`.
         documents: Of the index.
         collection: The judged queries.
         k: Documents per query.

@@ -170,7 +170,7 @@ def compare_systems(
         collection: The judged queries, restricted to the documents of the index.
         doc_ids: Of the index.
         strategies: Of the retriever, compared in one pass over the loaded model.
-        baselines: Of `zerogr.config.BASELINES`.
+        baselines: Of `zerogr.config_evaluation.BASELINES`.
         foreign: Runs of other systems; their results count as they stand.
         k: Documents per query, where a strategy does not say otherwise.
         seed: Of sampling strategies.

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from urllib.parse import quote, unquote
 
 from zerogr import storage
-from zerogr.config import BASELINES
+from zerogr.config_evaluation import BASELINES
 from zerogr.errors import UserError
 from zerogr.evaluation.metrics import Run, scored_by_rank
 from zerogr.evaluation.systems import Answers

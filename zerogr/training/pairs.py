@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from zerogr import prompts, storage
-from zerogr.config import Config, CorpusConfig, TuningTaskConfig
+from zerogr.config import Config, CorpusConfig
+from zerogr.config_teaching import TuningTaskConfig
 from zerogr.corpus.collection import Collection
 from zerogr.corpus.document import Document, Rejected
 from zerogr.corpus.readers import read_corpus, source_hash
