@@ -120,10 +120,10 @@ def results_of(
 
 def publish(uri: str, rows: list[dict[str, Any]], *, price_per_hour: float | None = None) -> None:
     """Writes the rows as a Parquet table, and the report; `price_per_hour` of the machine in US dollars."""
+    storage.write_parquet(storage.join(uri, RESULTS), pa.Table.from_pylist(rows))
     html, markdown = ablation_report(rows, title="Ablation", price_per_hour=price_per_hour)
     storage.write_bytes(storage.join(uri, "report.html"), html.encode())
     storage.write_bytes(storage.join(uri, "report.md"), markdown.encode())
-    storage.write_parquet(storage.join(uri, RESULTS), pa.Table.from_pylist(rows))
 
 
 def _value(config: Config, key: str) -> Any:
