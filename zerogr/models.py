@@ -147,7 +147,7 @@ def load_model(
         dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
     elif isinstance(dtype, str):
         dtype = getattr(torch, dtype)
-    with _quiet_transformers():
+    with quiet_transformers():
         model: Any = AutoModelForCausalLM.from_pretrained(
             _checked(folder), dtype=dtype, attn_implementation="sdpa", use_safetensors=True, trust_remote_code=False
         )
@@ -308,7 +308,7 @@ def _convert_embedded(gguf_folder: Path, target: Path) -> None:
         raise UserError(
             "the embedded model is stored as GGUF and the package 'gguf' is not installed; run `pip install gguf`"
         )
-    with _quiet_transformers():
+    with quiet_transformers():
         quantised = AutoModelForCausalLM.from_pretrained(
             str(gguf_folder), gguf_file=_EMBEDDED_GGUF, dtype=torch.float32
         )
@@ -334,7 +334,7 @@ def _convert_embedded(gguf_folder: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keeps the libraries' progress bars out of our logs while a model loads."""
     from transformers.utils import logging as transformers_logging
 

