@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -118,6 +119,17 @@ def trained(tiny_model: Path) -> tuple[Any, Examples, Any]:
     for _ in range(12):
         learner.step(learner.prepare(examples, np.arange(len(examples))), 3e-3)
     return model.eval(), examples, (trie, chat.end_token_id)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_model_learns_the_same(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    plain, losses = after_steps(tiny_model, SETTINGS, num_steps=3)
+    compiled, losses_compiled = after_steps(tiny_model, replace(SETTINGS, compile=True), num_steps=3)
+    assert losses_compiled == pytest.approx(losses, rel=1e-4)
+    for name, weight in plain.weights.items():
+        torch.testing.assert_close(compiled.weights[name], weight, atol=1e-4, rtol=1e-3)
+    assert any(file.suffix == ".so" for file in tmp_path.rglob("*"))  # it was compiled indeed
 
 
 class TestGreedyHits:

@@ -39,6 +39,7 @@ class TrainingSettings:
     row_tokens: int = 256
     pass_tokens: int = 4096
     activation_checkpointing: bool = False
+    compile: bool = False
     evaluation_fraction: float = 0.02
     evaluate_every: int = 200
     checkpoint_every: int = 100
@@ -121,6 +122,8 @@ class Learner:
         if self._has_masters:
             self.weights = {name: nn.Parameter(parameter.detach().clone()) for name, parameter in self._trained.items()}
             _cast(self._module, torch.bfloat16)
+        if settings.compile and num_ranks == 1:
+            self._module.compile(dynamic=True)  # rows and passes are of all lengths
         self.optimizer = torch.optim.AdamW(
             self.weights.values(),
             lr=settings.learning_rate,
