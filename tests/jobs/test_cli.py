@@ -93,7 +93,7 @@ class TestMistakesInTheCorpus:
     ) -> None:
         (tmp_path / "empty").mkdir()
         sentence = _mistake(["index", write(corpus__source=str(tmp_path / "empty"))], capsys)
-        assert "no corpus.jsonl, .jsonl or .parquet file" in sentence
+        assert "no corpus.jsonl, docs.jsonl, .jsonl, .csv, .tsv or .parquet file" in sentence
 
     def test_missing_column(
         self, write: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -228,6 +228,7 @@ def test_json_is_all_there_is_on_standard_output(tiny_index: str, collection: Pa
     commands = [
         ["status", tiny_index],
         ["search", tiny_index, "espresso"],
+        ["explain", tiny_index, "espresso", "--doc", "coffee-3"],
         ["evaluate", tiny_index, "--dataset", str(collection), "--strategy", "greedy", "--k", "2"],
     ]
     # One process for all: each would spend seconds on importing torch. The descriptors are the real ones.
@@ -242,11 +243,12 @@ def test_json_is_all_there_is_on_standard_output(tiny_index: str, collection: Pa
     )
     assert done.returncode == 0, done.stderr
     *documents, rest = done.stdout.split("\0\n")
-    assert rest == "" and len(documents) == 3
+    assert rest == "" and len(documents) == 4
     assert [sorted(json.loads(document)) for document in documents] == [
         ["index", "stages"],
         ["hits", "took_ms"],
-        ["rows"],
+        ["first", "lost_at", "num_hits", "query", "rank", "verdict", "wanted"],
+        ["by_kind", "differences", "errors", "rows"],
     ]
 
 
