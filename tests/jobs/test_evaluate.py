@@ -239,6 +239,7 @@ class TestAblate:
         [
             ("ablation.grids=[]", "ablation.grids is empty"),
             ("evaluation.dataset=null", "an ablation needs judged queries"),
+            ("ablation.grids=[{instruction: [a b, a_b]}]", "two variants of ablation.grids would both be named"),
             ("ablation.grids=[{decoding.k: []}]", "gives 'decoding.k' no value"),
             ("ablation.grids=[{compute.max_retries: [1]}]", "'compute.max_retries', which makes no other index"),
             ("ablation.grids=[{docids.max_word: [4]}]", "did you mean 'docids.max_words'"),

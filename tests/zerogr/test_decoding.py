@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 
 from zerogr.decoding import STRATEGIES, Decoded, decode
 from zerogr.decoding.schedule import temperature
-from zerogr.decoding.scoring import CallableScorer
-from zerogr.decoding.trace import trace_batch
 from zerogr.trie import DocidTrie
 
 V = 6
@@ -427,34 +425,6 @@ def test_misuse_is_named(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError) as error:
         decode(TableModel(), DocidTrie.build([(1, 4), (1, 3)]), **{"k": 2, "eos_token_id": EOS, **arguments})
     assert message in str(error.value)
-
-
-class TestTrace:
-    """An explanation of other numbers than the search's would send people the wrong way."""
-
-    @settings(deadline=None, max_examples=50)
-    @given(docids=some_docids, seed=st.integers(0, 100))
-    def test_is_what_the_search_saw(self, docids: list[Docid], seed: int) -> None:
-        model, trie = TableModel(seed), DocidTrie.build(docids)
-        wanted = sorted(set(docids))
-        [traces] = trace_batch(CallableScorer(model), trie, [wanted], eos_token_id=EOS)
-        assert len(model.asked) == len(set(model.asked))
-        for docid, steps in zip(wanted, traces, strict=True):
-            assert [step.token for step in steps] == [*docid, EOS]
-            assert [step.log_prob for step in steps] == pytest.approx(path_log_probs(model, docids, docid), abs=1e-9)
-            for i, step in enumerate(steps):
-                allowed = allowed_tokens(docids, docid[:i])
-                log_probs = dict(zip(allowed, log_softmax(model.logits(docid[:i])[allowed]), strict=True))
-                if step.num_allowed > 1:
-                    assert step.num_allowed == len(allowed)
-                assert log_probs[step.best] == pytest.approx(step.best_log_prob) == max(log_probs.values())
-                assert step.rank == 1 + sum(value > log_probs[step.token] for value in log_probs.values())
-
-    def test_foreign_docids_are_refused(self) -> None:
-        trie = DocidTrie.build([(0, 1, 3), (0, 4), (5,)])
-        for docid in ((0, 3), (5, 1), (1,), (0,)):
-            with pytest.raises(ValueError, match="the trie holds no docid"):
-                trace_batch(CallableScorer(TableModel()), trie, [[docid]], eos_token_id=EOS)
 
 
 def test_scores_that_are_not_numbers_are_refused() -> None:

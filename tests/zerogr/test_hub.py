@@ -16,12 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.reading import read, refused
 from zerogr import hub, storage
 from zerogr.config import CorpusConfig
 from zerogr.config_file import load_config
 from zerogr.corpus.collection import Collection
-from zerogr.corpus.document import Document, Rejected
-from zerogr.corpus.readers import detect_format, read_corpus, source_hash
+from zerogr.corpus.document import Document
+from zerogr.corpus.readers import detect_format, source_hash
 from zerogr.errors import UserError
 
 
@@ -135,16 +136,6 @@ def online(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     server.shutdown()
     server.server_close()
     thread.join()
-
-
-def read(source: str, **options: Any) -> list[Document | Rejected]:
-    return list(read_corpus(CorpusConfig(source=source, **options)))
-
-
-def refused(source: str, **options: Any) -> str:
-    with pytest.raises(UserError) as caught:
-        read(source, **options)
-    return str(caught.value)
 
 
 ROWS = json_lines({"_id": "a", "text": "x"}, {"_id": "b", "text": "y"})

@@ -6,31 +6,20 @@ import csv
 import gzip
 import io
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.reading import read, refused
 from zerogr.config import CorpusConfig
 from zerogr.corpus.document import Document, Rejected
-from zerogr.corpus.readers import detect_format, read_corpus
-from zerogr.errors import UserError
+from zerogr.corpus.readers import detect_format
 
 
 def write(path: Path, content: str | bytes) -> str:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return str(path)
-
-
-def read(source: str, **options: Any) -> list[Document | Rejected]:
-    return list(read_corpus(CorpusConfig(source=source, **options)))
-
-
-def refused(source: str, **options: Any) -> str:
-    with pytest.raises(UserError) as caught:
-        read(source, **options)
-    return str(caught.value)
 
 
 class TestRows:

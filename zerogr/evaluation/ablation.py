@@ -68,7 +68,8 @@ def variants(config: Config) -> list[Variant]:
         for chosen in product(*grid.values()):
             changes = {key: value for key, value in zip(grid, chosen, strict=True) if value != _value(config, key)}
             name = "+".join(f"{key}={_word(value)}" for key, value in changes.items()) or BASE
-            found.setdefault(name, Variant(name, changes))
+            if found.setdefault(name, Variant(name, changes)).changes != changes:
+                raise UserError(f"two variants of ablation.grids would both be named '{name}'; leave one of them out")
     for variant in found.values():
         variant_config(config, variant)  # a mistake in the last one is found before the first one runs
     return list(found.values())

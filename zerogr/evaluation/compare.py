@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -34,13 +34,6 @@ COMPARED = ("acc@1", "ndcg@10", "recall@100")
 """The metrics whose differences are tested."""
 TOP = 10
 """Documents per query and system in queries.jsonl."""
-
-
-class Searcher(Protocol):
-    """What is evaluated: a loaded retriever."""
-
-    def search(self, queries: Sequence[str], **options: Any) -> list[list[Any]]:
-        """Returns hits with a `doc_id` and a `score` for every query."""
 
 
 @dataclass(slots=True)
@@ -192,7 +185,7 @@ def compare_systems(
 
 
 def run_strategy(
-    retriever: Searcher,
+    retriever: Retriever,
     collection: Collection,
     spec: StrategySpec,
     *,

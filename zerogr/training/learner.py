@@ -122,7 +122,7 @@ class Learner:
         if self._has_masters:
             self.weights = {name: nn.Parameter(parameter.detach().clone()) for name, parameter in self._trained.items()}
             _cast(self._module, torch.bfloat16)
-        if settings.compile and num_ranks == 1:
+        if settings.compile:  # the configuration allows it on one rank only
             self._module.compile(dynamic=True)  # rows and passes are of all lengths
         self.optimizer = torch.optim.AdamW(
             self.weights.values(),
