@@ -180,7 +180,6 @@ def train_ours(
         np.concatenate([examples.tokens[examples.offsets[i] : examples.offsets[i + 1]] for i in ids]),
         np.append(0, np.cumsum(np.diff(examples.offsets)[ids])),
         examples.num_targets[ids],
-        examples.num_free[ids],
         examples.task[ids],
         examples.weights[ids],
     )

@@ -118,12 +118,10 @@ class TrainingConfig(Section):
     max_gradient_norm: float = Field(1.0, gt=0, description="Gradient clipping.")
     max_query_tokens: int = Field(64, ge=4, description="Longer queries are cut.")
     max_instruction_tokens: int = Field(64, ge=0, description="Longer instructions are cut.")
-    forced_weight: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="What the tokens of a docid count that the trie leaves no choice about: constrained decoding never asks "
-        "for them. 1 = as much as the others, for decoding with normalise: vocabulary.",
+    normalise: Literal["allowed", "vocabulary"] = Field(
+        "allowed",
+        description="What the loss compares a docid's tokens with: those the trie allows, as decoding does, so that "
+        "forced ones need not be learnt; or the whole vocabulary, for decoding with normalise: vocabulary.",
     )
     lora_rank: int = Field(
         0,

@@ -26,7 +26,6 @@ def part(prefixes: list[list[int]], *examples: tuple[int, list[int]]) -> Example
         tokens=np.array([token for _, tokens in examples for token in tokens], dtype=np.int32),
         offsets=np.cumsum([0, *(len(tokens) for _, tokens in examples)]),
         num_targets=np.ones(len(examples), dtype=np.int32),
-        num_free=np.ones(len(examples), dtype=np.int32),
         task=np.array([task for task, _ in examples], dtype=np.int32),
         weights=np.full(len(examples), 0.5, dtype=np.float32),
     )

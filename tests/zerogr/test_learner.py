@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -8,15 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from torch.nn import functional
 
 from tests.zerogr.test_training import SETTINGS, load, make_examples, pack
 from zerogr import storage
 from zerogr.errors import UserError
+from zerogr.retriever import Retriever
 from zerogr.training import throughput
+from zerogr.training.attention import PACKED, packed_attention
+from zerogr.training.choices import Choices
 from zerogr.training.examples import Examples, passes
-from zerogr.training.learner import Learner, SelectedTargets, TrainingSettings, greedy_hits, summed_loss
+from zerogr.training.learner import Learner, SelectedTargets, TrainingSettings, greedy_hits
 from zerogr.training.log import TrainingLog
 from zerogr.training.throughput import Cost, Meter
 from zerogr.trie import DocidTrie
@@ -107,18 +113,33 @@ class TestPrecision:
         assert exact[-1] < exact[0]
 
 
+DOCIDS = ["oven", "oven gear", "oven gear mast", "mast wind", "mast", "knight rook", "knight"]
+"""Some of them prefixes of others."""
+Trained = tuple[Any, Examples, DocidTrie, Choices]
+
+
 @pytest.fixture
-def trained(tiny_model: Path) -> tuple[Any, Examples, Any]:
-    """A model that has learnt some of its examples, whose docids are partly prefixes of each other."""
+def trained(tiny_model: Path) -> Trained:
+    """A model that has learnt some of its examples, of whole docids."""
     model, chat = load(tiny_model)
-    docids = ["oven", "oven gear", "oven gear mast", "mast wind", "mast", "knight rook", "knight"]
-    trie = DocidTrie.build([chat.docid(docid) for docid in docids])
-    rows = [("Find.", f"{docid} {i}", docid, 1.0) for i, docid in enumerate(docids * 3)]
-    examples = Examples.build(rows, chat, trie)
+    trie = DocidTrie.build([chat.docid(docid) for docid in DOCIDS])
+    examples = Examples.build(rows_of(DOCIDS), chat)
     learner = Learner(model, SETTINGS)
     for _ in range(12):
         learner.step(learner.prepare(examples, np.arange(len(examples))), 3e-3)
-    return model.eval(), examples, (trie, chat.end_token_id)
+    learner.release()
+    return model.eval(), examples, trie, Choices(trie, chat.end_token_id)
+
+
+def rows_of(docids: list[str]) -> list[tuple[str, str, str, float]]:
+    return [("Find.", f"{docid} {i}", docid, 1.0) for i, docid in enumerate(docids * 3)]
+
+
+def parts_of(examples: Examples, i: int) -> tuple[list[int], list[int]]:
+    """Returns the tokens before an example's targets, and its targets."""
+    own = examples.tokens[examples.offsets[i] : examples.offsets[i + 1]].tolist()
+    count = int(examples.num_targets[i])
+    return [*examples.prefixes[examples.task[i]], *own[:-count]], own[-count:]
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
@@ -149,82 +170,133 @@ class TestGreedyHits:
                 return written
             node = int(nodes[tokens.tolist().index(token)])
 
-    def test_equal_those_of_decoding(self, trained: tuple[Any, Examples, Any]) -> None:
-        model, examples, (trie, end) = trained
+    def test_equal_those_of_decoding(self, trained: Trained) -> None:
+        model, examples, trie, choices = trained
         expected = []
         for i in range(len(examples)):
-            own = examples.tokens[examples.offsets[i] : examples.offsets[i + 1]].tolist()
-            count = int(examples.num_targets[i])
-            prompt = [*examples.prefixes[examples.task[i]], *own[:-count]]
-            expected.append(self.decoded(model, prompt, trie, end) == own[-count:])
+            prompt, target = parts_of(examples, i)
+            expected.append(self.decoded(model, prompt, trie, target[-1]) == target)
         assert 0 < sum(expected) < len(expected)
         module = SelectedTargets(model)
         with torch.no_grad():
             for i, is_hit in enumerate(expected):
-                batch = pack(examples, [i], 64)
-                assert greedy_hits(module(batch), batch, trie) == is_hit, i
-            whole = pack(examples, range(len(examples)), 64)
-            assert greedy_hits(module(whole), whole, trie) == sum(expected)
+                batch = pack(examples, [i], 64, choices)
+                assert greedy_hits(module(batch), batch) == is_hit, i
+            whole = pack(examples, range(len(examples)), 64, choices)
+            assert greedy_hits(module(whole), whole) == sum(expected)
             whole.weights.zero_()
-            assert greedy_hits(module(whole), whole, trie) == 0  # an idle rank finds nothing
+            assert greedy_hits(module(whole), whole) == 0  # an idle rank finds nothing
 
-    def test_are_part_of_the_evaluation(self, trained: tuple[Any, Examples, Any]) -> None:
-        model, examples, (trie, _) = trained
+    @pytest.mark.parametrize("normalise", ["allowed", "vocabulary"])
+    def test_are_part_of_the_evaluation(self, trained: Trained, normalise: Any, tiny_model: Path) -> None:
+        model, examples, _, choices = trained
+        if normalise == "allowed":  # docids cut behind their last choice are found as often
+            examples = Examples.build(rows_of(DOCIDS), load(tiny_model)[1], choices)
+            assert (examples.num_targets < trained[1].num_targets).any()
         ids = np.arange(len(examples))
-        batch = pack(examples, ids, 64)
+        batch = pack(trained[1], ids, 64, choices)
         with torch.no_grad():
-            hits = greedy_hits(SelectedTargets(model)(batch), batch, trie)
-        assert Learner(model, SETTINGS).evaluate(examples, ids, trie)["evaluation_acc@1"] == round(hits / len(ids), 4)
+            hits = greedy_hits(SelectedTargets(model)(batch), batch)
+        found = Learner(model, replace(SETTINGS, normalise=normalise)).evaluate(examples, ids, choices)
+        assert found["evaluation_acc@1"] == round(hits / len(ids), 4)
 
 
-class TestForcedTokens:
-    """What the trie forces is not learnt: nine tenths of the loss would be spent on what decoding never asks for."""
+class TestChoices:
+    """What the trie forces is not learnt: seven eighths of the loss would be spent on what decoding never asks for."""
 
-    def test_the_loss_is_that_of_the_free_tokens(self, trained: tuple[Any, Examples, Any]) -> None:
-        model, examples, (trie, end) = trained
+    def test_the_loss_is_the_log_probability_that_decoding_gives(self, trained: Trained, tiny_model: Path) -> None:
+        model, _, trie, choices = trained
+        chat = load(tiny_model)[1]
+        examples = Examples.build(rows_of(DOCIDS), chat, choices)
         ids = np.arange(len(examples))
-        module = SelectedTargets(model)
-        by_weight = {}
-        for forced_weight in (0.0, 0.25, 1.0):
-            learner = Learner(model, replace(SETTINGS, forced_weight=forced_weight))
-            work = learner.prepare(examples, ids)
-            assert work.num_targets == pytest.approx(sum(float(batch.weights.sum()) for batch in work.passes))
-            with torch.no_grad():
-                by_weight[forced_weight] = sum(float(summed_loss(module(batch), batch)) for batch in work.passes)
-        free = 0.0
-        for i in ids:
-            own = examples.tokens[examples.offsets[i] : examples.offsets[i + 1]].tolist()
-            *docid, last = own[-int(examples.num_targets[i]) :]
-            assert last == end
-            node, num_free = trie.root, 0
-            while trie.docids_below(node)[1] > 1 and num_free < len(docid):
-                tokens, nodes = trie.children(node)
-                node, num_free = int(nodes[tokens.tolist().index(docid[num_free])]), num_free + 1
-            num_free += trie.docids_below(node)[1] > 1  # other docids go on where this one ends
-            prefix = examples.prefixes[examples.task[i]]
-            with torch.no_grad():
-                log_probs = model(input_ids=torch.tensor([prefix + own])).logits[0].log_softmax(-1)
-            start = len(prefix) + len(own) - len(docid) - 1
-            free -= sum(float(log_probs[start + j - 1, [*docid, end][j]]) for j in range(num_free))
-        assert 0 < by_weight[0.0] < by_weight[1.0]
-        assert by_weight[0.0] == pytest.approx(free, rel=1e-4)
-        assert by_weight[0.25] == pytest.approx(0.75 * by_weight[0.0] + 0.25 * by_weight[1.0], rel=1e-4)
+        learner = Learner(model, replace(SETTINGS, normalise="allowed"))
+        loss = learner.evaluate(examples, ids, choices)["evaluation_loss"]
+        learner.release()
+        retriever = Retriever(
+            model.eval(),
+            chat,
+            trie,
+            pa.array([str(i) for i in range(len(DOCIDS))]),
+            pa.array(DOCIDS),
+            instruction="Find.",
+            decoding={"strategy": "beam", "k": len(DOCIDS), "normalise": "allowed"},
+        )
+        queries = [query for _, query, _, _ in rows_of(DOCIDS)]
+        scores = 0.0
+        for i, hits in enumerate(retriever.search(queries, k=len(DOCIDS))):
+            scores += {hit.docid: hit.score for hit in hits}[DOCIDS[i % len(DOCIDS)]]
+        assert loss * examples.num_targets.sum() == pytest.approx(-scores, rel=1e-3)
 
-    def test_accuracy_counts_whatever_the_weights(self, trained: tuple[Any, Examples, Any]) -> None:
-        model, examples, (trie, _) = trained
-        ids = np.arange(len(examples))
-        found = [
-            Learner(model, replace(SETTINGS, forced_weight=weight)).evaluate(examples, ids, trie)["evaluation_acc@1"]
-            for weight in (0.0, 1.0)
-        ]
-        assert found[0] == found[1] > 0
+    def test_a_docid_ends_where_no_choice_is_left(self, trained: Trained, tiny_model: Path) -> None:
+        _, whole, _, choices = trained
+        chat = load(tiny_model)[1]
+        cut = Examples.build(rows_of(DOCIDS), chat, choices)
+        for i, docid in enumerate(DOCIDS):
+            tokens = [*chat.docid(docid), chat.end_token_id]
+            assert parts_of(whole, i)[1] == tokens
+            rivals = [[*chat.docid(other), chat.end_token_id] for other in DOCIDS if other != docid]
+            shared = max(len(os.path.commonprefix([tokens, rival])) for rival in rivals)
+            assert parts_of(cut, i)[1] == tokens[: shared + 1]
+
+    def test_nothing_else_is_allowed(self, trained: Trained) -> None:
+        _, examples, trie, choices = trained
+        batch = pack(examples, range(len(DOCIDS)), 64, choices)
+        is_allowed = batch.is_allowed(10_000)
+        for place, number in enumerate(batch.example.tolist()):
+            before = [int(batch.targets[j]) for j in range(place) if batch.example[j] == number]
+            continuations = {
+                tokens[len(before)]
+                for tokens in ([*parts_of(examples, i)[1]] for i in range(len(DOCIDS)))
+                if tokens[: len(before)] == before and len(tokens) > len(before)
+            }
+            assert set(is_allowed[place].nonzero().flatten().tolist()) == continuations
+
+    def test_the_only_docid_is_learnt_by_its_first_token(self, tiny_model: Path) -> None:
+        _, chat = load(tiny_model)
+        trie = DocidTrie.build([chat.docid("oven gear")])
+        choices = Choices(trie, chat.end_token_id)
+        assert choices.open_part(chat.docid("oven gear")) == chat.docid("oven gear")[:1]
+
+    def test_path_that_the_trie_does_not_allow(self, trained: Trained) -> None:
+        with pytest.raises(ValueError, match="no docid that begins"):
+            trained[3].along([[9999]])
 
     @pytest.mark.parametrize("missing", ["oven gear mast", "oven", "gear"])
     def test_docid_that_is_not_in_the_trie(self, tiny_model: Path, missing: str) -> None:
         _, chat = load(tiny_model)
-        trie = DocidTrie.build([chat.docid(docid) for docid in ["oven gear"]])
+        choices = Choices(DocidTrie.build([chat.docid(docid) for docid in ["oven gear"]]), chat.end_token_id)
         with pytest.raises(UserError, match="--rebuild trie"):
-            Examples.build([("Find.", "bread", missing, 1.0)], chat, trie)
+            Examples.build([("Find.", "bread", missing, 1.0)], chat, choices)
+
+
+class TestPackedAttention:
+    @pytest.mark.parametrize(("num_heads", "num_keys"), [(4, 4), (6, 2), (3, 1)])
+    def test_is_the_library_s(self, num_heads: int, num_keys: int) -> None:
+        torch.manual_seed(0)
+        shapes = [(2, heads, 12, 8) for heads in (num_heads, num_keys, num_keys)]
+        mask = (torch.rand(2, 1, 12, 12) < 0.5) | torch.eye(12, dtype=torch.bool)
+        found = []
+        for is_ours in (True, False):
+            torch.manual_seed(1)
+            query, key, value = (torch.randn(shape, requires_grad=True) for shape in shapes)
+            if is_ours:
+                output, _ = packed_attention(torch.nn.Module(), query, key, value, mask, scaling=0.3)
+            else:
+                copies = [states.repeat_interleave(num_heads // num_keys, 1) for states in (key, value)]
+                output = functional.scaled_dot_product_attention(query, *copies, attn_mask=mask, scale=0.3)
+                output = output.transpose(1, 2)
+            (output * torch.arange(output.numel()).view(output.shape)).sum().backward()
+            found.append([output, query.grad, key.grad, value.grad])
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+
+    def test_the_model_has_its_own_again_afterwards(self, tiny_model: Path) -> None:
+        model, _ = load(tiny_model)
+        before = model.config._attn_implementation
+        learner = Learner(model, SETTINGS)
+        assert model.config._attn_implementation == PACKED
+        learner.release()
+        assert model.config._attn_implementation == before
 
 
 class TestThroughput:

@@ -191,9 +191,10 @@ class TestAdapters:
 
 def test_trie_of_another_tokenizer_is_named(tiny_index: str, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = RetrieverRecipe(config.model_copy(update={"index": tiny_index}))
-    assert recipe.trie() is not None
+    _, tokenizer = load_base(recipe)
+    recipe.choices(tokenizer)
     monkeypatch.setattr(recipes, "tokenizer_hash", lambda _: "another")
     with pytest.raises(
         UserError, match="made with another tokenizer than that of retriever.model; run again with --rebuild"
     ):
-        recipe.trie()
+        recipe.choices(tokenizer)

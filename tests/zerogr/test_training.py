@@ -17,6 +17,7 @@ from zerogr.chat import ChatFormat
 from zerogr.models import load_model
 from zerogr.training import loop
 from zerogr.training.checkpoints import StorageCheckpointer, Weights, full_tensors
+from zerogr.training.choices import Choices
 from zerogr.training.examples import Examples, PackedBatch, batches, epoch_order, passes
 from zerogr.training.learner import Learner, SelectedTargets, TrainingSettings, Work, summed_loss
 from zerogr.training.loop import learning_rate_at, train
@@ -59,8 +60,8 @@ def make_examples(chat: ChatFormat, count: int = 19) -> Examples:
     )
 
 
-def pack(examples: Examples, ids: Iterable[int], row_tokens: int) -> PackedBatch:
-    (batch,) = passes(examples, ids, row_tokens, pass_tokens=10**9)
+def pack(examples: Examples, ids: Iterable[int], row_tokens: int, choices: Choices | None = None) -> PackedBatch:
+    (batch,) = passes(examples, ids, row_tokens, 10**9, choices)
     return batch
 
 
@@ -139,7 +140,6 @@ class TestPacking:
             tokens=np.array([1, 2, 3, 4], dtype=np.int32),
             offsets=np.array([0, 2, 4]),
             num_targets=np.array([1, 1], dtype=np.int32),
-            num_free=np.array([1, 1], dtype=np.int32),
             task=np.array([0, 0], dtype=np.int32),
             weights=np.array([1, 2], dtype=np.float32),
         )
@@ -202,8 +202,8 @@ class TestOrder:
         prepared: dict[int, list[int]] = {}
         prepare, take_step = Learner.prepare, Learner.step
 
-        def note_ids(self: Learner, examples: Examples, ids: np.ndarray) -> Work:
-            work = prepare(self, examples, ids)
+        def note_ids(self: Learner, examples: Examples, ids: np.ndarray, choices: Choices | None) -> Work:
+            work = prepare(self, examples, ids, choices)
             prepared[id(work)] = ids.tolist()
             return work
 

@@ -25,7 +25,6 @@ _ARRAYS = {
     "tokens": np.int32,
     "offsets": np.int64,
     "num_targets": np.int32,
-    "num_free": np.int32,
     "task": np.int32,
     "weights": np.float32,
 }
@@ -79,7 +78,6 @@ def _write(folder: Path, parts: Iterable[Examples]) -> None:
                 "tokens": part.tokens,
                 "offsets": part.offsets[1:] + end,
                 "num_targets": part.num_targets,
-                "num_free": part.num_free,
                 "task": number[part.task] if len(part) else part.task,
                 "weights": part.weights,
             }

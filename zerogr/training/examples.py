@@ -15,8 +15,7 @@ import numpy as np
 import torch
 
 from zerogr.chat import ChatFormat
-from zerogr.errors import UserError
-from zerogr.trie import DocidTrie
+from zerogr.training.choices import Choices
 
 MOST_HELD_OUT = 1000
 """Examples that are kept from training, of any number."""
@@ -33,9 +32,7 @@ class Examples:
     offsets: np.ndarray
     """int64 [N+1] into `tokens`."""
     num_targets: np.ndarray
-    """int32 [N]: how many tokens at the end of an example are to be learnt (docid and end token)."""
-    num_free: np.ndarray
-    """int32 [N]: how many of the targets, from the first on, are a choice; the trie leaves none about the others."""
+    """int32 [N]: how many tokens at the end of an example are to be learnt: a docid and its end token, or its choices."""
     task: np.ndarray
     """int32 [N]."""
     weights: np.ndarray
@@ -46,42 +43,42 @@ class Examples:
 
     @classmethod
     def build(
-        cls, rows: Iterable[tuple[str, str, str, float]], chat: ChatFormat, trie: DocidTrie | None = None
+        cls, rows: Iterable[tuple[str, str, str, float]], chat: ChatFormat, choices: Choices | None = None
     ) -> Examples:
         """Returns the examples of (instruction, query, docid, weight) rows, in their order.
 
-        Without the trie of the docids every target counts as free.
+        With `choices` an example ends with the last token of its docid that the trie leaves open: what it forces is never
+        asked of the model, and not computed.
 
         Raises:
             UserError: A docid is not in the trie.
         """
         rows = list(rows)
         tasks: dict[str, int] = {}
-        docids: dict[str, tuple[list[int], int]] = {}
+        docids: dict[str, list[int]] = {}
         queries = chat.queries([query for _, query, _, _ in rows])
 
         def examples() -> Iterator[_Example]:
             for (instruction, _, docid, weight), query in zip(rows, queries, strict=True):
-                target, num_free = docids.get(docid) or docids.setdefault(docid, _target(docid, chat, trie))
-                yield _Example(query, target, num_free, tasks.setdefault(instruction, len(tasks)), weight)
+                target = docids.get(docid) or docids.setdefault(docid, _target(docid, chat, choices))
+                yield _Example(query, target, tasks.setdefault(instruction, len(tasks)), weight)
 
         return cls._of(examples(), lambda: [chat.prefix(instruction) for instruction in tasks])
 
     @classmethod
     def of_pairs(cls, pairs: Iterable[tuple[list[int], list[int]]]) -> Examples:
         """Returns the examples of (prompt, completion) token lists, the end token included; they share no prefix."""
-        examples = (_Example(prompt, completion, len(completion), 0, 1.0) for prompt, completion in pairs)
+        examples = (_Example(prompt, completion, 0, 1.0) for prompt, completion in pairs)
         return cls._of(examples, lambda: [[]])
 
     @classmethod
     def _of(cls, examples: Iterable[_Example], prefixes: Callable[[], list[list[int]]]) -> Examples:
         """Returns the examples as arrays; `prefixes` is asked when all are read."""
         tokens: list[np.ndarray] = []
-        num_targets, num_free, task, weights = [], [], [], []
+        num_targets, task, weights = [], [], []
         for example in examples:
             tokens.append(np.array([*example.before, *example.target], dtype=np.int32))
             num_targets.append(len(example.target))
-            num_free.append(example.num_free)
             task.append(example.task)
             weights.append(example.weight)
         offsets = np.zeros(len(tokens) + 1, dtype=np.int64)
@@ -91,16 +88,13 @@ class Examples:
             np.concatenate(tokens) if tokens else np.zeros(0, dtype=np.int32),
             offsets,
             np.array(num_targets, dtype=np.int32),
-            np.array(num_free, dtype=np.int32),
             np.array(task, dtype=np.int32),
             np.array(weights, dtype=np.float32),
         )
 
-    def num_targets_of(self, ids: np.ndarray, forced_weight: float = 1.0) -> float:
+    def num_targets_of(self, ids: np.ndarray) -> float:
         """Returns the target tokens of some examples, each as often as it counts."""
-        num_free = self.num_free[ids]
-        counted = num_free + forced_weight * (self.num_targets[ids] - num_free)
-        return float((counted * self.weights[ids]).sum(dtype=np.float64))
+        return float((self.num_targets[ids] * self.weights[ids]).sum(dtype=np.float64))
 
     def num_tokens_of(self, ids: np.ndarray) -> int:
         """Returns the tokens of some examples as each stands alone, its task's prefix included."""
@@ -126,22 +120,14 @@ class _Example(NamedTuple):
     before: list[int]
     """Tokens between the task's prefix and the target."""
     target: list[int]
-    num_free: int
     task: int
     weight: float
 
 
-def _target(docid: str, chat: ChatFormat, trie: DocidTrie | None) -> tuple[list[int], int]:
-    """Returns the tokens of a docid with its end, and how many of them are free."""
+def _target(docid: str, chat: ChatFormat, choices: Choices | None) -> list[int]:
+    """Returns the tokens of a docid with its end, or up to its last choice."""
     tokens = chat.docid(docid)
-    try:
-        num_free = trie.num_free(tokens) if trie is not None else len(tokens) + 1
-    except ValueError:
-        raise UserError(
-            f"the docid '{docid}' is not in the trie as the retriever's tokenizer writes it; "
-            "build the trie again with --rebuild trie"
-        ) from None
-    return [*tokens, chat.end_token_id], max(num_free, 1)  # the only docid of all is learnt by its first token
+    return choices.open_part(tokens) if choices else [*tokens, chat.end_token_id]
 
 
 @dataclass(slots=True)
@@ -162,6 +148,10 @@ class PackedBatch:
     """float32 [M]: what each target counts."""
     example: torch.Tensor
     """int64 [M]: which of the batch's examples, numbered from 0, a target belongs to."""
+    node: torch.Tensor
+    """int64 [M]: which of the batch's trie nodes, numbered from 0, a target is chosen at; [0] if nothing constrains it."""
+    allowed: torch.Tensor
+    """int64 [2, A]: the pairs (node, token) that the trie allows."""
 
     @property
     def num_tokens(self) -> int:
@@ -174,6 +164,12 @@ class PackedBatch:
         causal = torch.ones(length, length, dtype=torch.bool, device=self.tokens.device).tril()
         query, key = self.segments[:, :, None], self.segments[:, None, :]
         return (causal & ((key == 0) | (key == query)))[:, None]
+
+    def is_allowed(self, vocabulary_size: int) -> torch.Tensor:
+        """Returns bool [M, V]: which tokens the trie allows in a target's place."""
+        table = torch.zeros(int(self.node.max()) + 1, vocabulary_size, dtype=torch.bool, device=self.node.device)
+        table[self.allowed[0], self.allowed[1]] = True
+        return table[self.node]
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """Returns the batch on a device."""
@@ -188,11 +184,11 @@ class _Row:
 
 
 def passes(
-    examples: Examples, ids: Iterable[int], row_tokens: int, pass_tokens: int, forced_weight: float = 1.0
+    examples: Examples, ids: Iterable[int], row_tokens: int, pass_tokens: int, choices: Choices | None = None
 ) -> list[PackedBatch]:
     """Returns the examples packed into rows, and the rows, longest first, into batches of at most `pass_tokens` tokens.
 
-    A batch is larger only for a row that needs it. Targets that are no choice count `forced_weight`.
+    A batch is larger only for a row that needs it. With `choices` it says what the trie allows in each target's place.
     """
     found: list[list[_Row]] = []
     for row in sorted(_rows(examples, ids, row_tokens), key=lambda row: -row.num_tokens):
@@ -200,7 +196,7 @@ def passes(
             found[-1].append(row)
         else:
             found.append([row])
-    return [_batch(examples, rows, forced_weight) for rows in found]
+    return [_batch(examples, rows, choices) for rows in found]
 
 
 def _rows(examples: Examples, ids: Iterable[int], row_tokens: int) -> list[_Row]:
@@ -219,13 +215,13 @@ def _rows(examples: Examples, ids: Iterable[int], row_tokens: int) -> list[_Row]
     return rows
 
 
-def _batch(examples: Examples, rows: list[_Row], forced_weight: float) -> PackedBatch:
+def _batch(examples: Examples, rows: list[_Row], choices: Choices | None) -> PackedBatch:
     length = max(row.num_tokens for row in rows)
     tokens = np.zeros((len(rows), length), dtype=np.int64)
     positions = np.zeros((len(rows), length), dtype=np.int64)
     segments = np.full((len(rows), length), -1, dtype=np.int64)
     numbers: list[np.ndarray] = []
-    target_index, targets, weights = [], [], []
+    target_index, targets, weights, paths = [], [], [], []
     for number, row in enumerate(rows):
         prefix = examples.prefixes[row.task]
         start = len(prefix)
@@ -239,15 +235,21 @@ def _batch(examples: Examples, rows: list[_Row], forced_weight: float) -> Packed
             count = int(examples.num_targets[i])
             target_index.append(number * length + np.arange(end - count - 1, end - 1))
             targets.append(piece[-count:].astype(np.int64))
-            is_free = np.arange(count) < examples.num_free[i]
-            weights.append((examples.weights[i] * np.where(is_free, 1.0, forced_weight)).astype(np.float32))
+            weights.append(np.full(count, examples.weights[i], dtype=np.float32))
+            paths.append(piece[-count:].tolist())
             numbers.append(np.full(count, len(numbers), dtype=np.int64))
             start = end
+    node, allowed = choices.along(paths) if choices else (np.empty(0, np.int64), np.empty((2, 0), np.int64))
     return PackedBatch(
         torch.from_numpy(tokens),
         torch.from_numpy(positions),
         torch.from_numpy(segments),
-        *(torch.from_numpy(np.concatenate(parts)) for parts in (target_index, targets, weights, numbers)),
+        torch.from_numpy(np.concatenate(target_index)),
+        torch.from_numpy(np.concatenate(targets)),
+        torch.from_numpy(np.concatenate(weights)),
+        torch.from_numpy(np.concatenate(numbers)),
+        torch.from_numpy(node),
+        torch.from_numpy(allowed),
     )
 
 

@@ -1,7 +1,7 @@
 """One optimiser step, on one rank or on one of several under FSDP2.
 
-Only the hidden states that predict a docid token reach the output head: with a 49k vocabulary and 12 targets among 40
-tokens that saves two thirds of its products and of the logits' memory. In bf16 the model computes with bf16 weights, of
+Only the hidden states that predict a docid token reach the output head: with a 49k vocabulary and 2 targets among 30 tokens
+that saves nine tenths of its products and of the logits' memory. In bf16 the model computes with bf16 weights, of
 which the optimiser moves fp32 masters; gradients are summed in fp32, over the passes of a step and over the ranks. Under
 autocast, which keeps fp32 activations and casts them for every product, a step took 1.4 times the time of one CPU core.
 """
@@ -17,9 +17,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from zerogr.training.attention import PACKED, register_packed
 from zerogr.training.checkpoints import trainable, whole
+from zerogr.training.choices import Choices
 from zerogr.training.examples import Examples, PackedBatch, batches, passes
-from zerogr.trie import DocidTrie
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +34,7 @@ class TrainingSettings:
     warmup_fraction: float = 0.05
     weight_decay: float = 0.0
     max_gradient_norm: float = 1.0
-    forced_weight: float = 1.0
+    normalise: Literal["allowed", "vocabulary"] = "vocabulary"
     lora_rank: int = 0
     precision: Literal["bf16", "fp32"] = "bf16"
     row_tokens: int = 256
@@ -90,9 +91,17 @@ class SelectedTargets(nn.Module):
         return head(states.last_hidden_state.flatten(0, 1)[batch.target_index])
 
 
-def summed_loss(logits: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-    """Returns the sum over the batch's targets of weight x -log p(target), fp32 scalar."""
-    return (functional.cross_entropy(logits.float(), batch.targets, reduction="none") * batch.weights).sum()
+def summed_loss(
+    logits: torch.Tensor, batch: PackedBatch, normalise: Literal["allowed", "vocabulary"] = "vocabulary"
+) -> torch.Tensor:
+    """Returns the sum over the batch's targets of weight x -log p(target), fp32 scalar.
+
+    p is over the whole vocabulary, or over what the trie allows, as `decoding.normalise` says of decoding.
+    """
+    logits = logits.float()
+    if normalise == "allowed":
+        logits = logits.masked_fill(~batch.is_allowed(logits.shape[1]), -torch.inf)
+    return (functional.cross_entropy(logits, batch.targets, reduction="none") * batch.weights).sum()
 
 
 class Learner:
@@ -110,6 +119,10 @@ class Learner:
         """Takes over `model`, a causal LM in fp32; with several ranks its parameters become DTensors."""
         self._settings, self._device, self._rank, self._num_ranks = settings, torch.device(device), rank, num_ranks
         self._module = SelectedTargets(model.to(device).train())
+        self._attention = model.config._attn_implementation
+        if self._device.type == "cpu":
+            register_packed()
+            model.set_attn_implementation(PACKED)
         if settings.activation_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         is_bf16 = settings.precision == "bf16"
@@ -132,17 +145,18 @@ class Learner:
             fused=True,
         )
 
-    def prepare(self, examples: Examples, ids: np.ndarray) -> Work:
-        """Returns the work of one step: of the given examples, this rank has every `num_ranks`-th. Needs no other rank."""
+    def prepare(self, examples: Examples, ids: np.ndarray, choices: Choices | None = None) -> Work:
+        """Returns the work of one step: of the given examples, this rank has every `num_ranks`-th. Needs no other rank.
+
+        `choices` is needed where `normalise` is allowed.
+        """
         own = ids[self._rank :: self._num_ranks]
-        settings = self._settings
-        row_tokens, pass_tokens, forced_weight = settings.row_tokens, settings.pass_tokens, settings.forced_weight
+        row_tokens, pass_tokens = self._settings.row_tokens, self._settings.pass_tokens
         idle = None
         if self._num_ranks > 1:
-            (idle,) = passes(examples, ids[:1], row_tokens, pass_tokens)
+            (idle,) = passes(examples, ids[:1], row_tokens, pass_tokens, choices)
             idle.weights.zero_()
-        num_targets = examples.num_targets_of(ids, forced_weight)
-        return Work(passes(examples, own, row_tokens, pass_tokens, forced_weight), idle, num_targets)
+        return Work(passes(examples, own, row_tokens, pass_tokens, choices), idle, examples.num_targets_of(ids))
 
     def step(self, work: Work, learning_rate: float, *, must_save: bool = False) -> Step:
         """Takes one optimiser step; `must_save` is this rank's word for the others."""
@@ -153,7 +167,7 @@ class Learner:
             num_tokens += (tokens := batch.num_tokens)
             num_padding += batch.tokens.numel() - tokens
             batch = batch.to(self._device)
-            loss = summed_loss(self._module(batch), batch)
+            loss = summed_loss(self._module(batch), batch, self._settings.normalise)
             # FSDP averages gradients over the ranks: times num_ranks they are the sum, and the loss the mean over targets.
             (loss * (self._num_ranks / work.num_targets)).backward()  # type: ignore[no-untyped-call]
             self._collect_gradients()
@@ -169,8 +183,8 @@ class Learner:
         mean = loss_sum / work.num_targets
         return Step(mean, norm, int(tokens_sum), int(padding_sum), must_save=num_wishes > 0)
 
-    def evaluate(self, examples: Examples, ids: np.ndarray, trie: DocidTrie | None = None) -> dict[str, float]:
-        """Returns the mean loss per target token of the given examples, and with a trie also their Acc@1.
+    def evaluate(self, examples: Examples, ids: np.ndarray, choices: Choices | None = None) -> dict[str, float]:
+        """Returns the mean loss per target token of the given examples, and with `choices` also their Acc@1.
 
         Acc@1 is that of greedy decoding under the trie (`greedy_hits`). {} if there is no example.
         """
@@ -180,19 +194,19 @@ class Learner:
         total = num_targets = num_hits = 0.0
         with torch.no_grad():
             for step_ids in batches(ids, self._settings.batch_size):
-                work = self.prepare(examples, step_ids)
+                work = self.prepare(examples, step_ids, choices)
                 for batch in self._passes(work):
                     batch = batch.to(self._device)
                     logits = self._module(batch)
-                    total += float(summed_loss(logits, batch))
-                    num_hits += greedy_hits(logits, batch, trie) if trie else 0
+                    total += float(summed_loss(logits, batch, self._settings.normalise))
+                    num_hits += greedy_hits(logits, batch) if choices else 0
                 num_targets += work.num_targets
         if self._num_ranks > 1:
             # Without a backward pass FSDP leaves the root's parameters gathered: plain tensors the optimiser has never seen.
             self._module.reshard()  # type: ignore[operator]
         self._module.train()
         total, num_hits = self._sum_over_ranks(total, num_hits)
-        accuracy = {"evaluation_acc@1": round(num_hits / len(ids), 4)} if trie else {}
+        accuracy = {"evaluation_acc@1": round(num_hits / len(ids), 4)} if choices else {}
         return {"evaluation_loss": round(total / num_targets, 4), **accuracy}
 
     def use_weights(self) -> None:
@@ -203,6 +217,7 @@ class Learner:
 
     def release(self) -> None:
         """Leaves the trained weights in the model, in fp32, and lets go of it."""
+        self._module.model.set_attn_implementation(self._attention)
         if self._has_masters:
             _cast(self._module, torch.float32)
             self.use_weights()
@@ -236,40 +251,19 @@ class Learner:
         return summed.tolist()
 
 
-def greedy_hits(logits: torch.Tensor, batch: PackedBatch, trie: DocidTrie) -> int:
+def greedy_hits(logits: torch.Tensor, batch: PackedBatch) -> int:
     """Returns how many of a batch's examples greedy decoding under the trie answers rightly.
 
     One forward pass with the docids in place tells: decoding finds a docid if and only if, behind every prefix of it, the
-    likeliest of the allowed tokens is its next one. Of equally likely ones the first in the vocabulary is.
+    likeliest of the allowed tokens is its next one.
 
     Args:
         logits: [M, V], as `SelectedTargets` returns them.
-        batch: What they were computed from. Examples of weight 0 are no hits.
-        trie: With every docid of the batch; `Examples.build` sees to that.
+        batch: What they were computed from, packed with the trie's choices. Examples of weight 0 are no hits.
     """
-    targets, example = batch.targets.tolist(), batch.example.tolist()
-    end_token_id = targets[-1]  # of every docid the last
-    weights = dict(zip(reversed(example), reversed(batch.weights.tolist()), strict=True))  # of each its first target's
-    wrong = {number for number, weight in weights.items() if not weight}
-    node = trie.root
-    for place, (target, number) in enumerate(zip(targets, example, strict=True)):
-        if place == 0 or number != example[place - 1]:
-            node = trie.root
-        tokens, nodes = trie.children(node)
-        is_last = place + 1 == len(targets) or example[place + 1] != number
-        if is_last:  # the end token, which follows only where a docid ends
-            allowed, is_known = np.append(tokens, end_token_id), len(trie.ends(node)) > 0
-        else:
-            at = int(np.searchsorted(tokens, target))
-            is_known = at < len(tokens) and int(tokens[at]) == target
-            allowed = np.append(tokens, end_token_id) if len(trie.ends(node)) else tokens
-            node = int(nodes[at]) if is_known else node
-        assert is_known, "the examples were made with another trie"
-        if number not in wrong and len(allowed) > 1:
-            choices = torch.from_numpy(np.sort(allowed).astype(np.int64)).to(logits.device)
-            if int(choices[logits[place, choices].argmax()]) != target:
-                wrong.add(number)
-    return len(set(example) - wrong)
+    allowed = logits.float().masked_fill(~batch.is_allowed(logits.shape[1]), -torch.inf)
+    is_wrong = (allowed.argmax(-1) != batch.targets) | (batch.weights == 0)
+    return len(set(batch.example.tolist()) - set(batch.example[is_wrong].tolist()))
 
 
 def _shard(module: SelectedTargets, device: torch.device, num_ranks: int, dtype: torch.dtype) -> None:

@@ -21,10 +21,10 @@ import torch
 
 from zerogr.progress import Progress
 from zerogr.training.checkpoints import Weights
+from zerogr.training.choices import Choices
 from zerogr.training.examples import Examples, batches, epoch_order
 from zerogr.training.learner import Learner, TrainingSettings, Work
 from zerogr.training.throughput import Cost, Meter
-from zerogr.trie import DocidTrie
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def train(
     checkpointer: Checkpointer,
     report: Callable[[dict[str, Any]], None] = lambda _: None,
     is_ending: Callable[[], bool] = lambda: False,
-    trie: DocidTrie | None = None,
+    choices: Choices | None = None,
     device: torch.device | str = "cpu",
     rank: int = 0,
     num_ranks: int = 1,
@@ -80,10 +80,10 @@ def train(
         report: Called on every rank with a line of the log, after every `REPORT_EVERY` steps, every evaluation and at the
             end: {"step", "epoch", "loss" (mean since the last line), "learning_rate", "gradient_norm",
             "useful_tokens_per_s", "tokens_per_s", "padding", "memory_bytes"}, with "mfu" where the device's peak is
-            known, and after an evaluation with "evaluation_loss" and, with a trie, "evaluation_acc@1".
+            known, and after an evaluation with "evaluation_loss" and, with choices, "evaluation_acc@1".
         is_ending: Asked before every `REPORT_EVERY`-th step, on every rank before the same ones: whether a machine is about to
             be taken away. The first time one is, a checkpoint follows the step.
-        trie: Of all docids, if docids are learnt.
+        choices: What the trie of all docids leaves open, if docids are learnt; needed where `normalise` is allowed.
         device: Where this rank computes.
         rank: Of this process, from 0.
         num_ranks: Of the job.
@@ -99,6 +99,7 @@ def train(
     num_steps = steps_per_epoch * settings.num_epochs
     cost = Cost(model)
     learner = Learner(model, settings, device=device, rank=rank, num_ranks=num_ranks)
+    learnt_among = choices if settings.normalise == "allowed" else None
     first_step = step = checkpointer.restore(learner.weights, learner.optimizer)
     if step:
         learner.use_weights()
@@ -112,7 +113,8 @@ def train(
 
     meter = Meter(cost, torch.device(device), num_ranks, settings.precision)
     saved_at = time.monotonic()
-    for ids, work in _ahead(partial(learner.prepare, examples), _steps(training_ids, settings, first_step)):
+    prepare = partial(learner.prepare, examples, choices=learnt_among)
+    for ids, work in _ahead(prepare, _steps(training_ids, settings, first_step)):
         learning_rate = learning_rate_at(step, num_steps, settings)
         # Clocks differ: rank 0's counts.
         is_due = rank == 0 and time.monotonic() - saved_at >= 60 * settings.checkpoint_minutes
@@ -146,7 +148,7 @@ def train(
                 **rates,
             }
             if must_evaluate:
-                evaluation = learner.evaluate(examples, held_out, trie)
+                evaluation = learner.evaluate(examples, held_out, choices)
                 line |= evaluation
                 if rank == 0:
                     logger.info("step %d of %d: %s", step, num_steps, _in_words(line))

@@ -29,6 +29,7 @@ from zerogr.errors import UserError
 from zerogr.index import RUNS, Index, fingerprint, shards_in
 from zerogr.models import load_model, model_hash, resolve_model, tokenizer_hash
 from zerogr.training.checkpoints import StorageCheckpointer, full_tensors
+from zerogr.training.choices import Choices
 from zerogr.training.example_files import ExampleFiles
 from zerogr.training.examples import Examples
 from zerogr.training.learner import TrainingSettings
@@ -64,8 +65,8 @@ class Recipe(Protocol):
     def close(self) -> None:
         """Frees what the examples took of the machine's disk; for the end of training."""
 
-    def trie(self) -> DocidTrie | None:
-        """Returns the trie of all docids, if docids are learnt and there is one. Raises UserError if it does not fit."""
+    def choices(self, tokenizer: Any) -> Choices | None:
+        """Returns what the trie of all docids leaves open, if docids are learnt. Raises UserError if it does not fit."""
 
     def write_settings(self, folder: Path) -> None:
         """Writes into the model's folder what its users need to know of its training."""
@@ -116,7 +117,7 @@ def run_recipe(
         report: See `zerogr.training.loop.train`, as for what follows.
     """
     model, tokenizer = load_base(recipe, device)
-    trie = recipe.trie()  # first: if it does not fit, nobody waits for the examples
+    choices = recipe.choices(tokenizer)  # first: if the trie does not fit, nobody waits for the examples
     log = TrainingLog(recipe.index.path(RUNS, f"{recipe.stage}.jsonl")) if rank == 0 else None
 
     def note(line: dict[str, Any]) -> None:
@@ -131,7 +132,7 @@ def run_recipe(
         checkpointer=StorageCheckpointer(checkpoints, rank=rank),
         report=note,
         is_ending=is_ending,
-        trie=trie,
+        choices=choices,
         device=device,
         rank=rank,
         num_ranks=num_ranks,
@@ -173,7 +174,7 @@ def _settings(config: Config, **changes: Any) -> TrainingSettings:
 def _common_inputs(config: Config, section: str, base: str) -> dict[str, Any]:
     """Returns what the model of every recipe is made from; `section` of the configuration names its base."""
     training = config.training.model_dump(
-        exclude={"checkpoint_every", "checkpoint_minutes", "judged", "judged_split", "judged_weight", "forced_weight"}
+        exclude={"checkpoint_every", "checkpoint_minutes", "judged", "judged_split", "judged_weight", "normalise"}
     )
     return {
         "seed": config.seed,
@@ -199,7 +200,7 @@ class RetrieverRecipe:
             "docids": self.index.require("docids").fingerprint,
             "queries": self.index.require("queries").fingerprint,
             "retriever.num_layers": self.num_layers,
-            "training.forced_weight": self.settings.forced_weight,
+            "training.normalise": self.settings.normalise,
             **_common_inputs(self._config, "retriever", self.base),
             **self._judged_inputs(),
         }
@@ -214,9 +215,9 @@ class RetrieverRecipe:
     def examples(self, tokenizer: Any) -> Examples:
         """Returns every (instruction, query, docid) of the index as training examples, memory-mapped."""
         chat = chat_format(tokenizer, self._config)
-        self.index.require("trie")
-        trie = self.trie()
-        examples = self._files().open(lambda: (Examples.build(triples, chat, trie) for triples in self.triples()))
+        is_constrained = self.settings.normalise == "allowed"
+        choices = self.choices(tokenizer) if is_constrained else None
+        examples = self._files().open(lambda: (Examples.build(triples, chat, choices) for triples in self.triples()))
         if not len(examples):
             raise UserError(
                 f"'{self.index.uri}' has no pseudo-query to train on; "
@@ -231,6 +232,7 @@ class RetrieverRecipe:
             **self._judged_inputs(),
             "tokenizer": tokenizer_hash(resolve_model(self.base)),
             "limits": [training.max_instruction_tokens, training.max_query_tokens],
+            "normalise": self.settings.normalise,
         }
         return ExampleFiles(fingerprint(made_from))
 
@@ -274,17 +276,16 @@ class RetrieverRecipe:
             for doc_id, queries in found.items()
         }
 
-    def trie(self) -> DocidTrie | None:
-        """Returns the index's trie; None before `zerogr trie`."""
-        if self.index.record("trie") is None:
-            return None
+    def choices(self, tokenizer: Any) -> Choices:
+        """Returns what the index's trie leaves open. Raises UserError if there is none, or one of another tokenizer."""
+        self.index.require("trie")
         trie = DocidTrie.load(storage.local_folder(self.index.path("trie")))
         if trie.extra.get("tokenizer") != tokenizer_hash(resolve_model(self.base)):
             raise UserError(
                 f"the trie of '{self.index.uri}' was made with another tokenizer than that of retriever.model; "
                 "run again with --rebuild trie"
             )
-        return trie
+        return Choices(trie, chat_format(tokenizer, self._config).end_token_id)
 
     def write_settings(self, folder: Path) -> None:
         """Writes what a search needs to know to prompt the model as it was trained."""
@@ -319,6 +320,7 @@ class GeneratorRecipe:
             batch_size=tuning.batch_size,
             learning_rate=tuning.learning_rate,
             row_tokens=tuning.row_tokens,
+            normalise="vocabulary",
         )
 
     def inputs(self) -> dict[str, Any]:
@@ -356,8 +358,8 @@ class GeneratorRecipe:
     def close(self) -> None:
         """Does nothing: pairs are few, and held in memory."""
 
-    def trie(self) -> None:
-        """There is none: a generator writes what it likes."""
+    def choices(self, tokenizer: Any) -> None:
+        """There are none: a generator writes what it likes."""
 
     def write_settings(self, folder: Path) -> None:
         """Writes nothing: a generator is asked like any other model."""
