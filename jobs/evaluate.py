@@ -34,7 +34,13 @@ def check(config: Config) -> None:
     evaluation = config.evaluation
     assert evaluation.dataset is not None
     for text in evaluation.strategies:
-        StrategySpec.parse(text)
+        StrategySpec.parse(text).check(evaluation.k)
+    if "doc2query" in evaluation.baselines and not config.queries.num_queries_per_document:
+        raise UserError(
+            "evaluation.baselines has doc2query, which needs the LM's pseudo-queries, and "
+            "queries.num_queries_per_document is 0; "
+            "raise that, or leave doc2query out"
+        )
     Collection.load(evaluation.dataset, evaluation.split)
     if "minilm" in evaluation.baselines:
         load_encoder()
@@ -98,6 +104,8 @@ def evaluate(
             baseline lacks what it needs.
     """
     specs = [StrategySpec.parse(text) for text in strategies]
+    for spec in specs:
+        spec.check(k)
     foreign = read_runs(run_files)
     collection = Collection.load(dataset, split).at(positions)
     retriever = Retriever.load(index_uri, device=device)

@@ -140,6 +140,11 @@ class TestEvaluate:
         ("change", "message"),
         [
             ("evaluation.strategies=[beam:width=3]", "unknown option of beam 'width'"),
+            (
+                "evaluation.strategies=[beam:beam_width=5]",
+                "the strategy beam+beam_width=5 cannot run: beam_width must be",
+            ),
+            ("evaluation.baselines=[doc2query]", "queries.num_queries_per_document is 0"),
             ("evaluation.split=dev", "no split 'dev'"),
             ("evaluation.dataset=nowhere", "there is no folder"),
         ],
@@ -149,7 +154,7 @@ class TestEvaluate:
         capsys: pytest.CaptureFixture[str],
     ) -> None:  # fmt: skip
         index = tmp_path / "index"
-        changes = [f"index={index}", f"evaluation.dataset={collection}", change]
+        changes = [f"index={index}", f"evaluation.dataset={collection}", "queries.num_queries_per_document=0", change]
         assert main(["index", str(config), *(word for each in changes for word in ("--set", each))]) == 2
         assert message in capsys.readouterr().err
         assert not index.exists()

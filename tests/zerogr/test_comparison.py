@@ -94,6 +94,24 @@ class TestStrategySpec:
         with pytest.raises(UserError, match=message):
             StrategySpec.parse(text)
 
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("beam:beam_width=99", "beam_width must be at least k = 100, got 99"),
+            ("beam:beam_width=wide", "the strategy beam\\+beam_width=wide cannot run"),
+            ("nucleus:top_p=0", "top_p must be"),
+            ("reverse_annealing:without_replacement=no", "without_replacement"),
+        ],
+    )
+    def test_values_it_does_not_take(self, text: str, message: str) -> None:
+        spec = StrategySpec.parse(text)
+        with pytest.raises(UserError, match=message):
+            spec.check(100)
+
+    @pytest.mark.parametrize("text", ["beam:beam_width=99,k=9", "best_first", "stochastic_beam", "nucleus:top_p=1"])
+    def test_values_it_takes(self, text: str) -> None:
+        StrategySpec.parse(text).check(100)
+
 
 DOCUMENTS = Documents(
     ["car", "cat", "sea"],

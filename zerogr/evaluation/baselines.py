@@ -62,6 +62,15 @@ class Documents:
                     found.pseudo_queries.append(asked.get(row["doc_id"], []))
         return found
 
+    def expanded(self) -> list[str]:
+        """Returns each text with its pseudo-queries behind it. Raises UserError if there are none at all."""
+        if not any(self.pseudo_queries):
+            raise UserError(
+                "the baseline doc2query needs the LM's pseudo-queries, and this index has none "
+                "(queries.num_queries_per_document is 0); leave it out"
+            )
+        return [" ".join([text, *queries]) for text, queries in zip(self.texts, self.pseudo_queries, strict=True)]
+
 
 def run_baseline(name: str, documents: Documents, collection: Collection, k: int, compared: list[Answers]) -> Answers:
     """Returns what a baseline finds.
@@ -80,7 +89,7 @@ def run_baseline(name: str, documents: Documents, collection: Collection, k: int
         return _fusion(documents, collection, k, compared)
     build: dict[str, Callable[[], Searchable]] = {
         "bm25": lambda: BM25.build(documents.doc_ids, documents.texts),
-        "doc2query": lambda: BM25.build(documents.doc_ids, _expanded(documents)),
+        "doc2query": lambda: BM25.build(documents.doc_ids, documents.expanded()),
         "minilm": lambda: DenseIndex.build(documents.doc_ids, documents.texts),
     }
     start = time.monotonic()
@@ -90,15 +99,6 @@ def run_baseline(name: str, documents: Documents, collection: Collection, k: int
     ms = 1000 * (time.monotonic() - built) / len(collection.queries)
     run = dict(zip(collection.queries, found, strict=True))
     return Answers(name, run, ms_per_query=ms, seconds_to_index=built - start, k=k)
-
-
-def _expanded(documents: Documents) -> list[str]:
-    if not any(documents.pseudo_queries):
-        raise UserError(
-            "the baseline doc2query needs the LM's pseudo-queries, and this index has none "
-            "(queries.num_queries_per_document is 0); leave it out"
-        )
-    return [" ".join([text, *queries]) for text, queries in zip(documents.texts, documents.pseudo_queries, strict=True)]
 
 
 def _fusion(documents: Documents, collection: Collection, k: int, compared: list[Answers]) -> Answers:

@@ -171,12 +171,14 @@ def compare_systems(
     Raises:
         UserError: A baseline lacks what it needs.
     """
+    documents = Documents.read(index, doc_ids) if baselines else Documents([], [], [])
+    if "doc2query" in baselines:
+        documents.expanded()  # before anything is decoded
     seconds = sum(stage["seconds"] for name, stage in index.manifest()["stages"].items() if name != "evaluation")
     answers = []
     for spec in strategies:
         answers.append(run_strategy(retriever, collection, spec, k=k, seed=seed, seconds_to_index=seconds))
     errors = count_errors(retriever, index, collection, answers[0].run)
-    documents = Documents.read(index, doc_ids) if baselines else Documents([], [], [])
     for name in baselines:
         answers.append(run_baseline(name, documents, collection, k, answers))
     answers += foreign

@@ -13,12 +13,14 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import yaml
 
-from zerogr.decoding import NORMALISATIONS
+from zerogr.decoding import NORMALISATIONS, decode
 from zerogr.decoding.decoder import policy
 from zerogr.errors import UserError
 from zerogr.evaluation.metrics import Run
+from zerogr.trie import DocidTrie
 
 _OF_EVERY_STRATEGY = ("k", "normalise")
 
@@ -58,6 +60,21 @@ class StrategySpec:
                 f"'{text}' is no strategy: normalise must be {' or '.join(NORMALISATIONS)}, not {normalise!r}"
             )
         return cls(strategy, options)
+
+    def check(self, k: int) -> None:
+        """Raises UserError for an option whose value the strategy does not take; `k` is what is asked for without one."""
+        options = {"k": k, **self.options}
+        smallest = DocidTrie.build([[0], [1]])
+        try:
+            decode(
+                lambda prefixes: np.zeros((len(prefixes), 3)),
+                smallest,
+                eos_token_id=2,
+                strategy=self.strategy,
+                **options,
+            )
+        except (TypeError, ValueError) as error:
+            raise UserError(f"the strategy {self.system.removeprefix('zerogr-')} cannot run: {error}") from None
 
     @property
     def system(self) -> str:
