@@ -6,7 +6,12 @@ same precision under the same optimiser, in one process each:
     ours       examples packed into rows behind their shared prefix, the output head for the targets alone
     trainer    Hugging Face's `Trainer`: every example with its prefix, padded to the longest of its batch, logits of all tokens
 
-The two loss curves must be one, else the figures mean nothing. The last line printed is one JSON object.
+The two loss curves must be one, else the figures mean nothing. Two more processes tell what ours owes to what:
+
+    ours, sdpa     with the library's attention in the place of `zerogr.training.attention` (on CPUs, where that is used)
+    ours, allowed  as retrievers train by default: docids end with their last choice, softmax over the allowed tokens
+
+The last line printed is one JSON object.
 """
 
 from __future__ import annotations
@@ -33,11 +38,14 @@ from zerogr.docids.rules import Limits, Terms
 from zerogr.docids.schemes import tfidf_candidates
 from zerogr.models import EMBEDDED_MODEL, load_model, resolve_model
 from zerogr.queries import make_spans
+from zerogr.training import learner
+from zerogr.training.choices import Choices
 from zerogr.training.examples import Examples, epoch_order, passes
 from zerogr.training.learner import TrainingSettings
 from zerogr.training.loop import train
 from zerogr.training.recipes import RetrieverRecipe
 from zerogr.training.throughput import Cost, peak_flops, peak_memory_bytes
+from zerogr.trie import DocidTrie
 from zerogr.words import DocumentFrequency, words
 
 SEED, WARM_UP = 0, 2
@@ -49,8 +57,9 @@ NOTES = """
 - `share_of_useful`: useful tokens over all that pass through the model, padding included; above 1 where a row's examples share
   their prefix.
 - On both sides AdamW (fused) moves fp32 weights by fp32 gradients, and products are bf16 (`--precision fp32`: all fp32). Ours
-  computes with a bf16 copy of the weights, the trainer, as users run it, under autocast. Attention is the model's default
-  (`sdpa`) on both.
+  computes with a bf16 copy of the weights, the trainer, as users run it, under autocast.
+- `packed_ratio_vs_sdpa` and `allowed_ratio_vs_vocabulary` are ratios of our own seconds per step, one thing changed; the second
+  learns less on purpose, the tokens that the trie forces being left out.
 - `mfu`: 6 x parameters x tokens through the model, and the head for the targets alone, over the peak of the device; only where
   that is known.
 """
@@ -72,7 +81,7 @@ def main() -> None:
     num_steps = WARM_UP + (arguments.steps or (1 if arguments.quick else 12))
     settings = {"num_steps": num_steps, "batch_size": arguments.batch_size, "precision": arguments.precision}
     runs = {}
-    for name in ("ours", "trainer"):
+    for name in SIDES:
         print(f"{name}: {num_steps} steps …", file=sys.stderr, flush=True)
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
             runs[name] = process.submit(run, name, arguments.model, arguments.index, settings).result()
@@ -91,6 +100,8 @@ def main() -> None:
         "useful_tokens_per_s_trainer": trainer["useful_tokens_per_step"] / trainer["step_s"],
         "step_s": ours["step_s"],
         "step_s_trainer": trainer["step_s"],
+        "packed_ratio_vs_sdpa": runs["ours, sdpa"]["step_s"] / ours["step_s"],
+        "allowed_ratio_vs_vocabulary": ours["step_s"] / runs["ours, allowed"]["step_s"],
         "share_of_useful": ours["useful_tokens_per_step"] / ours["tokens_per_step"],
         "share_of_useful_trainer": trainer["useful_tokens_per_step"] / trainer["tokens_per_step"],
         "peak_bytes": ours["peak_bytes"],
@@ -108,12 +119,18 @@ def run(name: str, model_name: str, index: str | None, settings: dict[str, Any])
     torch.manual_seed(SEED)
     model, tokenizer = load_model(folder, device=device, dtype=torch.float32)
     num_examples = settings["num_steps"] * settings["batch_size"]
+    normalise = "allowed" if name == "ours, allowed" else "vocabulary"
+    choices = None
     if index:
-        recipe = RetrieverRecipe(validate_config({"index": index}))
+        recipe = RetrieverRecipe(validate_config({"index": index, "training": {"normalise": normalise}}))
         examples = recipe.examples(tokenizer)
+        choices = recipe.choices(tokenizer)
         recipe.close()
     else:
-        examples = passages(ChatFormat.of(tokenizer), num_examples)
+        examples, choices = passages(ChatFormat.of(tokenizer), num_examples, normalise)
+    settings = {**settings, "normalise": normalise, "choices": choices}
+    if name == "ours, sdpa":
+        learner.PACKED = "sdpa"  # type: ignore[misc]  # what the learner asks of the model, in this process alone
     ids = epoch_order(np.arange(len(examples)), SEED, 0)[:num_examples]
     if len(ids) < num_examples:
         raise SystemExit(f"'{index}' has {len(ids)} examples; {num_examples} are needed: lower --steps")
@@ -136,8 +153,8 @@ def run(name: str, model_name: str, index: str | None, settings: dict[str, Any])
     }
 
 
-def passages(chat: ChatFormat, count: int) -> Examples:
-    """Examples of Python's reference text: its passages and keyword sets, and docids of its heaviest terms."""
+def passages(chat: ChatFormat, count: int, normalise: str) -> tuple[Examples, Choices]:
+    """Examples of Python's reference text, its passages and keyword sets with docids of its heaviest terms; and the choices."""
     documents = [row for row in read_pystdlib() if isinstance(row, Document)]
     frequency = DocumentFrequency()
     for document in documents:
@@ -150,11 +167,8 @@ def passages(chat: ChatFormat, count: int) -> Examples:
         docid = tfidf_candidates(terms, Limits())[0].docid
         spans = make_spans(document.title, document.text, frequency, per_document, number)
         triples += [(instruction, span, docid, 1.0) for span in spans]
-    return Examples.build(triples, chat)
-
-
-class Stop(Exception):
-    """Enough steps."""
+    choices = Choices(DocidTrie.build([chat.docid(docid) for _, _, docid, _ in triples]), chat.end_token_id)
+    return Examples.build(triples, chat, choices if normalise == "allowed" else None), choices
 
 
 class NoCheckpoints:
@@ -185,7 +199,8 @@ def train_ours(
     )
     loop = TrainingSettings(
         num_epochs=1, batch_size=settings["batch_size"], learning_rate=1e-4, schedule="constant", warmup_fraction=0.0,
-        precision=settings["precision"], evaluation_fraction=0.0, evaluate_every=1, checkpoint_every=10**9, seed=SEED,
+        precision=settings["precision"], normalise=settings["normalise"], evaluation_fraction=0.0, evaluate_every=1,
+        checkpoint_every=10**9, seed=SEED,
     )  # fmt: skip
     marks, losses = [time.perf_counter()], []
 
@@ -196,7 +211,8 @@ def train_ours(
         losses.append(metrics["loss"])
 
     steps = np.split(epoch_order(np.arange(len(ids)), SEED, 0), settings["num_steps"])
-    train(model, order, loop, checkpointer=NoCheckpoints(), report=step_done, device=device)
+    choices = settings["choices"]
+    train(model, order, loop, checkpointer=NoCheckpoints(), report=step_done, choices=choices, device=device)
     tokens = [
         sum(batch.tokens.numel() for batch in passes(order, step, loop.row_tokens, loop.pass_tokens)) for step in steps
     ]
@@ -254,7 +270,7 @@ def train_theirs(
     return list(np.diff(marks)), losses, tokens
 
 
-SIDES = {"ours": train_ours, "trainer": train_theirs}
+SIDES = {"ours": train_ours, "trainer": train_theirs, "ours, sdpa": train_ours, "ours, allowed": train_ours}
 
 
 def mfu(model: Any, tokens_per_step: float, targets_per_step: float, step_s: float) -> float | None:

@@ -22,4 +22,5 @@ def test_both_sides_train_the_same(
     assert figures["first_loss"] > 1 and figures["last_loss"] != figures["first_loss"]
     assert figures["share_of_useful"] > figures["share_of_useful_trainer"] > 0
     assert figures["mfu"] is None
+    assert figures["packed_ratio_vs_sdpa"] > 0 and figures["allowed_ratio_vs_vocabulary"] > 0
     assert "useful_tokens_ratio_vs_trainer" in (tmp_path / "training.md").read_text()
