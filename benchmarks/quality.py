@@ -3,7 +3,8 @@
     python -m benchmarks.quality DATA --collections adi med --work WORK [--config CONFIG] [--set KEY.SUB=VALUE] [--out OUT]
 
 DATA holds collections in BEIR's layout. The indexes stay in WORK: run it again after a fault, or with more collections, and
-what is done is kept. OUT.json gets a row per collection and system, OUT.md the same to read; rows of other collections stay.
+what is done is kept. OUT.json gets a row per collection and system, OUT.md the same to read; rows of other collections and
+what `benchmarks.experiments` wrote there stay.
 `mixed` is text, tables and code in one index: Cranfield, FeTaQA and CoSQA, each with its own instruction, measured per kind.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ COLLECTIONS = {
 }
 """Name -> the split that is measured, and the task in our own words."""
 MIXED = ("cranfield", "fetaqa", "cosqa")
-COLUMNS = ("acc@1", "ndcg@10", "recall@100", "num_queries", "seconds_to_index", "ms_per_query")
+METRICS = ("acc@1", "ndcg@10", "recall@100")
+COLUMNS = (*METRICS, "num_queries", "seconds_to_index", "ms_per_query")
 
 
 def main() -> None:
@@ -67,18 +69,19 @@ def main() -> None:
             chosen.append(f"instruction={json.dumps(COLLECTIONS[name][1])}")
         config = load_config(options.config, chosen)
         rows += measure(config, name, split)
-        publish(rows, options.out)
+        publish(options.out, rows)
 
 
 def measure(config: Config, name: str, split: str) -> list[dict[str, Any]]:
     """Returns the rows of one collection, by kind too where it has several."""
     assert config.evaluation.dataset is not None
-    record = index.run(config)["evaluation"]
+    records = index.run(config)
     tables = storage.read_json(
         Index(config.index).path("evaluation", dataset_name(config.evaluation.dataset), "metrics.json")
     )
-    found = {name: record.counts["rows_compared"]}
+    found = {name: records["evaluation"].counts["rows_compared"]}
     found |= {f"{name}, {kind}": rows for kind, rows in tables["by_kind"].items()}
+    size = {"num_documents": records["trie"].counts["rows"], "num_pairs": records["retriever"].counts["examples"]}
     circumstances = {"command": command(), "hardware": hardware(), "commit": commit()}
     return [
         {
@@ -86,6 +89,7 @@ def measure(config: Config, name: str, split: str) -> list[dict[str, Any]]:
             "split": split,
             "system": row["system"],
             **{key: row[key] for key in COLUMNS},
+            **size,
             **circumstances,
         }
         for title, rows in found.items()
@@ -122,37 +126,76 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
         yield from (json.loads(line) for line in lines if line.strip())
 
 
-def publish(rows: list[dict[str, Any]], out: Path) -> None:
-    """Puts the rows in the place of earlier ones of the same collections."""
+def publish(out: Path, rows: Sequence[dict[str, Any]] = (), experiment: dict[str, Any] | None = None) -> None:
+    """Puts rows in the place of earlier ones of the same collections, an experiment in that of the one of its title."""
     file = out.with_suffix(".json")
+    known = json.loads(file.read_text()) if file.exists() else {}
     measured = {row["collection"] for row in rows}
-    known = json.loads(file.read_text())["rows"] if file.exists() else []
-    everything = [row for row in known if row["collection"] not in measured] + rows
+    everything = [row for row in known.get("rows", []) if row["collection"] not in measured] + list(rows)
+    experiments = {each["title"]: each for each in known.get("experiments", [])}
+    if experiment:
+        experiments[experiment["title"]] = experiment
+    tables = {"rows": everything, "experiments": list(experiments.values())}
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"rows": everything}, indent=1) + "\n")
-    out.with_suffix(".md").write_text(_markdown(everything))
-
-
-def _markdown(rows: list[dict[str, Any]]) -> str:
+    file.write_text(json.dumps(tables, indent=1) + "\n")
     lines = [
         "# Results",
         "",
-        "Written by `benchmarks/quality.py`; `results.json` beside it has the same rows with their commands.",
+        "Written by `benchmarks/quality.py` and `benchmarks/experiments.py`; `results.json` beside it has the same rows with "
+        "their commands. Baselines index the very documents of the index; beam search unless a row says otherwise, k = 100.",
+        *_of_collections(everything),
+        *(line for each in experiments.values() for line in _of_experiment(each)),
     ]
+    out.with_suffix(".md").write_text("\n".join(lines) + "\n")
+
+
+def _of_collections(rows: list[dict[str, Any]]) -> list[str]:
+    """Returns a table per machine and commit."""
+    lines = []
     for circumstances in sorted({(row["hardware"], row["commit"]) for row in rows}):
-        lines += ["", f"## {circumstances[0]}, commit {circumstances[1]}", ""]
-        lines += [
-            "| collection | system | Acc@1 | nDCG@10 | Recall@100 | queries | seconds to index | ms per query |",
-            "|---|---|---:|---:|---:|---:|---:|---:|",
+        lines += ["", f"## Collections: {circumstances[0]}, commit {circumstances[1]}", ""]
+        lines += table(
+            ["collection", "documents", "pairs learnt", "system", *METRICS, "queries", "seconds to index", "ms per query"],
+            [
+                [
+                    row["collection"], _whole(row["num_documents"]), _whole(row["num_pairs"]), row["system"],
+                    *(f"{row[metric]:.3f}" for metric in METRICS), _whole(row["num_queries"]),
+                    _whole(row["seconds_to_index"]), f"{row['ms_per_query']:.1f}",
+                ]
+                for row in rows
+                if (row["hardware"], row["commit"]) == circumstances
+            ],
+        )  # fmt: skip
+    return lines
+
+
+def _of_experiment(experiment: dict[str, Any]) -> list[str]:
+    """Returns its table: means, and in brackets the p of their difference from the first row."""
+    rows = [
+        [
+            row["system"],
+            *(f"{row[metric]:.3f}" + _p(row[f"p of {metric}"]) for metric in METRICS),
+            _whole(row["seconds_to_index"]),
+            f"{row['ms_per_query']:.1f}",
         ]
-        for row in rows:
-            if (row["hardware"], row["commit"]) == circumstances:
-                lines.append(
-                    f"| {row['collection']} | {row['system']} | {row['acc@1']:.3f} | {row['ndcg@10']:.3f} "
-                    f"| {row['recall@100']:.3f} | {row['num_queries']} | {row['seconds_to_index']:,.0f} "
-                    f"| {row['ms_per_query']:.1f} |"
-                )
-    return "\n".join(lines) + "\n"
+        for row in experiment["rows"]
+    ]
+    columns = ["", *(f"{metric} (p against the first)" for metric in METRICS), "seconds to index", "ms per query"]
+    made_with = f"{experiment['num_queries']} queries; {experiment['hardware']}, commit {experiment['commit']}."
+    return ["", f"## {experiment['title']}", "", made_with, "", *table(columns, rows)]
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Returns the lines of a Markdown table."""
+    return [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)]
+
+
+def _p(value: float | None) -> str:
+    return "" if value is None else f" ({value:.2g})"
+
+
+def _whole(value: float) -> str:
+    return f"{value:,.0f}"
 
 
 if __name__ == "__main__":
