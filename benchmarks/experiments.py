@@ -2,7 +2,7 @@
 
     python -m benchmarks.experiments TITLE FOLDER [--hardware TEXT] [--commit COMMIT] [--out OUT]
 
-FOLDER is ablation.out (results.parquet; systems without a strategy are shown once, the base's) or evaluate's --out (metrics.json).
+FOLDER is ablation.out (results.parquet; systems without a strategy are shown once) or evaluate's --out (metrics.json).
 OUT.json and OUT.md are those of `benchmarks.quality`, which writes the tables.
 """
 
