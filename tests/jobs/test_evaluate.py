@@ -78,7 +78,8 @@ class TestEvaluate:
         assert json.loads((out / "metrics.json").read_text()) == tables
         for name in ("report.html", "report.md"):
             report = (out / name).read_text()
-            assert all(f"{row['ndcg@10']:.3f}" in report for row in tables["rows"]) and "zerogr explain" in report
+            assert all(f"{row['ndcg@10']:.3f}" in report for row in tables["rows"])
+            assert "zerogr explain" in report and "begins" in report
 
         errors, verdicts = tables["errors"], [query["error"] for query in queries if query["error"]]
         wrong = [query["query_id"] for query in queries if not query["systems"]["zerogr-greedy"]["acc@1"]]

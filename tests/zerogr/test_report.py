@@ -122,7 +122,8 @@ def comparison(num_queries: int = 40, *, scores: bool = True, kinds: Sequence[st
     }  # fmt: skip
     errors = {"right": num_queries - len(lost), "wrong": len(lost), "late": len(lost), "queries": lost}
     kind_of = {name: kinds[int(name) % len(kinds)] for name in names}
-    return Comparison(collection, answers, per_query, kind_of, errors)
+    openings = {"d7": "How it begins", EVIL_ID: EVIL}
+    return Comparison(collection, answers, per_query, kind_of, errors, openings)
 
 
 def report(of: Comparison) -> tuple[str, str]:
@@ -249,6 +250,10 @@ class TestEvaluationReport:
         summaries = re.findall(r'<summary dir="auto">(.*?)</summary>', html)
         assert len(summaries) == MAX_MISSED and "5 more are in queries.jsonl." in html
         assert summaries[0] == "what about 7? $x_1$ (not found)" and summaries[1].endswith("(first relevant at 11)")
+
+    def test_a_missed_query_shows_how_its_documents_begin(self, full: tuple[Comparison, str, str]) -> None:
+        begins = [table[1:] for table in Reader(full[1]).tables if table[0] == ["document", "begins"]]
+        assert begins == [[[EVIL_ID, EVIL]], [["d7", "How it begins"]]]
 
     def test_the_commands_can_be_typed(self, full: tuple[Comparison, str, str]) -> None:
         of = full[0]

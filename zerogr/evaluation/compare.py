@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -21,6 +21,7 @@ from zerogr.corpus.collection import Collection
 from zerogr.evaluation.baselines import Documents, run_baseline
 from zerogr.evaluation.explain import count_errors
 from zerogr.evaluation.metrics import METRICS, evaluate_queries, mean_of
+from zerogr.evaluation.missed import FIRST
 from zerogr.evaluation.report import evaluation_report
 from zerogr.evaluation.runs import format_run, run_file_name
 from zerogr.evaluation.significance import compare
@@ -34,6 +35,8 @@ COMPARED = ("acc@1", "ndcg@10", "recall@100")
 """The metrics whose differences are tested."""
 TOP = 10
 """Documents per query and system in queries.jsonl."""
+OPENING = 160
+"""Characters of a document in the report."""
 
 
 @dataclass(slots=True)
@@ -48,6 +51,8 @@ class Comparison:
     """Query id -> kind of its relevant documents, `mixed` if they are of several."""
     errors: dict[str, Any]
     """Why the first strategy's first hits were wrong, see `zerogr.evaluation.explain.count_errors`."""
+    openings: dict[str, str] = field(default_factory=dict)
+    """doc_id -> how the document begins, of the relevant ones and of every system's first hits."""
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -183,7 +188,8 @@ def compare_systems(
         answers.append(run_baseline(name, documents, collection, k, answers))
     answers += foreign
     per_query = {each.system: evaluate_queries(collection.qrels, each.run) for each in answers}
-    return Comparison(collection, answers, per_query, _kinds(index, collection), errors)
+    kinds, openings = _looked_at(index, collection, answers)
+    return Comparison(collection, answers, per_query, kinds, errors, openings)
 
 
 def run_strategy(
@@ -219,18 +225,26 @@ def run_strategy(
     return Answers(spec.system, run, spec.strategy, ms, seconds_to_index, scores, spec.options.get("k", k))
 
 
-def _kinds(index: Index, collection: Collection) -> dict[str, str]:
-    relevant = pa.array(sorted({d for grades in collection.qrels.values() for d, grade in grades.items() if grade > 0}))
+def _looked_at(
+    index: Index, collection: Collection, answers: Sequence[Answers]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Returns the kinds of the queries and the beginnings of documents, as `Comparison` has them."""
+    wanted = {doc_id for grades in collection.qrels.values() for doc_id, grade in grades.items() if grade > 0}
+    wanted |= {doc_id for each in answers for found in each.run.values() for doc_id in found[:FIRST]}
+    wanted_ids = pa.array(sorted(wanted))
     kind_of: dict[str, str] = {}
+    openings: dict[str, str] = {}
     for shard in shards_in(index.path("corpus")):
-        table = storage.read_parquet(index.shard("corpus", shard), ["doc_id", "kind"])
-        rows = table.filter(pc.is_in(table.column("doc_id"), value_set=relevant))
-        kind_of.update(zip(rows.column("doc_id").to_pylist(), rows.column("kind").to_pylist(), strict=True))
+        table = storage.read_parquet(index.shard("corpus", shard), ["doc_id", "kind", "title", "text"])
+        for row in table.filter(pc.is_in(table.column("doc_id"), value_set=wanted_ids)).to_pylist():
+            kind_of[row["doc_id"]] = row["kind"]
+            opening = " ".join(f"{row['title']} {row['text'][: 4 * OPENING]}".split())
+            openings[row["doc_id"]] = opening if len(opening) <= OPENING else f"{opening[:OPENING]}…"
     found = {}
     for query_id, grades in collection.qrels.items():
         kinds = {kind_of[doc_id] for doc_id, grade in grades.items() if grade > 0 and doc_id in kind_of}
         found[query_id] = kinds.pop() if len(kinds) == 1 else "mixed"
-    return found
+    return found, openings
 
 
 def _rounded(values: dict[str, Any]) -> dict[str, Any]:

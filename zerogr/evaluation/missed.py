@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
 MAX_MISSED = 50
 """Queries in the page; all are in queries.jsonl."""
-FIRST = 3
-"""Hits per system of a missed query."""
 MAX_RELEVANT = 10
 """Relevant documents that are named of a missed query."""
+FIRST = 3
+"""Hits per system of a missed query."""
+NAMED_RELEVANT = 3
+"""Relevant documents whose beginning is shown."""
 _NOT_FOUND = 10**9
 
 
@@ -66,12 +68,17 @@ def _missed_query(comparison: Comparison, query: Mapping[str, Any], index: str) 
             )
         )  # fmt: skip
     rows: list[Sequence[Line]] = []
+    named = dict.fromkeys(list(relevant)[:NAMED_RELEVANT])
     for system, found in query["systems"].items():
+        named |= dict.fromkeys(found["top"][:FIRST])
         hits = [Strong(doc_id) if doc_id in relevant else doc_id for doc_id in found["top"][:FIRST]]
         hits += [""] * (FIRST - len(hits))
         rows.append([system, *hits, str(found["first_relevant_rank"] or "not found"), f"{found['ndcg@10']:.3f}"])
     places = [f"hit {place}" for place in range(1, FIRST + 1)]
     blocks.append(Table(["system", *places, "first relevant at", "nDCG@10"], rows, 1 + FIRST))
+    openings = [[Strong(d) if d in relevant else d, comparison.openings[d]] for d in named if d in comparison.openings]
+    if openings:
+        blocks.append(Table(["document", "begins"], openings, 2, wraps=True))
     blocks.append(Command(explain_command(comparison, query, index)))
     return Fold((query["query"], f" (first relevant at {rank})" if rank else " (not found)"), blocks)
 
