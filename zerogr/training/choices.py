@@ -7,6 +7,7 @@ same: the softmax of its loss is over the allowed tokens, and a docid ends, for 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -48,23 +49,29 @@ class Choices:
         Raises:
             ValueError: The trie does not allow a path.
         """
-        numbers: dict[int, int] = {}
+        met: dict[int, _Node] = {}
         places: list[int] = []
-        allowed: list[np.ndarray] = []
         for path in paths:
-            node = self._trie.root
+            at = self._trie.root
             for token in path:
-                tokens, nodes = self._trie.children(node)
-                is_end = len(self._trie.ends(node)) > 0
-                if node not in numbers:
-                    numbers[node] = len(numbers)
-                    allowed.append(np.append(tokens, self._end) if is_end else tokens)
-                places.append(numbers[node])
-                at = int(np.searchsorted(tokens, token))
-                if at < len(tokens) and int(tokens[at]) == token:
-                    node = int(nodes[at])
-                elif token != self._end or not is_end:
+                node = met.get(at)
+                if node is None:
+                    node = met[at] = _Node(len(met), *self._trie.children(at), len(self._trie.ends(at)) > 0)
+                places.append(node.number)
+                child = int(np.searchsorted(node.tokens, token))
+                if child < len(node.tokens) and int(node.tokens[child]) == token:
+                    at = int(node.children[child])
+                elif token != self._end or not node.is_end:
                     raise ValueError(f"the trie holds no docid that begins with the tokens {list(path)}")
+        allowed = [np.append(node.tokens, self._end) if node.is_end else node.tokens for node in met.values()]
         owners = np.repeat(np.arange(len(allowed)), [len(tokens) for tokens in allowed])
         pairs = np.stack([owners, np.concatenate([np.empty(0, np.int64), *allowed])])
         return np.array(places, dtype=np.int64), pairs.astype(np.int64)
+
+
+class _Node(NamedTuple):
+    number: int
+    tokens: np.ndarray
+    children: np.ndarray
+    is_end: bool
+    """Whether a docid ends here."""
