@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.parser import RECIPE_NAMES, build_parser
 from jobs.tables import (
@@ -148,17 +148,29 @@ def _status(options: argparse.Namespace) -> None:
     print_status(options.index, as_json=options.json)
 
 
+def _how_to_decode(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns the arguments of `Retriever.search` that the command line gives."""
+    from zerogr.config import DecodingConfig
+    from zerogr.evaluation.systems import StrategySpec
+
+    how = {"k": options.k, "seed": options.seed}
+    if options.strategy:
+        spec = StrategySpec.parse(options.strategy)
+        spec.check(options.k or DecodingConfig().k)
+        how |= {"strategy": spec.strategy, **spec.options}
+    return how
+
+
 def _search(options: argparse.Namespace) -> None:
     import time
     from dataclasses import asdict
 
     from zerogr.retriever import Retriever
 
+    how = _how_to_decode(options)
     retriever = Retriever.load(options.index)
     start = time.monotonic()
-    hits = retriever.search(
-        [options.query], instruction=options.instruction, k=options.k, strategy=options.strategy, seed=options.seed
-    )[0]
+    hits = retriever.search([options.query], instruction=options.instruction, **how)[0]
     took_ms = round(1000 * (time.monotonic() - start), 1)
     if options.json:
         print(json.dumps({"hits": [asdict(hit) for hit in hits], "took_ms": took_ms}, ensure_ascii=False, indent=2))
@@ -209,11 +221,11 @@ def _explain(options: argparse.Namespace) -> None:
     from zerogr.index import Index
     from zerogr.retriever import Retriever
 
+    how = _how_to_decode(options)
     retriever = Retriever.load(options.index)
     explanation = explain(
-        retriever, Index(options.index), options.query, options.doc,
-        instruction=options.instruction, k=options.k, strategy=options.strategy, seed=options.seed,
-    )  # fmt: skip
+        retriever, Index(options.index), options.query, options.doc, instruction=options.instruction, **how
+    )
     if options.json:
         print(json.dumps(explanation.as_json(retriever), ensure_ascii=False, indent=2))
     else:

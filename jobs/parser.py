@@ -130,7 +130,11 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--instruction", metavar="TEXT", help="the retrieval task in one sentence (default: the index's own)"
         )
-        sub.add_argument("--strategy", choices=STRATEGY_NAMES, help="how docids are drawn (default: the index's own)")
+        sub.add_argument(
+            "--strategy", type=_strategy, metavar="NAME[:OPTION=VALUE,...]",
+            help=f"how docids are drawn: {', '.join(STRATEGY_NAMES)}, with options such as beam:beam_width=200 "
+            "(default: the index's own)",
+        )  # fmt: skip
         sub.add_argument("--seed", type=int, default=0, help="of the sampling strategies (default: 0)")
         sub.add_argument("--json", action="store_true", help="print one JSON document")
         return sub
@@ -184,6 +188,12 @@ def _add_set(sub: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="KEY.SUB=VALUE",
         help="override one key; may be given several times",
     )  # fmt: skip
+
+
+def _strategy(text: str) -> str:
+    if text.partition(":")[0] not in STRATEGY_NAMES:
+        raise argparse.ArgumentTypeError(f"'{text}' is none of {', '.join(STRATEGY_NAMES)}")
+    return text
 
 
 def _positive(text: str) -> int:

@@ -194,6 +194,10 @@ class TestMistakesWithAnIndex:
         assert refusal.value.code == 2
         assert "Traceback" not in capsys.readouterr().err
 
+    def test_bad_option_of_a_strategy(self, tiny_index: str, capsys: pytest.CaptureFixture[str]) -> None:
+        sentence = _mistake(["search", tiny_index, "query", "-k", "9", "--strategy", "beam:beam_width=3"], capsys)
+        assert "beam_width must be at least k = 9, got 3" in sentence
+
 
 def test_config_is_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from zerogr.config_file import load_config

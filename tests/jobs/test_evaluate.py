@@ -166,7 +166,7 @@ class TestExplain:
         query = "what about the history of coffee"
         hits = Retriever.load(tiny_index).search([query], k=40, strategy="best_first")[0]
         last = hits[-1]
-        command = ["explain", tiny_index, query, "--doc", last.doc_id, "-k", "40", "--strategy", "best_first"]
+        command = ["explain", tiny_index, query, "--doc", last.doc_id, "-k", "40", "--strategy", "best_first:k=40"]
         told = printed(command, capsys)
         assert (told["rank"], told["num_hits"]) == (40, 40) and told["verdict"] not in ("first", "search")
         assert (told["first"]["doc_id"], told["first"]["docid"]) == (hits[0].doc_id, hits[0].docid)

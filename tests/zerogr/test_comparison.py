@@ -78,7 +78,9 @@ class TestStrategySpec:
             "reverse_annealing", {"max_temperature": 0.5, "k": 20, "without_replacement": "exact"}
         )
         assert spec.system == "zerogr-reverse_annealing+max_temperature=0.5+k=20+without_replacement=exact"
+        assert spec.text == "reverse_annealing:max_temperature=0.5,k=20,without_replacement=exact"
         assert StrategySpec.parse("beam").system == "zerogr-beam"
+        assert StrategySpec.parse("beam").text == "beam"
 
     @pytest.mark.parametrize(
         ("text", "message"),

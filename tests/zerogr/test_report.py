@@ -105,7 +105,7 @@ def comparison(num_queries: int = 40, *, scores: bool = True, kinds: Sequence[st
 
     probabilities = {name: [-0.1 - int(name) / num_queries, -3.0] for name in names} if scores else {}
     answers = [
-        Answers("zerogr-beam+k=20", ours(20), "beam", 150.0, 700.0, probabilities, 20),
+        Answers("zerogr-beam+k=20", ours(20), "beam", 150.0, 700.0, probabilities, 20, {"k": 20, "beam_width": 30}),
         Answers(
             "zerogr-beam+k=10", ours(10), "beam", 80.0, 700.0, probabilities, 10
         ),  # its misses are nearer to the top
@@ -261,7 +261,7 @@ class TestEvaluationReport:
         assert len(commands) == 10
         options = build_parser().parse_args(shlex.split(commands[0])[1:])
         assert (options.command, options.index, options.query) == ("explain", "an index", EVIL)
-        assert (options.doc, options.strategy, options.k) == (EVIL_ID, "beam", 20)
+        assert (options.doc, options.strategy, options.k) == (EVIL_ID, "beam:beam_width=30", 20)
         of.collection.queries["3"] = Query("3", "--json", "- find it")
         again = re.findall(r"```\n(zerogr .*?)\n```", report(of)[1])[0]
         of.collection.queries["3"] = Query("3", EVIL)

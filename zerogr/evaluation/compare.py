@@ -222,7 +222,9 @@ def run_strategy(
         progress.advance(len(batch))
     progress.close()
     ms = 1000 * (time.monotonic() - start) / max(len(run), 1)
-    return Answers(spec.system, run, spec.strategy, ms, seconds_to_index, scores, spec.options.get("k", k))
+    return Answers(
+        spec.system, run, spec.strategy, ms, seconds_to_index, scores, spec.options.get("k", k), spec.options
+    )
 
 
 def _looked_at(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from zerogr.evaluation.explain import MEANINGS
 from zerogr.evaluation.page import Block, Code, Command, Fold, Heading, Inline, Line, Paragraph, Strong, Table
+from zerogr.evaluation.systems import StrategySpec
 
 if TYPE_CHECKING:
     from zerogr.evaluation.compare import Comparison
@@ -99,6 +100,8 @@ def explain_command(comparison: Comparison, query: Mapping[str, Any], index: str
     # With `=`, a text that begins with a dash is no option; `--` does the same for the query.
     words = ["zerogr", "explain", f"--doc={wanted}"]
     words += [f"--instruction={instruction}"] if instruction else []
-    words += [f"--strategy={first.strategy}"] if first.strategy else []
+    if first.strategy:
+        options = {key: value for key, value in first.options.items() if key != "k"}
+        words.append(f"--strategy={StrategySpec(first.strategy, options).text}")
     words += [f"-k{first.k}"] if first.k is not None else []
     return shlex.join([*words, "--", index, query["query"]])

@@ -77,6 +77,13 @@ class StrategySpec:
             raise UserError(f"the strategy {self.system.removeprefix('zerogr-')} cannot run: {error}") from None
 
     @property
+    def text(self) -> str:
+        """What `parse` reads it from."""
+        return ":".join(
+            filter(None, [self.strategy, ",".join(f"{key}={value}" for key, value in self.options.items())])
+        )
+
+    @property
     def system(self) -> str:
         """A name for tables and files, such as `zerogr-beam+beam_width=200`."""
         return "+".join([f"zerogr-{self.strategy}", *(f"{key}={value}" for key, value in self.options.items())])
@@ -89,7 +96,7 @@ class Answers:
     system: str
     run: Run
     strategy: str | None = None
-    """Of a generative system."""
+    """Of a generative system; its options are in `options`."""
     ms_per_query: float | None = None
     """None where only a run file is known."""
     seconds_to_index: float | None = None
@@ -97,3 +104,4 @@ class Answers:
     """Query id -> natural-log probability of every document of the run; of a generative system."""
     k: int | None = None
     """Documents asked for per query; None where only a run file is known."""
+    options: dict[str, Any] = field(default_factory=dict)
