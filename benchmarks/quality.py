@@ -186,8 +186,10 @@ def _of_experiment(experiment: dict[str, Any]) -> list[str]:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Returns the lines of a Markdown table."""
-    return [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)]
+    """Returns the lines of a Markdown table; columns of numbers line up on the right."""
+    rows = list(rows)
+    rules = ["---:" if all(cell[:1].isdigit() for cell in cells) else "---" for cells in zip(*rows, strict=True)]
+    return [f"| {' | '.join(cells)} |" for cells in (columns, rules, *rows)]
 
 
 def _p(value: float | None) -> str:
