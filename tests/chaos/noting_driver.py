@@ -48,8 +48,8 @@ def noting_train_on_worker(arguments: dict[str, Any], *, diary: str) -> None:
         at_work["step"] = restore(self, *state)
         return int(at_work["step"])
 
-    def noting_prepare(self: Learner, examples: Any, ids: np.ndarray) -> Work:
-        work = prepare(self, examples, ids)
+    def noting_prepare(self: Learner, examples: Any, ids: np.ndarray, choices: Any) -> Work:
+        work = prepare(self, examples, ids, choices)
         ids_of[id(work)] = ids[rank::num_ranks].tolist()
         return work
 
