@@ -1,6 +1,6 @@
 """Adds an experiment to the results: the variants of a `zerogr ablate`, or the systems of a `zerogr evaluate --out`.
 
-    python -m benchmarks.experiments TITLE FOLDER [--hardware TEXT] [--commit COMMIT] [--out OUT]
+    python -m benchmarks.experiments TITLE FOLDER --command TEXT [--hardware TEXT] [--commit COMMIT] [--out OUT]
 
 FOLDER is ablation.out (results.parquet; systems without a strategy are shown once) or evaluate's --out (metrics.json).
 OUT.json and OUT.md are those of `benchmarks.quality`, which writes the tables.
@@ -25,6 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("title")
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--command", required=True, help="that measured it, for whoever wants to do it again")
     parser.add_argument("--hardware", default=hardware(), help="that it was measured on; this machine's")
     parser.add_argument("--commit", default=commit(), help="that it was measured at; the one checked out")
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="without .json and .md")
@@ -33,6 +34,7 @@ def main() -> None:
     experiment = {
         "title": options.title,
         "num_queries": rows[0]["num_queries"],
+        "command": options.command,
         "hardware": options.hardware,
         "commit": options.commit,
         "rows": rows,

@@ -13,11 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import command, commit, hardware
+from benchmarks.report import command, commit, hardware, table
 from jobs import index
 from jobs.evaluate import dataset_name
 from zerogr import storage
@@ -181,15 +181,8 @@ def _of_experiment(experiment: dict[str, Any]) -> list[str]:
         for row in experiment["rows"]
     ]
     columns = ["", *(f"{metric} (p against the first)" for metric in METRICS), "seconds to index", "ms per query"]
-    made_with = f"{experiment['num_queries']} queries; {experiment['hardware']}, commit {experiment['commit']}."
-    return ["", f"## {experiment['title']}", "", made_with, "", *table(columns, rows)]
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Returns the lines of a Markdown table; columns of numbers line up on the right."""
-    rows = list(rows)
-    rules = ["---:" if all(cell[:1].isdigit() for cell in cells) else "---" for cells in zip(*rows, strict=True)]
-    return [f"| {' | '.join(cells)} |" for cells in (columns, rules, *rows)]
+    made_with = f"`{experiment['command']}`, {experiment['num_queries']} queries; {experiment['hardware']}, commit "
+    return ["", f"## {experiment['title']}", "", f"{made_with}{experiment['commit']}.", "", *table(columns, rows)]
 
 
 def _p(value: float | None) -> str:

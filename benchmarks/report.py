@@ -13,7 +13,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -41,7 +41,10 @@ def report(title: str, figures: Mapping[str, object], out: Path | None, notes: s
             "commit": commit(),
             "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         }
-        parts = [f"# {title}", _table("figure", shown), _table("measured with", circumstances), notes.strip()]
+        tables = (
+            table([name, ""], cells.items()) for name, cells in (("figure", shown), ("measured with", circumstances))
+        )
+        parts = [f"# {title}", *map("\n".join, tables), notes.strip()]
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
     print(json.dumps(dict(figures)), flush=True)
@@ -81,6 +84,13 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Returns the lines of a Markdown table; columns of numbers line up on the right."""
+    rows = list(rows)
+    rules = ["---:" if all(cell[:1].isdigit() for cell in cells) else "---" for cells in zip(*rows, strict=True)]
+    return [f"| {' | '.join(cells)} |" for cells in (columns, rules, *rows)]
+
+
 def _shown(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -89,7 +99,3 @@ def _shown(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
     return "—" if value is None else str(value)
-
-
-def _table(heading: str, cells: Mapping[str, str]) -> str:
-    return "\n".join([f"| {heading} | |", "|---|---:|", *(f"| {name} | {value} |" for name, value in cells.items())])

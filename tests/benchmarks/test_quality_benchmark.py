@@ -75,7 +75,9 @@ def test_mixed_collection_keeps_ids_apart_and_instructions(collection: Path, tmp
 
 
 def experiment(title: str, folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    monkeypatch.setattr(sys, "argv", ["experiments", title, str(folder), "--commit", "abc", "--out", str(out)])
+    monkeypatch.setattr(
+        sys, "argv", ["experiments", title, str(folder), "--command", "c", "--commit", "abc", "--out", str(out)]
+    )
     experiments.main()
     found = {each["title"]: each for each in json.loads(out.with_suffix(".json").read_text())["experiments"]}
     assert found[title]["commit"] == "abc"

@@ -298,6 +298,12 @@ class TestPackedAttention:
         learner.release()
         assert model.config._attn_implementation == before
 
+    def test_a_model_with_another_kind_keeps_it(self, tiny_model: Path) -> None:
+        model, _ = load(tiny_model)
+        model.set_attn_implementation("eager")
+        Learner(model, SETTINGS)
+        assert model.config._attn_implementation == "eager"
+
 
 class TestThroughput:
     def test_readings(self, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

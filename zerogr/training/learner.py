@@ -120,7 +120,7 @@ class Learner:
         self._settings, self._device, self._rank, self._num_ranks = settings, torch.device(device), rank, num_ranks
         self._module = SelectedTargets(model.to(device).train())
         self._attention = model.config._attn_implementation
-        if self._device.type == "cpu":
+        if self._device.type == "cpu" and self._attention == "sdpa":  # a model that needs another kind keeps it
             register_packed()
             model.set_attn_implementation(PACKED)
         if settings.activation_checkpointing:
