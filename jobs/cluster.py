@@ -9,6 +9,8 @@ import sys
 import textwrap
 from collections.abc import Iterator
 
+from jobs.termination import fault_on_sigterm
+
 logger = logging.getLogger(__name__)
 
 LOCAL_OBJECT_STORE_BYTES = 300 * 2**20
@@ -43,7 +45,8 @@ def ray_session() -> Iterator[None]:
             runtime_env={"worker_process_setup_hook": prepare_worker},
         )
     try:
-        yield
+        with fault_on_sigterm():
+            yield
     finally:
         ray.shutdown()
 

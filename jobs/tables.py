@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from zerogr.index import StageRecord
     from zerogr.retriever import Hit, Retriever, Traced
 
-COLUMNS = {"acc@1": "Acc@1", "ndcg@10": "nDCG@10", "recall@100": "Recall@100", "mrr@10": "MRR@10", "map": "MAP"}
+COLUMNS = ("acc@1", "ndcg@10", "recall@100", "mrr@10", "map")
 
 
 def print_stages(uri: str, records: dict[str, StageRecord]) -> None:
@@ -25,10 +25,11 @@ def print_stages(uri: str, records: dict[str, StageRecord]) -> None:
 
 def print_comparison(rows: list[dict[str, Any]]) -> None:
     """Prints a table of systems."""
+    from zerogr.evaluation.metrics import METRICS
+
     width = max(28, *(len(row["system"]) + 2 for row in rows))
-    print(
-        f"{'system':<{width}}{'queries':>8}" + "".join(f"{name:>12}" for name in COLUMNS.values()) + f"{'ms/query':>12}"
-    )
+    names = "".join(f"{METRICS[metric]:>12}" for metric in COLUMNS)
+    print(f"{'system':<{width}}{'queries':>8}{names}{'ms/query':>12}")
     for row in rows:
         ms = "" if row["ms_per_query"] is None else f"{row['ms_per_query']:.1f}"
         values = "".join(f"{row[metric]:>12.3f}" for metric in COLUMNS)

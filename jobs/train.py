@@ -3,19 +3,16 @@ generator from pairs into tuning.out. `zerogr train CONFIG [--recipe NAME]`"""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import signal
-import threading
 import time
 import uuid
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 from jobs.cluster import cause_of, ray_session, share_of_cpus
 from jobs.stages import run_stage
+from jobs.termination import fault_on_sigterm
 from zerogr import storage
 from zerogr.config import Config
 from zerogr.config_file import validate_config
@@ -76,9 +73,10 @@ def _build(config: Config, index: Index, *, recipe: str) -> dict[str, Any]:
             ),
         )
         outcome_file = index.path(folder, OUTCOME)
-        storage.delete(outcome_file)
+        for leftover in (OUTCOME, ENDING):
+            storage.delete(index.path(folder, leftover))
         try:
-            with _checkpoint_on_sigterm(index.path(folder)):
+            with fault_on_sigterm(partial(_wait_for_checkpoint, index.path(folder))):
                 trainer.fit()
         except TrainingFailedError as error:
             if not storage.exists(outcome_file):
@@ -96,40 +94,17 @@ def _build(config: Config, index: Index, *, recipe: str) -> dict[str, Any]:
     return outcome
 
 
-@contextlib.contextmanager
-def _checkpoint_on_sigterm(folder: str) -> Iterator[None]:
-    """On SIGTERM the block ends with a Fault, after a last checkpoint of the workers if it comes soon enough."""
-    latest, ending = storage.join(folder, "checkpoints"), storage.join(folder, ENDING)
-    storage.delete(ending)
-    told: list[Fault] = []
-
-    def end(*_: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        before, deadline = latest_step(latest), time.monotonic() + PATIENCE_S
-        logger.warning("told to end; waiting up to %.0f s for a checkpoint", PATIENCE_S)
-        storage.write_json(ending, {})
-        is_done = False
-        while (step := latest_step(latest)) == before and not is_done and time.monotonic() < deadline:
-            time.sleep(0.1)
-            is_done = storage.exists(storage.join(folder, OUTCOME))
-        kept = f"the checkpoint after step {step} is kept, and the" if step else "the"
-        told.append(Fault(f"told to end by SIGTERM; {kept} same command goes on from there"))
-        raise told[0]
-
-    if threading.current_thread() is not threading.main_thread():  # only there signals arrive
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-        if told:
-            raise told[0]
-    except BaseException:
-        if told:  # Ray's compiled code makes a SystemError of what is raised through it
-            raise told[0] from None
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _wait_for_checkpoint(folder: str) -> str:
+    """Tells the workers that the driver is to end; returns what is kept: their last checkpoint, if it comes in time."""
+    latest = storage.join(folder, "checkpoints")
+    before, deadline = latest_step(latest), time.monotonic() + PATIENCE_S
+    logger.warning("told to end; waiting up to %.0f s for a checkpoint", PATIENCE_S)
+    storage.write_json(storage.join(folder, ENDING), {})
+    is_done = False
+    while (step := latest_step(latest)) == before and not is_done and time.monotonic() < deadline:
+        time.sleep(0.1)
+        is_done = storage.exists(storage.join(folder, OUTCOME))
+    return f"the checkpoint after step {step} is kept" if step else "no step was done"
 
 
 def _is_ending(flag: str, rank: int) -> bool:

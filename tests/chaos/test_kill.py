@@ -111,6 +111,25 @@ def test_driver_killed_with_a_language_model_as_engine(
     assert Index(torn).require("queries").counts["output_tokens"] > 0
 
 
+def test_driver_told_to_end(documents: Path, tiny_model: Path, tmp_path: Path, local_ray: None) -> None:
+    index, config = _write(tmp_path / "index", documents, tiny_model, corpus__shard_size=1)
+    assert main(["corpus", config]) == 0
+    with _driver(config) as driver:
+        _wait(lambda: len(shards_in(f"{index}/{FOLDER}")) >= 2, unless=lambda: driver.poll() is not None)
+        driver.terminate()
+        assert driver.wait(timeout=DEADLINE_S) == 1
+    log = Path(config).with_name("driver.log").read_text()
+    assert log.splitlines()[-1] == (
+        "zerogr: told to end by SIGTERM; what is published is kept, and the same command goes on from there"
+    )
+    assert "SIGTERM received" not in log and "Traceback" not in log
+    begun = files(index)
+    assert 2 <= len(shards_in(f"{index}/{FOLDER}")) < 120
+    assert main(["docids", config]) == 0
+    _assert_not_made_again(begun, files(index))
+    assert Index(index).require("docids").counts["rows"] == 120
+
+
 @pytest.mark.parametrize(
     "changes", [{"corpus__shard_size": 1}, {"corpus__shard_size": 4, **LANGUAGE_MODEL}], ids=["fake", "transformers"]
 )

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zerogr.evaluation import plots
+from zerogr.evaluation.metrics import METRICS
 from zerogr.evaluation.page import Block, Heading, Line, Paragraph, Plot, Table, render_html, render_markdown
-from zerogr.evaluation.report import ALPHA, NAMES, best_in_bold, p_text, seconds_text, signed
+from zerogr.evaluation.report import ALPHA, best_in_bold, p_text, seconds_text, signed
 
 Row = Mapping[str, Any]
 MEASURED = ("acc@1", "ndcg@10", "recall@100")
@@ -79,7 +80,7 @@ def _variants(rows: Sequence[Row], num_left_out: int, price_per_hour: float | No
         columns.append(["" if base else form(row[key]) for base, row in zip(is_base, rows, strict=True)])
     seconds = [row["seconds_to_index"] for row in rows]
     columns.append([seconds_text(each) for each in seconds])
-    head = ["variant", "system", *(NAMES[name] for name in MEASURED), "vs base", "p", "s to index"]
+    head = ["variant", "system", *(METRICS[name] for name in MEASURED), "vs base", "p", "s to index"]
     if price_per_hour is not None:
         head.append("US dollars")
         columns.append(["" if each is None else f"{each * price_per_hour / 3600:,.2f}" for each in seconds])

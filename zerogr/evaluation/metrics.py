@@ -15,8 +15,11 @@ Qrels = dict[str, dict[str, int]]
 Run = dict[str, list[str]]
 """Query id -> doc_ids, best first, no document twice."""
 
-METRICS = ("acc@1", "ndcg@10", "recall@100", "mrr@10", "map", "p@20", "err@20")
-"""What every table shows first, then the rest."""
+METRICS = {
+    "acc@1": "Acc@1", "ndcg@10": "nDCG@10", "recall@100": "Recall@100", "mrr@10": "MRR@10", "map": "MAP", "p@20": "P@20",
+    "err@20": "ERR@20",
+}  # fmt: skip
+"""Key -> the name that people read; first what every table shows."""
 ERR_MOST_GRADE = 4
 """The grade that satisfies a reader with probability 15/16, as in TREC's web tracks, unless a collection has higher ones."""
 

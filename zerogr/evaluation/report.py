@@ -35,10 +35,6 @@ from zerogr.index import Index
 if TYPE_CHECKING:
     from zerogr.evaluation.compare import Comparison
 
-NAMES = {
-    "acc@1": "Acc@1", "ndcg@10": "nDCG@10", "recall@100": "Recall@100", "mrr@10": "MRR@10", "map": "MAP", "p@20": "P@20",
-    "err@20": "ERR@20",
-}  # fmt: skip
 ALPHA = 0.05
 _SHOWN_K = (1, 2, 5, 10, 20, 50, 100)
 
@@ -165,7 +161,7 @@ def _table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
     columns: list[Sequence[Line]] = [[row["system"] for row in rows], *(best_in_bold(rows, name) for name in METRICS)]
     columns.append(["" if row["ms_per_query"] is None else f"{row['ms_per_query']:,.1f}" for row in rows])
     columns.append([seconds_text(row["seconds_to_index"]) for row in rows])
-    head = ["system", *(NAMES[name] for name in METRICS), "ms per query", "s to index"]
+    head = ["system", *METRICS.values(), "ms per query", "s to index"]
     return Table(head, list(zip(*columns, strict=True)))
 
 
@@ -179,7 +175,7 @@ def _differences(differences: Sequence[Mapping[str, Any]]) -> list[Block]:
             outcome = Strong("better") if row["mean"] > 0 else Strong("worse", is_bad=True)
         interval = f"{signed(row['low'])} to {signed(row['high'])}"
         rows.append(
-            [row["against"], NAMES[row["metric"]], outcome, signed(row["mean"]), interval, p_text(row["p"]),
+            [row["against"], METRICS[row["metric"]], outcome, signed(row["mean"]), interval, p_text(row["p"]),
              f"{row['wins']} / {row['losses']}"]
         )  # fmt: skip
     first = differences[0]["system"]
