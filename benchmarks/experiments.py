@@ -3,13 +3,15 @@
     python -m benchmarks.experiments TITLE FOLDER --command TEXT [--hardware TEXT] [--commit COMMIT] [--out OUT]
 
 FOLDER is ablation.out (results.parquet; systems without a strategy are shown once) or evaluate's --out (metrics.json).
-OUT.json and OUT.md are those of `benchmarks.quality`, which writes the tables.
+OUT.json and OUT.md are those of `benchmarks.quality`, which writes the tables; the folder's report.html goes beside them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ def main() -> None:
         "command": options.command,
         "hardware": options.hardware,
         "commit": options.commit,
+        "report": _keep_report(options.folder, options.out, options.title),
         "rows": rows,
     }
     publish(options.out, experiment=experiment)
@@ -50,7 +53,7 @@ def of_ablation(folder: Path) -> list[dict[str, Any]]:
         if row["variant"] == BASE or row["strategy"]:
             is_base = row["variant"] == BASE
             tested = {f"p of {metric}": None if is_base else row[f"p of {metric}"] for metric in METRICS}
-            name = row["system"] if is_base else f"{row['variant']}, {row['system']}"
+            name = f"{row['variant']}, {row['system']}" if row["strategy"] else row["system"]
             found.append({"system": name, **{key: row[key] for key in COLUMNS}, **tested})
     return found
 
@@ -70,6 +73,15 @@ def of_evaluation(folder: Path) -> list[dict[str, Any]]:
         }
         for row in tables["rows"]
     ]
+
+
+def _keep_report(folder: Path, out: Path, title: str) -> str:
+    """Copies the folder's page beside `out`; returns where it is from there."""
+    name = re.sub(r"\W+", "-", re.split("[:;,]", title)[0].lower()).strip("-")
+    kept = out.parent / "reports" / f"{name}.html"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(folder / "report.html", kept)
+    return kept.relative_to(out.parent).as_posix()
 
 
 if __name__ == "__main__":

@@ -182,7 +182,15 @@ def _of_experiment(experiment: dict[str, Any]) -> list[str]:
     ]
     columns = ["", *(f"{metric} (p against the first)" for metric in METRICS), "seconds to index", "ms per query"]
     made_with = f"`{experiment['command']}`, {experiment['num_queries']} queries; {experiment['hardware']}, commit "
-    return ["", f"## {experiment['title']}", "", f"{made_with}{experiment['commit']}.", "", *table(columns, rows)]
+    page = f"[Page with plots]({experiment['report']})."
+    return [
+        "",
+        f"## {experiment['title']}",
+        "",
+        f"{made_with}{experiment['commit']}. {page}",
+        "",
+        *table(columns, rows),
+    ]
 
 
 def _p(value: float | None) -> str:

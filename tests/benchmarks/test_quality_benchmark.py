@@ -78,9 +78,11 @@ def experiment(title: str, folder: Path, out: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         sys, "argv", ["experiments", title, str(folder), "--command", "c", "--commit", "abc", "--out", str(out)]
     )
+    (folder / "report.html").write_text(f"page of {title}")
     experiments.main()
     found = {each["title"]: each for each in json.loads(out.with_suffix(".json").read_text())["experiments"]}
     assert found[title]["commit"] == "abc"
+    assert (out.parent / found[title]["report"]).read_text() == f"page of {title}"
     return list(found[title]["rows"])
 
 
@@ -99,7 +101,7 @@ class TestExperiments:
         for _ in range(2):  # written again, it is not there twice
             found = experiment("Docids", tmp_path, out, monkeypatch)
         assert [(row["system"], row["p of acc@1"]) for row in found] == [
-            ("zerogr-beam", None), ("bm25", None), ("docids.scheme=title, zerogr-beam", 0.03),
+            ("base, zerogr-beam", None), ("bm25", None), ("docids.scheme=title, zerogr-beam", 0.03),
         ]  # fmt: skip
         shown = out.with_suffix(".md").read_text()
         assert shown.count("## Docids") == 1

@@ -386,6 +386,17 @@ class TestAblationReport:
         ] == titles
         assert html.count('role="img"') == len(titles) and "US dollars" not in html
 
+    def test_variants_that_share_another_change_have_plots_of_their_own(self) -> None:
+        spans = {"queries.num_spans_per_document": 0}
+        few, many = (
+            variant(f"spans=0+B={number}", {**spans, B: number}, ndcg=ndcg, p=0.01, **{B: number})
+            for number, ndcg in ((1, 0.1), (4, 0.2))
+        )
+        page = Reader(ablation_report([*BASE, *MORE, *many, *few, *RANDOM], title="Ablation")[0])
+        assert [row[1:3] for row in page.tables[1][1:3]] == [["8", "0.300"], ["16", "0.345"]]
+        assert [row[1:3] for row in page.tables[2][1:3]] == [["1", "0.100"], ["4", "0.200"]]
+        assert "How many pseudo-queries, queries.num_spans_per_document=0" in page.text
+
     def test_luck_is_not_called_help(self) -> None:
         html, _ = ablation_report([*BASE, *RANDOM, *SHORT], title="Ablation")
         assert (

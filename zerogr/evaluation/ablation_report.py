@@ -1,13 +1,14 @@
 """The report of an ablation: which change was worth it, in a sentence, a table and plots.
 
-A plot is shown where the rows have it: at least two values of its setting, in variants that change nothing else.
+A plot is shown where the rows have it: at least two values of its setting, in variants that are else alike.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
 
 from zerogr.evaluation import plots
 from zerogr.evaluation.metrics import METRICS
@@ -32,8 +33,8 @@ def ablation_report(rows: Sequence[Row], *, title: str, price_per_hour: float | 
     blocks: list[Block] = [
         *_headline(rows),
         *_variants(told, len(rows) - len(told), price_per_hour),
-        *_by_num_queries(rows, price_per_hour),
-        *_by_docid_length(rows),
+        *chain.from_iterable(_by_num_queries(each, price_per_hour) for each in _groups(rows, NUM_QUERIES)),
+        *chain.from_iterable(_by_docid_length(each) for each in _groups(rows, MAX_WORDS, {"docids.min_words"})),
     ]
     return render_html(title, blocks), render_markdown(title, blocks)
 
@@ -95,10 +96,33 @@ def _variants(rows: Sequence[Row], num_left_out: int, price_per_hour: float | No
     return [Heading("Variants"), Table(head, list(zip(*columns, strict=True)), 2), Paragraph(note, "note")]
 
 
-def _varied(rows: Sequence[Row], key: str, also: frozenset[str] = frozenset()) -> list[Row]:
-    """Returns the rows of variants that change `key` alone, or nothing, by its value; [] where there is but one value."""
-    found = [row for row in rows if row.get(key) is not None and set(json.loads(row["changes"])) <= {key, *also}]
-    return sorted(found, key=lambda row: row[key]) if len({row[key] for row in found}) > 1 else []
+class _Group(NamedTuple):
+    """Variants that differ in one setting."""
+
+    rows: list[Row]
+    """By its value."""
+    own: list[Row]
+    """Those of the system that the report is about."""
+    title: str
+    """Ends a heading: what else these variants have in common."""
+    name: str
+    """For the ids of plots."""
+
+
+def _groups(rows: Sequence[Row], key: str, also: Collection[str] = ()) -> list[_Group]:
+    """Returns the variants that differ in nothing but `key`, and `also` with it, group by group; two values are a group."""
+    alike: dict[str, list[Row]] = {}
+    for row in rows:
+        changes = json.loads(row["changes"]).items()
+        rest = ", ".join(f"{name}={value}" for name, value in changes if name not in {key, *also})
+        alike.setdefault(rest, []).append(row)
+    groups: list[_Group] = []
+    for rest, found in alike.items():
+        known = sorted((row for row in found if row.get(key) is not None), key=lambda row: row[key])
+        if len({row[key] for row in known}) > 1:
+            own = [row for row in known if row["system"] == rows[0]["system"]]
+            groups.append(_Group(known, own, f", {rest}" if rest else "", f"{key}-{len(groups)}"))
+    return groups
 
 
 def _quality_series(rows: Sequence[Row], key: str) -> list[plots.Series]:
@@ -128,11 +152,8 @@ def _quality(rows: Sequence[Row]) -> str:
     return f"nDCG@10 of {first['system']} goes from {first['ndcg@10']:.3f} to {last['ndcg@10']:.3f}"
 
 
-def _by_num_queries(rows: Sequence[Row], price_per_hour: float | None) -> list[Block]:
-    varied = _varied(rows, NUM_QUERIES)
-    if not varied:
-        return []
-    own = [row for row in varied if row["system"] == rows[0]["system"]]
+def _by_num_queries(group: _Group, price_per_hour: float | None) -> list[Block]:
+    varied, own = group.rows, group.own
     finding = (
         f"From B = {own[0][NUM_QUERIES]} to B = {own[-1][NUM_QUERIES]} "
         f"{_quality(own)}, and the seconds to index from "
@@ -151,9 +172,9 @@ def _by_num_queries(rows: Sequence[Row], price_per_hour: float | None) -> list[B
         "index", [row[NUM_QUERIES] for row in own], [row["seconds_to_index"] for row in own], -1, has_markers=True
     )
     panels = [
-        plots.lines("queries-quality", series, title="Quality", y_label="nDCG@10", **common),
+        plots.lines(f"{group.name}-quality", series, title="Quality", y_label="nDCG@10", **common),
         plots.lines(
-            "queries-cost", [cost], title="Cost of the index", y_label="seconds",
+            f"{group.name}-cost", [cost], title="Cost of the index", y_label="seconds",
             right=None if price_per_hour is None else ("US dollars", price_per_hour / 3600), **common,
         ),
     ]  # fmt: skip
@@ -165,14 +186,11 @@ def _by_num_queries(rows: Sequence[Row], price_per_hour: float | None) -> list[B
         for row in by_system
     ]  # fmt: skip
     table = Table(["system", "B", "nDCG@10", "s to index", *dollars], table_rows)
-    return [Heading("How many pseudo-queries"), Plot(panels, finding, table, _legend(series))]
+    return [Heading(f"How many pseudo-queries{group.title}"), Plot(panels, finding, table, _legend(series))]
 
 
-def _by_docid_length(rows: Sequence[Row]) -> list[Block]:
-    varied = _varied(rows, MAX_WORDS, frozenset({"docids.min_words"}))
-    if not varied:
-        return []
-    own = [row for row in varied if row["system"] == rows[0]["system"]]
+def _by_docid_length(group: _Group) -> list[Block]:
+    varied, own = group.rows, group.own
     series = _quality_series(varied, MAX_WORDS)
     systems = [each.name for each in series]
     ticks, is_log = _ticks([row[MAX_WORDS] for row in varied])
@@ -185,13 +203,13 @@ def _by_docid_length(rows: Sequence[Row]) -> list[Block]:
     common: dict[str, Any] = {
         "x_label": "words of a docid, at most", "x_ticks": ticks, "is_log": is_log, "alt": f"{finding}.",
     }  # fmt: skip
-    panels = [plots.lines("length-quality", series, title="Quality", y_label="nDCG@10", **common)]
+    panels = [plots.lines(f"{group.name}-quality", series, title="Quality", y_label="nDCG@10", **common)]
     if has_collisions:
         collisions = [row["docids_collisions"] for row in own]
         line = plots.Series("docids", [row[MAX_WORDS] for row in own], collisions, -1, has_markers=True)
         panels.append(
             plots.lines(
-                "length-collisions", [line], title="Collisions before resolution", y_label="documents",
+                f"{group.name}-collisions", [line], title="Collisions before resolution", y_label="documents",
                 **common,
             )
         )  # fmt: skip
@@ -202,7 +220,7 @@ def _by_docid_length(rows: Sequence[Row]) -> list[Block]:
         for row in by_system
     ]  # fmt: skip
     table = Table(["system", "most words", "nDCG@10", "words per docid", "collisions"], table_rows)
-    return [Heading("How long the docids"), Plot(panels, f"{finding}.", table, _legend(series))]
+    return [Heading(f"How long the docids{group.title}"), Plot(panels, f"{finding}.", table, _legend(series))]
 
 
 def _number(value: float | None, form: str) -> str:
