@@ -3,7 +3,8 @@
     python -m tests.chaos.noting_driver CONFIG DIARY
 
 A rank notes every step in a file of its own below DIARY. Two ranks wait in step `PAUSE[2]`, one alone in step `PAUSE[1]`,
-until the file DIARY/go is there or Ray ends them to make a new group of workers.
+until the file DIARY/go is there or Ray ends them to make a new group of workers. In step N they wait while
+DIARY/hold-N is there.
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ def noting_train_on_worker(arguments: dict[str, Any], *, diary: str) -> None:
             Path(diary, f"waiting-{num_ranks}-{rank}").touch()
             while not Path(diary, "go").exists():
                 time.sleep(0.05)
+        while Path(diary, f"hold-{number}").exists():
+            time.sleep(0.05)
         taken = step(self, work, *rest, **options)
         with Path(diary, f"{os.getpid()}.jsonl").open("a") as file:
             file.write(json.dumps(note) + "\n")

@@ -81,6 +81,7 @@ def test_driver_that_is_told_to_end_leaves_a_checkpoint(
     config = write_config(index, collection, tiny_model, tmp_path, training__checkpoint_every=1000)
     with noting_driver(config, diary) as driver:
         wait((diary / "waiting-1-0").exists, driver)
+        (diary / "hold-23").touch()  # training does not end by itself
         driver.terminate()
         wait(Path(index, TRAINING, ENDING).exists, driver)
         (diary / "go").touch()
