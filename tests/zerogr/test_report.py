@@ -397,6 +397,17 @@ class TestAblationReport:
         assert [row[1:3] for row in page.tables[2][1:3]] == [["1", "0.100"], ["4", "0.200"]]
         assert "How many pseudo-queries, queries.num_spans_per_document=0" in page.text
 
+    def test_spans_have_a_plot_as_well(self) -> None:
+        key = "queries.num_spans_per_document"
+        more = variant(f"{key}=24", {key: 24}, ndcg=0.4, p=0.01, **{key: 24})
+        page = Reader(ablation_report([*({**row, key: 12} for row in BASE), *more], title="Ablation")[0])
+        assert "From 12 to 24 spans per document nDCG@10 of zerogr-beam goes from 0.300 to 0.400" in page.text
+        assert [row[1:3] for row in page.tables[1][:3]] == [
+            ["spans per document", "nDCG@10"],
+            ["12", "0.300"],
+            ["24", "0.400"],
+        ]
+
     def test_luck_is_not_called_help(self) -> None:
         html, _ = ablation_report([*BASE, *RANDOM, *SHORT], title="Ablation")
         assert (

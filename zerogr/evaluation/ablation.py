@@ -19,7 +19,7 @@ from zerogr import storage
 from zerogr.config import Config
 from zerogr.config_file import set_key, validate_config
 from zerogr.errors import UserError
-from zerogr.evaluation.ablation_report import ablation_report
+from zerogr.evaluation.ablation_report import MAX_WORDS, NUM_PAIRS, ablation_report
 from zerogr.evaluation.significance import compare
 from zerogr.index import StageRecord
 
@@ -31,7 +31,7 @@ _COUNTS = {
     "retriever": ("examples", "steps"),
 }
 """Stage -> what its record counts and a reader of the table wants to know."""
-SETTINGS = ("queries.num_queries_per_document", "docids.max_words")
+SETTINGS = (*NUM_PAIRS, MAX_WORDS)
 """Keys whose value every row has, changed or not: what the report's plots have on their x axes."""
 _FOREIGN_SECTIONS = ("index", "compute", "evaluation", "ablation", "distil", "tuning")
 

@@ -17,7 +17,11 @@ from zerogr.evaluation.report import ALPHA, best_in_bold, p_text, seconds_text, 
 
 Row = Mapping[str, Any]
 MEASURED = ("acc@1", "ndcg@10", "recall@100")
-NUM_QUERIES = "queries.num_queries_per_document"
+NUM_PAIRS = {
+    "queries.num_queries_per_document": ("How many pseudo-queries", "pseudo-queries per document"),
+    "queries.num_spans_per_document": ("How many spans", "spans per document"),
+}
+"""Key -> heading, label of its axis."""
 MAX_WORDS = "docids.max_words"
 
 
@@ -33,7 +37,9 @@ def ablation_report(rows: Sequence[Row], *, title: str, price_per_hour: float | 
     blocks: list[Block] = [
         *_headline(rows),
         *_variants(told, len(rows) - len(told), price_per_hour),
-        *chain.from_iterable(_by_num_queries(each, price_per_hour) for each in _groups(rows, NUM_QUERIES)),
+        *chain.from_iterable(
+            _by_num_pairs(each, key, price_per_hour) for key in NUM_PAIRS for each in _groups(rows, key)
+        ),
         *chain.from_iterable(_by_docid_length(each) for each in _groups(rows, MAX_WORDS, {"docids.min_words"})),
     ]
     return render_html(title, blocks), render_markdown(title, blocks)
@@ -152,24 +158,25 @@ def _quality(rows: Sequence[Row]) -> str:
     return f"nDCG@10 of {first['system']} goes from {first['ndcg@10']:.3f} to {last['ndcg@10']:.3f}"
 
 
-def _by_num_queries(group: _Group, price_per_hour: float | None) -> list[Block]:
+def _by_num_pairs(group: _Group, key: str, price_per_hour: float | None) -> list[Block]:
     varied, own = group.rows, group.own
+    heading, label = NUM_PAIRS[key]
     finding = (
-        f"From B = {own[0][NUM_QUERIES]} to B = {own[-1][NUM_QUERIES]} "
+        f"From {own[0][key]} to {own[-1][key]} {label} "
         f"{_quality(own)}, and the seconds to index from "
         f"{own[0]['seconds_to_index']:,.0f} to {own[-1]['seconds_to_index']:,.0f}."
     )
-    ticks, is_log = _ticks([row[NUM_QUERIES] for row in varied])
-    series = _quality_series(varied, NUM_QUERIES)
+    ticks, is_log = _ticks([row[key] for row in varied])
+    series = _quality_series(varied, key)
     systems = [each.name for each in series]
     common: dict[str, Any] = {
-        "x_label": "B, pseudo-queries per document",
+        "x_label": label,
         "x_ticks": ticks,
         "is_log": is_log,
         "alt": finding,
     }
     cost = plots.Series(
-        "index", [row[NUM_QUERIES] for row in own], [row["seconds_to_index"] for row in own], -1, has_markers=True
+        "index", [row[key] for row in own], [row["seconds_to_index"] for row in own], -1, has_markers=True
     )
     panels = [
         plots.lines(f"{group.name}-quality", series, title="Quality", y_label="nDCG@10", **common),
@@ -181,12 +188,12 @@ def _by_num_queries(group: _Group, price_per_hour: float | None) -> list[Block]:
     dollars = [] if price_per_hour is None else ["US dollars"]
     by_system = sorted(varied, key=lambda row: systems.index(row["system"]))
     table_rows: list[Sequence[Line]] = [
-        [row["system"], str(row[NUM_QUERIES]), f"{row['ndcg@10']:.3f}", seconds_text(row["seconds_to_index"]),
+        [row["system"], str(row[key]), f"{row['ndcg@10']:.3f}", seconds_text(row["seconds_to_index"]),
          *(_number((row["seconds_to_index"] or 0) * (price_per_hour or 0) / 3600, ",.2f") for _ in dollars)]
         for row in by_system
     ]  # fmt: skip
-    table = Table(["system", "B", "nDCG@10", "s to index", *dollars], table_rows)
-    return [Heading(f"How many pseudo-queries{group.title}"), Plot(panels, finding, table, _legend(series))]
+    table = Table(["system", label, "nDCG@10", "s to index", *dollars], table_rows)
+    return [Heading(f"{heading}{group.title}"), Plot(panels, finding, table, _legend(series))]
 
 
 def _by_docid_length(group: _Group) -> list[Block]:
