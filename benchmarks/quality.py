@@ -182,7 +182,7 @@ def _of_experiment(experiment: dict[str, Any]) -> list[str]:
     ]
     columns = ["", *(f"{metric} (p against the first)" for metric in METRICS), "seconds to index", "ms per query"]
     made_with = f"`{experiment['command']}`, {experiment['num_queries']} queries; {experiment['hardware']}, commit "
-    page = f"[Page with plots]({experiment['report']})."
+    page = f"[Its page]({experiment['report']})."
     return [
         "",
         f"## {experiment['title']}",

@@ -104,7 +104,7 @@ def _wait_for_checkpoint(folder: str) -> str:
     while (step := latest_step(latest)) == before and not is_done and time.monotonic() < deadline:
         time.sleep(0.1)
         is_done = storage.exists(storage.join(folder, OUTCOME))
-    return f"the checkpoint after step {step} is kept" if step else "no step was done"
+    return f"the checkpoint after step {step} is kept" if step else "no checkpoint came in time"
 
 
 def _is_ending(flag: str, rank: int) -> bool:
