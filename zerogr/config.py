@@ -51,6 +51,13 @@ class DocidsConfig(GenerationConfig):
         le=32,
         description="Words that need not occur in it; 0 for small models, 2 or 3 for ones of 1B and more.",
     )
+    num_free_words: int = Field(
+        1,
+        ge=0,
+        le=2,
+        description="With so many of its words, any of them, a docid may begin: a query then finds it by the words it "
+        "names. 0 = only as written, as in the paper. In the trie a docid of n words is n paths with 1, n (n - 1) with 2.",
+    )
     candidates: int = Field(
         2, ge=1, le=16, description="Docids the LM proposes per document; later ones serve when earlier ones collide."
     )
@@ -128,8 +135,10 @@ class TrainingConfig(Section):
         ge=0,
         description="Train adapters of this rank in all linear layers, merged at the end; 0 = train all weights.",
     )
-    precision: Literal["bf16", "fp32"] = Field(
-        "bf16", description="Of the model's computations; the optimiser's weights and moments stay fp32."
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto",
+        description="Of the model's computations; auto = bf16 where the device has instructions for it. The optimiser's "
+        "weights and moments stay fp32; the finished model is stored in bf16, with fp32 in fp32.",
     )
     row_tokens: int = Field(256, ge=64, description="Examples are packed into rows of this many tokens.")
     evaluation_fraction: float = Field(

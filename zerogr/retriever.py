@@ -21,6 +21,7 @@ from zerogr import storage
 from zerogr.chat import SETTINGS_FILE, ChatFormat
 from zerogr.decoding import Decoded, decode_batch
 from zerogr.decoding.trace import Step, trace_batch
+from zerogr.docids.forms import forms
 from zerogr.errors import UserError
 from zerogr.index import Index
 from zerogr.trie import DocidTrie
@@ -35,6 +36,7 @@ class Hit:
 
     doc_id: str
     docid: str
+    """As written; with free words the search may have found it in other forms."""
     rank: int
     """From 1."""
     score: float
@@ -48,11 +50,11 @@ class Traced:
     doc_id: str
     docid: str
     steps: list[Step]
-    """Its tokens and the end token."""
+    """The tokens of the form that the model would write, and the end token."""
 
     @property
     def score(self) -> float:
-        """Natural-log probability of the docid over the allowed tokens, as a `Hit` has it."""
+        """Natural-log probability of this form over the allowed tokens; a `Hit` has the sum over those that it found."""
         return sum(step.log_prob for step in self.steps)
 
 
@@ -70,6 +72,7 @@ class Retriever:
         instruction: str,
         decoding: dict[str, Any],
         manifest: dict[str, Any] | None = None,
+        num_free_words: int = 0,
     ) -> None:
         """Puts the parts together; `load` is the usual way.
 
@@ -82,6 +85,7 @@ class Retriever:
             instruction: Used where a search gives none.
             decoding: Defaults of `search`: the fields of `zerogr.config.DecodingConfig`.
             manifest: The index's manifest.
+            num_free_words: With which the trie was built (`zerogr.docids.forms`).
 
         Raises:
             UserError: The model's architecture does not support tree decoding.
@@ -94,6 +98,7 @@ class Retriever:
         self._trie: DocidTrie | FilteredTrie = trie
         self._doc_ids, self._docids = doc_ids, docids
         self._decoding = decoding
+        self._num_free_words = num_free_words
 
     @classmethod
     def load(cls, uri: str, *, device: str | None = None, dtype: Any = None) -> Retriever:
@@ -140,6 +145,7 @@ class Retriever:
             instruction=settings["instruction"],
             decoding=manifest["config"]["decoding"],
             manifest=manifest,
+            num_free_words=trie.extra.get("num_free_words", 0),  # none before there were any
         )
 
     @property
@@ -239,10 +245,11 @@ class Retriever:
         for begin in range(0, len(prompts), batch_size):
             wanted = doc_ids[begin : begin + batch_size]
             docids = [[self._docids[rows[doc_id]].as_py() for doc_id in of_query] for of_query in wanted]
+            written = [[forms(docid, self._num_free_words) for docid in of_query] for of_query in docids]
             steps = trace_batch(
                 self._model.start(prompts[begin : begin + batch_size]),
                 self._trie,
-                [[self._chat.docid(docid) for docid in of_query] for of_query in docids],
+                [[[self._chat.docid(form) for form in of_docid] for of_docid in of_query] for of_query in written],
                 eos_token_id=self._chat.end_token_id,
             )
             traced += [list(map(Traced, *of_query)) for of_query in zip(wanted, docids, steps, strict=True)]

@@ -8,6 +8,9 @@ are unique after two to four tokens; from there on their nodes have one child ea
     tails   the remaining tokens of every docid, ragged. Node `num_nodes + t` is the prefix that ends with tail token t:
             it is virtual, nothing is stored for it but that token.
 
+A document may have several docids, the forms of one (`zerogr.docids.forms`). Of those below a prefix that is the document's
+alone the trie keeps one.
+
 Tokens are stored as indices into `vocabulary`, the sorted tokens that occur (two bytes each up to 65,535 of them).
 The trie is read-only. Documents that leave it while one query is decoded are counted by the decoder, not here; those
 that one user may not find are left out by a view of it, see `filter`.
@@ -55,7 +58,8 @@ class DocidTrie:
     """The node of the empty prefix. Nodes are ints; ids from `num_nodes` on are virtual nodes inside a tail."""
 
     def __init__(self, arrays: dict[str, np.ndarray], extra: dict[str, Any] | None = None):
-        """Wraps the arrays named in `ARRAYS`; D is the number of distinct docids, M of stored nodes, N of documents."""
+        """Wraps the arrays named in `ARRAYS`; D is the number of distinct docids, M of stored nodes, N of documents, each as
+        often as it has docids."""
         self.vocabulary = arrays["vocabulary"]  # int32 [tokens that occur], sorted
         self.edge_token = arrays["edge_token"]  # [M] vocabulary index of the token that leads to the node
         self.first_child = arrays["first_child"]  # [M + 1]
@@ -68,18 +72,27 @@ class DocidTrie:
         """What was saved with the trie, such as the hash of the tokenizer."""
 
     @classmethod
-    def build(cls, sequences: Sequences) -> DocidTrie:
+    def build(cls, sequences: Sequences, rows: Sequence[int] | np.ndarray | None = None) -> DocidTrie:
         """Builds the trie of unsorted docids, given without an end token. Row i of the input is document row i.
 
         Args:
-            sequences: Token ids per document as lists, or `(tokens int32 [T], offsets int64 [N + 1])`. Docids may
+            sequences: Token ids per docid as lists, or `(tokens int32 [T], offsets int64 [S + 1])`. Docids may
                 repeat, be prefixes of each other, or be empty.
+            rows: Where documents have several docids, each other than the rest: the document row of every docid, from 0
+                without a gap, never falling.
 
         Raises:
-            ValueError: A token id is negative, or the offsets do not describe the tokens.
+            ValueError: A token id is negative, the offsets do not describe the tokens, or `rows` are not as described.
         """
         tokens, offsets = as_ragged(sequences)
-        return cls(build_arrays(tokens, offsets))
+        if rows is None:
+            return cls(build_arrays(tokens, offsets))
+        rows = np.asarray(rows)
+        if len(rows) != len(offsets) - 1:
+            raise ValueError(f"rows must name a document for each of {len(offsets) - 1} docids, got {len(rows)}")
+        if len(rows) and (rows[0] != 0 or not np.isin(np.diff(rows), (0, 1)).all()):
+            raise ValueError("rows must begin with 0 and stay or rise by 1 from docid to docid")
+        return cls(build_arrays(tokens, offsets, rows))
 
     @property
     def num_nodes(self) -> int:
@@ -91,10 +104,10 @@ class DocidTrie:
         """The number of distinct docids."""
         return len(self.tail_offsets) - 1 if len(self.row_order) else 0
 
-    @property
+    @cached_property
     def num_rows(self) -> int:
-        """The number of documents; more than `num_docids` where documents share a docid."""
-        return len(self.row_order)
+        """The number of documents; more than `num_docids` where documents share a docid. The first look reads all rows."""
+        return int(self.row_order.max(initial=-1)) + 1
 
     @property
     def nbytes(self) -> int:
@@ -166,10 +179,10 @@ class DocidTrie:
         return first, last - first if len(self.row_order) else 0
 
     def docids_of_rows(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The place in the sorted order (int64 [R]) of the docid of each document row.
+        """The places in the sorted order (int64) of the docids of each document row, row by row; as a rule it has one.
 
         The first call turns `row_order` around, which takes time for every document of the trie, and keeps the result:
-        four bytes per document, in this process alone.
+        twelve bytes per document with one docid, in this process alone.
 
         Raises:
             ValueError: A row is not an integer, or no document has it.
@@ -182,7 +195,9 @@ class DocidTrie:
         is_wrong = (rows < 0) | (rows >= self.num_rows)
         if is_wrong.any():
             raise ValueError(f"row {rows[is_wrong][0]} does not exist: the trie has {self.num_rows} documents")
-        return self._docid_of_row[rows].astype(np.int64)
+        docids, offsets = self._docids_by_row
+        begin, count = offsets[rows], offsets[rows + 1] - offsets[rows]
+        return docids[np.repeat(begin - offsets_of(count)[:-1], count) + np.arange(count.sum())].astype(np.int64)
 
     def filter(
         self, *, allow: Sequence[int] | np.ndarray | None = None, deny: Sequence[int] | np.ndarray | None = None
@@ -203,14 +218,15 @@ class DocidTrie:
     def num_free(self, docid: Sequence[int]) -> int:
         """Returns how many tokens of a docid, its end counted as one, are written before no other docid is left.
 
-        The rest is forced: constrained decoding never asks the model for it.
+        The rest is forced: constrained decoding never asks the model for it, and of a document with several docids the trie may
+        hold it in another order.
 
         Raises:
             ValueError: The trie does not hold the docid.
         """
         node = self.root
         for depth, token in enumerate(docid):
-            if self.docids_below(node)[1] == 1 and self.tail(node).tolist() == list(docid[depth:]):
+            if self.docids_below(node)[1] == 1 and sorted(self.tail(node).tolist()) == sorted(docid[depth:]):
                 return depth
             tokens, nodes = self.children(node)
             at = int(np.searchsorted(tokens, token))
@@ -294,14 +310,23 @@ class DocidTrie:
         return {name: getattr(self, name) for name in ARRAYS}
 
     @cached_property
-    def _docid_of_row(self) -> np.ndarray:
-        """[N] the place in the sorted order of the docid of every document row."""
-        docid_of_row = np.empty(self.num_rows, dtype=self.docid_rows.dtype)
+    def _docids_by_row(self) -> tuple[np.ndarray, np.ndarray]:
+        """(the places [N] in the sorted order of all docids, document row by document row; where each row's begin, and the
+        last's end)."""
+        offsets = offsets_of(np.bincount(self.row_order, minlength=self.num_rows))
+        docids = np.empty(len(self.row_order), dtype=self.docid_rows.dtype)
+        free = offsets[:-1].copy()  # where each row's next docid goes
         for part in parts(self.num_docids):
             ranges = self.docid_rows[part.start : part.stop + 1]
             rows = self.row_order[ranges[0] : ranges[-1]]
-            docid_of_row[rows] = np.repeat(np.arange(part.start, part.stop), np.diff(ranges))
-        return docid_of_row
+            by_row = np.argsort(rows, kind="stable")
+            row, first, count = np.unique(rows[by_row], return_index=True, return_counts=True)
+            place = np.arange(len(rows)) - np.repeat(first, count)
+            docids[np.repeat(free[row], count) + place] = np.repeat(
+                np.arange(part.start, part.stop, dtype=docids.dtype), np.diff(ranges)
+            )[by_row]
+            free[row] += count
+        return docids, offsets
 
     def _docid_of_tail(self, position: int | np.ndarray) -> np.ndarray:
         """The docid whose tail holds the token at `position` of `tail_tokens` (-1 for negative positions)."""

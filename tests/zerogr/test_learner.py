@@ -18,6 +18,7 @@ from tests.zerogr.test_training import SETTINGS, load, make_examples, pack
 from zerogr import storage
 from zerogr.errors import UserError
 from zerogr.retriever import Retriever
+from zerogr.training import learner as learner_module
 from zerogr.training import throughput
 from zerogr.training.attention import PACKED, packed_attention
 from zerogr.training.choices import Choices
@@ -105,6 +106,15 @@ class TestPrecision:
         assert torch.equal(
             model.model.layers[0].mlp.up_proj.weight, learner.weights["model.model.layers.0.mlp.up_proj.weight"]
         )
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_auto_is_what_the_device_is_fast_in(
+        self, tiny_model: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(learner_module, "fastest_dtype", lambda device: dtype)
+        model, _ = load(tiny_model)
+        assert Learner(model, replace(SETTINGS, precision="auto")).dtype == dtype
+        assert {weight.dtype for weight in model.parameters()} == {dtype}
 
     def test_the_losses_are_those_of_fp32(self, tiny_model: Path) -> None:
         _, exact = after_steps(tiny_model, SETTINGS, num_steps=4)

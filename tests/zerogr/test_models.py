@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 
 from zerogr import models as zerogr_models
 from zerogr.errors import UserError
-from zerogr.models import EMBEDDED_MODEL, load_model, load_tokenizer, model_hash, resolve_model
+from zerogr.models import EMBEDDED_MODEL, fastest_dtype, load_model, load_tokenizer, model_hash, resolve_model
 
 SMALL = {
     "vocab_size": 6,
@@ -194,6 +194,22 @@ class TestLoad:
 
     def test_dtype_by_name(self, saved: Path) -> None:
         assert load_model(str(saved), device="cpu", dtype="bfloat16")[0].dtype == torch.bfloat16
+
+    @pytest.mark.parametrize(
+        ("device", "has", "expected"),
+        [
+            ("cpu", {"avx2": True, "avx512_bf16": False, "amx_bf16": False}, torch.float32),
+            ("cpu", {"avx2": True, "avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+            ("cpu", {"avx512_bf16": False, "amx_bf16": True}, torch.bfloat16),
+            ("cuda", {}, torch.bfloat16),
+        ],
+    )
+    def test_dtype_that_a_device_is_fast_in(
+        self, device: str, has: dict[str, bool], expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """bf16 on a CPU without instructions for it would make a demo of a quarter of an hour take days."""
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+        assert fastest_dtype(device) == expected
 
     def test_tokenizer_pads_left_with_some_token(self, saved: Path) -> None:
         tokenizer = load_tokenizer(str(saved))

@@ -26,6 +26,7 @@ from zerogr.training.checkpoints import StorageCheckpointer, full_tensors
 from zerogr.training.learner import Learner
 from zerogr.training.pairs import Pair, pairs_for
 from zerogr.training.recipes import RECIPES, RetrieverRecipe, load_base, run_recipe
+from zerogr.words import stem, words
 
 
 @pytest.fixture
@@ -198,3 +199,24 @@ def test_trie_of_another_tokenizer_is_named(tiny_index: str, config: Config, mon
         UserError, match="made with another tokenizer than that of retriever.model; run again with --rebuild"
     ):
         recipe.choices(tokenizer)
+
+
+def test_trie_of_other_forms_is_named(tiny_index: str, config: Config) -> None:
+    docids = config.docids.model_copy(update={"num_free_words": 2})
+    recipe = RetrieverRecipe(config.model_copy(update={"index": tiny_index, "docids": docids}))
+    with pytest.raises(
+        UserError, match="made with docids.num_free_words = 1, the configuration says 2; run again with --rebuild trie"
+    ):
+        recipe.choices(load_base(recipe)[1])
+
+
+def test_a_query_teaches_the_words_it_names_first(tiny_index: str, config: Config) -> None:
+    """Taught a word that the query does not name, the retriever would have to learn every document by heart."""
+    recipe = RetrieverRecipe(config.model_copy(update={"index": tiny_index}))
+    assert config.docids.num_free_words == 1
+    triples = list(chain.from_iterable(recipe.triples()))
+    assert triples == list(chain.from_iterable(recipe.triples()))
+    named = [(docid.split(), {stem(word) for word in words(query)}) for _, query, docid, _ in triples]
+    able = [(docid, asked) for docid, asked in named if any(stem(word) in asked for word in docid)]
+    assert len(able) > len(triples) / 2
+    assert all(stem(docid[0]) in asked for docid, asked in able)

@@ -63,7 +63,7 @@ def docids_inputs(config: Config, index: Index) -> dict[str, Any]:
     inputs = {"corpus": index.require("corpus").fingerprint, "seed": config.seed, "version": VERSION}
     keys = {"scheme", "min_words", "max_words", "min_core_terms", "max_foreign_words"}
     if docids.scheme == "keywords":
-        keys = set(type(docids).model_fields) - {"model"}
+        keys = set(type(docids).model_fields) - {"model", "num_free_words"}
         inputs |= {
             "docids.prompt": prompts.docid_wording(docids),
             **model_inputs("docids", docids),

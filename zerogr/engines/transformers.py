@@ -28,7 +28,7 @@ import torch
 from zerogr.engines import Generation, Prompt, Sampling
 from zerogr.engines.attention import GROUPED_SDPA, growing_cache, register_grouped_sdpa
 from zerogr.engines.rendering import ChatRenderer, cut_at_stop, end_token_ids, max_prompt_tokens_for
-from zerogr.models import load_model, resolve_model
+from zerogr.models import fastest_dtype, load_model, resolve_model
 
 _COMPACT_FRACTION = 0.25  # of finished rows at which the batch is compacted
 _CDF_BLOCK = 256  # tokens summed together while a cumulative distribution is inverted
@@ -66,9 +66,12 @@ class TransformersEngine:
             model: A model name or path as `zerogr.models.resolve_model` takes it.
             batch_size: Sequences (prompts x samples) decoded together; a prompt with more samples is a batch alone.
             device: None = the GPU if there is one.
-            dtype: Of weights and activations; None = bfloat16; a CPU without bfloat16 instructions may prefer float32.
+            dtype: Of weights and activations; None = what the device is fastest in (`fastest_dtype`).
         """
-        self.model, self.tokenizer = load_model(resolve_model(model), device=device, dtype=dtype or torch.bfloat16)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.model, self.tokenizer = load_model(
+            resolve_model(model), device=device, dtype=dtype or fastest_dtype(device)
+        )
         register_grouped_sdpa()
         self.model.set_attn_implementation(GROUPED_SDPA)
         self.batch_size = batch_size

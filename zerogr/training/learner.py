@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from zerogr.models import fastest_dtype
 from zerogr.training.attention import PACKED, register_packed
 from zerogr.training.checkpoints import trainable, whole
 from zerogr.training.choices import Choices
@@ -36,7 +37,7 @@ class TrainingSettings:
     max_gradient_norm: float = 1.0
     normalise: Literal["allowed", "vocabulary"] = "vocabulary"
     lora_rank: int = 0
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
     row_tokens: int = 256
     pass_tokens: int = 4096
     activation_checkpointing: bool = False
@@ -125,13 +126,15 @@ class Learner:
             model.set_attn_implementation(PACKED)
         if settings.activation_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        is_bf16 = settings.precision == "bf16"
+        dtypes = {"auto": fastest_dtype(self._device), "bf16": torch.bfloat16, "fp32": torch.float32}
+        self.dtype = dtypes[settings.precision]
+        """Of the model's computations."""
         if num_ranks > 1:
-            _shard(self._module, self._device, num_ranks, torch.bfloat16 if is_bf16 else torch.float32)
+            _shard(self._module, self._device, num_ranks, self.dtype)
         self._trained = trainable(self._module)
         self.weights = self._trained
         """What the optimiser moves, fp32, by name: the parameters, or the masters of bf16 ones."""
-        self._has_masters = is_bf16 and num_ranks == 1
+        self._has_masters = self.dtype == torch.bfloat16 and num_ranks == 1
         if self._has_masters:
             self.weights = {name: nn.Parameter(parameter.detach().clone()) for name, parameter in self._trained.items()}
             _cast(self._module, torch.bfloat16)

@@ -111,7 +111,7 @@ def train(
     rates: dict[str, Any] = {}
     was_ending = False
 
-    meter = Meter(cost, torch.device(device), num_ranks, settings.precision)
+    meter = Meter(cost, torch.device(device), num_ranks, learner.dtype)
     saved_at = time.monotonic()
     prepare = partial(learner.prepare, examples, choices=learnt_among)
     for ids, work in _ahead(prepare, _steps(training_ids, settings, first_step)):

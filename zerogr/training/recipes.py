@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,11 +24,14 @@ from zerogr import storage
 from zerogr.chat import SETTINGS_FILE, ChatFormat
 from zerogr.config import Config
 from zerogr.corpus.collection import Collection
+from zerogr.corpus.stage import load_frequency
+from zerogr.docids.forms import form_for
 from zerogr.engines import Prompt
 from zerogr.engines.rendering import ChatRenderer
 from zerogr.errors import UserError
 from zerogr.index import RUNS, Index, fingerprint, shards_in
 from zerogr.models import load_model, model_hash, resolve_model, tokenizer_hash
+from zerogr.seeds import seed_of
 from zerogr.training.checkpoints import StorageCheckpointer, full_tensors
 from zerogr.training.choices import Choices
 from zerogr.training.example_files import ExampleFiles
@@ -38,7 +42,7 @@ from zerogr.training.loop import train
 from zerogr.training.pairs import Pair, pairs_for, pairs_inputs
 from zerogr.trie import DocidTrie
 
-VERSION = 3
+VERSION = 4
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +161,7 @@ def publish_model(recipe: Recipe, model: nn.Module, *, rank: int = 0) -> None:
     assert not loaded.unexpected_keys, loaded.unexpected_keys
     if recipe.settings.lora_rank:
         merged = merged.merge_and_unload()
-    dtype = torch.bfloat16 if recipe.settings.precision == "bf16" else torch.float32
+    dtype = torch.float32 if recipe.settings.precision == "fp32" else torch.bfloat16
     with storage.staging_folder(recipe.index.path(recipe.stage)) as folder:
         merged.to(dtype).save_pretrained(folder, safe_serialization=True)
         tokenizer.save_pretrained(folder)
@@ -198,6 +202,7 @@ class RetrieverRecipe:
         """Returns what the retriever is made from."""
         return {
             "docids": self.index.require("docids").fingerprint,
+            "docids.num_free_words": self._config.docids.num_free_words,
             "queries": self.index.require("queries").fingerprint,
             "retriever.num_layers": self.num_layers,
             "training.normalise": self.settings.normalise,
@@ -231,6 +236,7 @@ class RetrieverRecipe:
             **{folder: storage.version(self.index.path(folder)) for folder in ("docids", "queries", "trie")},
             **self._judged_inputs(),
             "tokenizer": tokenizer_hash(resolve_model(self.base)),
+            "form": [self._config.seed, self._config.docids.num_free_words],
             "limits": [training.max_instruction_tokens, training.max_query_tokens],
             "normalise": self.settings.normalise,
         }
@@ -241,8 +247,8 @@ class RetrieverRecipe:
         self._files().delete()
 
     def triples(self) -> Iterator[list[tuple[str, str, str, float]]]:
-        """Yields the (instruction, query, docid, weight) of every shard."""
-        judged = self._judged_queries()
+        """Yields the (instruction, query, docid, weight) of every shard, the docid in the form that the query teaches."""
+        judged, form_of = self._judged_queries(), self._form_of()
         published = set(shards_in(self.index.path("docids")))
         for shard in shards_in(self.index.path("queries")):
             if shard not in published:
@@ -251,16 +257,27 @@ class RetrieverRecipe:
             docids = storage.read_parquet(self.index.shard("docids", shard), columns).to_pylist()
             docid_of = {row["row_id"]: row["docid"] for row in docids}
             triples = [
-                (row["instruction"], query, docid_of[row["row_id"]], 1.0)
+                (row["instruction"], query, form_of(row["doc_id"], docid_of[row["row_id"]], query), 1.0)
                 for row in storage.read_parquet(self.index.shard("queries", shard)).to_pylist()
                 if row["row_id"] in docid_of  # a document whose docid was rejected is not in the index
                 for query in [*row["queries"], *row["spans"]]
             ]
             yield triples + [
-                (instruction, query, row["docid"], weight)
+                (instruction, query, form_of(row["doc_id"], row["docid"], query), weight)
                 for row in docids
                 for instruction, query, weight in judged.get(row["doc_id"], ())
             ]
+
+    def _form_of(self) -> Callable[[str, str, str], str]:
+        """Returns (doc_id, docid, query) -> the form of the docid that the query teaches, the same in every run."""
+        seed, num_free_words = self._config.seed, self._config.docids.num_free_words
+        weight_of = load_frequency(self.index).idf
+
+        def form_of(doc_id: str, docid: str, query: str) -> str:
+            draw = random.Random(seed_of(seed, "form", doc_id, query))
+            return form_for(query, docid, num_free_words, weight_of, draw)
+
+        return form_of
 
     def _judged_queries(self) -> dict[str, list[tuple[str, str, float]]]:
         """Returns {doc_id: [(instruction, query, weight)]}; the highest grade weighs `judged_weight`, others in proportion."""
@@ -277,13 +294,19 @@ class RetrieverRecipe:
         }
 
     def choices(self, tokenizer: Any) -> Choices:
-        """Returns what the index's trie leaves open. Raises UserError if there is none, or one of another tokenizer."""
+        """Returns what the index's trie leaves open. Raises UserError if there is none, or one made otherwise."""
         self.index.require("trie")
         trie = DocidTrie.load(storage.local_folder(self.index.path("trie")))
         if trie.extra.get("tokenizer") != tokenizer_hash(resolve_model(self.base)):
             raise UserError(
                 f"the trie of '{self.index.uri}' was made with another tokenizer than that of retriever.model; "
                 "run again with --rebuild trie"
+            )
+        wanted, built = self._config.docids.num_free_words, trie.extra.get("num_free_words", 0)
+        if built != wanted:
+            raise UserError(
+                f"the trie of '{self.index.uri}' was made with docids.num_free_words = {built}, the configuration says "
+                f"{wanted}; run again with --rebuild trie"
             )
         return Choices(trie, chat_format(tokenizer, self._config).end_token_id)
 

@@ -62,9 +62,9 @@ class Cost:
 class Meter:
     """Counts steps between two readings."""
 
-    def __init__(self, cost: Cost, device: torch.device, num_ranks: int, precision: str = "bf16") -> None:
+    def __init__(self, cost: Cost, device: torch.device, num_ranks: int, dtype: torch.dtype = torch.bfloat16) -> None:
         self._cost, self._device = cost, device
-        peak = peak_flops(device) if precision == "bf16" else None
+        peak = peak_flops(device) if dtype == torch.bfloat16 else None
         self._peak = peak * num_ranks if peak else None
         self._all_useful, self._all_seconds = 0, 0.0
         self.skip()
