@@ -69,8 +69,10 @@ def build_index(config: Config) -> dict[str, torch.Tensor]:
 def built_and_trained(
     tmp_path_factory: pytest.TempPathFactory, collection: Path, tiny_model: Path
 ) -> tuple[str, dict[str, torch.Tensor]]:
+    """With docids in one order, so that a score is that of one text."""
     uri = str(tmp_path_factory.mktemp("by-hand") / "index")
-    return uri, build_index(validate_config(tiny.settings(uri, collection, tiny_model, decoding__k=7)))
+    tree = tiny.settings(uri, collection, tiny_model, decoding__k=7, docids__num_free_words=0)
+    return uri, build_index(validate_config(tree))
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +195,43 @@ class TestSearch:
         assert retriever.doc_ids() == {row["_id"] for row in tiny.documents()}
 
 
+class TestFreeWords:
+    @pytest.fixture(scope="class", params=[1, 2])
+    def free(
+        self,
+        request: pytest.FixtureRequest,
+        tmp_path_factory: pytest.TempPathFactory,
+        collection: Path,
+        tiny_model: Path,
+    ) -> Retriever:
+        uri = str(tmp_path_factory.mktemp("free-words") / "index")
+        build_index(validate_config(tiny.settings(uri, collection, tiny_model, docids__num_free_words=request.param)))
+        return Retriever.load(uri, device="cpu")
+
+    @pytest.mark.parametrize("strategy", STRATEGIES)
+    def test_every_strategy_finds_each_document_once(self, free: Retriever, strategy: str) -> None:
+        for hits in free.search(QUERIES, k=12, strategy=strategy):
+            assert len({hit.doc_id for hit in hits}) == len(hits) == 12
+
+    def test_the_forms_of_all_documents_share_the_probability(self, free: Retriever) -> None:
+        [hits] = free.search(QUERIES[:1], k=40, strategy="beam", beam_width=5000)
+        assert len(hits) == 40 == free.num_documents
+        # A form less likely than the last document's likeliest is not looked for, so that the sum may be a little less.
+        assert 0.5 < fsum(exp(hit.score) for hit in hits) < 1 + 1e-4
+        [traced] = free.trace(QUERIES[:1], [[hit.doc_id for hit in hits]])
+        for hit, path in zip(hits, traced, strict=True):
+            assert (path.doc_id, path.docid) == (hit.doc_id, hit.docid)
+            assert path.score <= hit.score + 1e-4  # one of its forms
+
+    def test_restricted_to_some_documents(self, free: Retriever) -> None:
+        coffee = {f"coffee-{number}" for number in range(8)}
+        tenant = free.restricted(allow=sorted(coffee))
+        for strategy in STRATEGIES:
+            assert {hit.doc_id for hit in tenant.search(QUERIES[:1], k=40, strategy=strategy)[0]} == coffee
+        others = {hit.doc_id for hit in free.restricted(deny=sorted(coffee)).search(QUERIES[:1], k=40)[0]}
+        assert others == free.doc_ids() - coffee
+
+
 def tiny_instruction() -> str:
     return str(tiny.settings("", Path(), Path())["instruction"])
 
@@ -232,7 +271,7 @@ class TestLoad:
 
 class TestStages:
     def test_a_document_without_a_docid_teaches_nothing(self, copy: str, tiny_model: Path, collection: Path) -> None:
-        config = validate_config(tiny.settings(copy, collection, tiny_model))
+        config = validate_config(tiny.settings(copy, collection, tiny_model, docids__num_free_words=0))
         index, recipe = Index(copy), RetrieverRecipe(config)
         tokenizer = load_base(recipe)[1]
         before = len(recipe.examples(tokenizer))
@@ -244,7 +283,7 @@ class TestStages:
         assert len(recipe.examples(tokenizer)) == before - lost
 
     def test_no_query_at_all_is_one_error(self, copy: str, tiny_model: Path, collection: Path) -> None:
-        config = validate_config(tiny.settings(copy, collection, tiny_model))
+        config = validate_config(tiny.settings(copy, collection, tiny_model, docids__num_free_words=0))
         recipe = RetrieverRecipe(config)
         tokenizer = load_base(recipe)[1]
         storage.delete(Index(copy).path("queries"))
@@ -252,7 +291,7 @@ class TestStages:
             recipe.examples(tokenizer)
 
     def test_no_docid_at_all_is_one_error(self, copy: str, tiny_model: Path, collection: Path) -> None:
-        config = validate_config(tiny.settings(copy, collection, tiny_model))
+        config = validate_config(tiny.settings(copy, collection, tiny_model, docids__num_free_words=0))
         index = Index(copy)
         for shard in range(5):
             table: pa.Table = storage.read_parquet(index.shard("docids", shard))
@@ -264,7 +303,9 @@ class TestStages:
         self, built: str, tiny_model: Path, collection: Path
     ) -> None:
         def inputs(**changes: Any) -> dict[str, Any]:
-            return RetrieverRecipe(validate_config(tiny.settings(built, collection, tiny_model, **changes))).inputs()
+            return RetrieverRecipe(
+                validate_config(tiny.settings(built, collection, tiny_model, docids__num_free_words=0, **changes))
+            ).inputs()
 
         plain = inputs()
         assert inputs(compute__num_training_workers=2, training__checkpoint_every=9) == plain

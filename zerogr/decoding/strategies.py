@@ -127,6 +127,8 @@ def beam(tree: ScoredTree, k: int, seed: int, *, beam_width: int | None = None) 
     Under `vocabulary` its forced tokens still cost probability, and it competes token by token, as in the `generate` of
     Hugging Face with a length penalty of 0. With a width of at least the number of docids the ranking is exact.
 
+    Where documents have several docids, one that is less likely than the best of the k-th document is not looked for.
+
     Args:
         beam_width: At least k, the default.
     """
