@@ -4,7 +4,8 @@ A docid's score only falls from token to token, so it has lost where its prefix 
 nothing that follows can make up for it. The loss is put into one of these classes, the first that fits:
 
     collided      it shares its docid with the first hit, which stands before it in the corpus
-    search        its docid is the likelier one, but the search gave up its prefix, or drew another
+    search        its docid is the likelier one, but the search gave up its prefix, or drew another, or the first hit has it by
+                  the sum of its forms (`docids.num_free_words`): docids are compared in the form that the model would write
     ambiguous     at least half of its words are in the first hit's docid too
     unsupported   no pseudo-query of it has a third of the query's topical words: training never linked the two
     first_token   it had lost with its first token
@@ -30,7 +31,8 @@ from zerogr.words import is_topical, stem, words
 
 MEANINGS = {
     "collided": "it shares its docid with the first hit",
-    "search": "its docid is the likelier one, but the search gave it up or drew another: a wider beam finds it",
+    "search": "its docid is the likelier one, but the search gave it up or drew another (a wider beam finds it), or other "
+    "forms of the first hit's add up to more",
     "ambiguous": "half of its docid's words are in the first hit's docid too",
     "unsupported": "none of its pseudo-queries has a third of the query's words",
     "first_token": "already its first token is less likely than the first hit's whole docid",
