@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zerogr.errors import UserError
-from zerogr.trie_build import Sequences, as_ragged, build_arrays, offsets_of, parts
+from zerogr.trie_build import Sequences, as_ragged, build_arrays, offsets_of
 
 if TYPE_CHECKING:
     from zerogr.filtered_trie import FilteredTrie
@@ -313,20 +313,9 @@ class DocidTrie:
     def _docids_by_row(self) -> tuple[np.ndarray, np.ndarray]:
         """(the places [N] in the sorted order of all docids, document row by document row; where each row's begin, and the
         last's end)."""
-        offsets = offsets_of(np.bincount(self.row_order, minlength=self.num_rows))
-        docids = np.empty(len(self.row_order), dtype=self.docid_rows.dtype)
-        free = offsets[:-1].copy()  # where each row's next docid goes
-        for part in parts(self.num_docids):
-            ranges = self.docid_rows[part.start : part.stop + 1]
-            rows = self.row_order[ranges[0] : ranges[-1]]
-            by_row = np.argsort(rows, kind="stable")
-            row, first, count = np.unique(rows[by_row], return_index=True, return_counts=True)
-            place = np.arange(len(rows)) - np.repeat(first, count)
-            docids[np.repeat(free[row], count) + place] = np.repeat(
-                np.arange(part.start, part.stop, dtype=docids.dtype), np.diff(ranges)
-            )[by_row]
-            free[row] += count
-        return docids, offsets
+        docids = np.repeat(np.arange(self.num_docids, dtype=self.docid_rows.dtype), np.diff(self.docid_rows))
+        by_row = np.argsort(self.row_order, kind="stable")
+        return docids[by_row], offsets_of(np.bincount(self.row_order, minlength=self.num_rows))
 
     def _docid_of_tail(self, position: int | np.ndarray) -> np.ndarray:
         """The docid whose tail holds the token at `position` of `tail_tokens` (-1 for negative positions)."""

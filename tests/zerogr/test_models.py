@@ -207,7 +207,7 @@ class TestLoad:
     def test_dtype_that_a_device_is_fast_in(
         self, device: str, has: dict[str, bool], expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """bf16 on a CPU without instructions for it would make a demo of a quarter of an hour take days."""
+        """bf16 on a CPU without instructions for it would make a demo of a quarter of an hour take most of a day."""
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
         assert fastest_dtype(device) == expected
 
