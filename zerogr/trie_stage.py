@@ -62,7 +62,7 @@ def build_trie(config: Config, index: Index) -> dict[str, Any]:
     trie = DocidTrie.build((all_tokens, offsets_of(all_lengths)), rows)
     with storage.staging_folder(index.path("trie")) as target:
         trie.save(target, extra={"tokenizer": tokenizer_hash(folder), "num_free_words": num_free_words})
-    return {"rows": trie.num_rows, "docids": trie.num_docids, "nodes": trie.num_nodes, "bytes": trie.nbytes}
+    return {"rows": trie.num_rows, "forms": trie.num_docids, "nodes": trie.num_nodes, "bytes": trie.nbytes}
 
 
 def read_docids(index: Index) -> pa.Table:
