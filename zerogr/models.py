@@ -159,7 +159,7 @@ def load_model(
 def fastest_dtype(device: str | torch.device) -> torch.dtype:
     """Returns what the device multiplies matrices fastest in: bfloat16 if it has instructions for it, else float32.
 
-    A CPU without them gets there by detours: a training step of SmolLM2-135M took 23 times as long (AVX2 alone).
+    A CPU without them gets there by detours: the passes of a training step of SmolLM2-135M took 23 times as long (AVX2 alone).
     """
     import torch
 

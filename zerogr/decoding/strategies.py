@@ -145,9 +145,14 @@ def _beam_search(tree: ScoredTree, frontier: list[Node], k: int, width: int) -> 
     """
     while True:
         found = yield from _one_beam(tree, frontier, k, width)
-        if width >= tree.root.num_docids or len({tree.document(leaf) for leaf in found}) >= k:
+        if _is_enough(tree, found, k, width):
             return found
         width *= 2
+
+
+def _is_enough(tree: ScoredTree, found: list[Node], k: int, width: int) -> bool:
+    """Whether k documents were found, or the search was wide enough for all docids."""
+    return width >= tree.root.num_docids or len({tree.document(leaf) for leaf in found}) >= k
 
 
 def _one_beam(tree: ScoredTree, frontier: list[Node], k: int, width: int) -> Generator[Ask, None, list[Node]]:
@@ -253,7 +258,7 @@ def stochastic_beam(tree: ScoredTree, k: int, seed: int, *, temperature: float =
     width = k
     while True:
         leaves = yield from _gumbel_beam(tree, width, seed, temperature)
-        if width >= tree.root.num_docids or len({tree.document(leaf) for leaf in leaves}) >= k:
+        if _is_enough(tree, leaves, k, width):
             return Outcome(leaves)
         width *= 2  # some were docids of the same documents
 
