@@ -40,7 +40,7 @@ from zerogr.models import EMBEDDED_MODEL, load_model, resolve_model
 from zerogr.queries import make_spans
 from zerogr.training import learner
 from zerogr.training.choices import Choices
-from zerogr.training.examples import Examples, epoch_order, passes
+from zerogr.training.examples import Examples, Row, epoch_order, passes
 from zerogr.training.learner import TrainingSettings
 from zerogr.training.loop import train
 from zerogr.training.recipes import RetrieverRecipe
@@ -161,14 +161,14 @@ def passages(chat: ChatFormat, count: int, normalise: str) -> tuple[Examples, Ch
         frequency.add(words(f"{document.title}\n{document.text}"))
     instruction = validate_config({}).instruction
     per_document = 8
-    triples = []
+    rows = []
     for number, document in enumerate(documents[: -(-count // 4)]):
         terms = Terms.of(document.title, document.text, frequency)
         docid = tfidf_candidates(terms, Limits())[0].docid
         spans = make_spans(document.title, document.text, frequency, per_document, number)
-        triples += [(instruction, span, docid, 1.0) for span in spans]
-    choices = Choices(DocidTrie.build([chat.docid(docid) for _, _, docid, _ in triples]), chat.end_token_id)
-    return Examples.build(triples, chat, choices if normalise == "allowed" else None), choices
+        rows += [Row(instruction, span, ((docid, 1),), 1.0) for span in spans]
+    choices = Choices(DocidTrie.build([chat.docid(row.answers[0][0]) for row in rows]), chat.end_token_id)
+    return Examples.build(rows, chat, choices if normalise == "allowed" else None), choices
 
 
 class NoCheckpoints:
@@ -189,10 +189,13 @@ def train_ours(
     model: Any, examples: Examples, ids: np.ndarray, settings: dict[str, Any], device: str
 ) -> tuple[list[float], list[float], list[int]]:
     """(Seconds, loss, tokens through the model) of every step."""
+    taken = np.concatenate([np.arange(examples.offsets[i], examples.offsets[i + 1]) for i in ids])
     order = Examples(
         examples.prefixes,
-        np.concatenate([examples.tokens[examples.offsets[i] : examples.offsets[i + 1]] for i in ids]),
+        examples.tokens[taken],
         np.append(0, np.cumsum(np.diff(examples.offsets)[ids])),
+        examples.answer[taken],
+        examples.counts[taken],
         examples.num_targets[ids],
         examples.task[ids],
         examples.weights[ids],

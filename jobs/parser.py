@@ -140,7 +140,7 @@ def build_parser() -> argparse.ArgumentParser:
         return sub
 
     query_command("search", "answer a query", None)
-    sub = query_command("explain", "show where a document was lost in a search, token by token", 100)
+    sub = query_command("explain", "show where a document was lost in a search, token by token or word by word", 100)
     sub.add_argument("--doc", required=True, metavar="DOC_ID", help="the document that should have been found")
 
     sub = command("evaluate", "measure an index on judged queries, beside baselines")

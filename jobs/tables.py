@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from math import exp
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from zerogr.index import StageRecord
     from zerogr.retriever import Hit, Retriever, Traced
 
+MOST_WORDS = 16
 COLUMNS = ("acc@1", "ndcg@10", "recall@100", "mrr@10", "map")
 
 
@@ -89,18 +91,21 @@ def print_hits(hits: list[Hit]) -> None:
 
 
 def print_explanation(explanation: Explanation, retriever: Retriever) -> None:
-    """Prints a document's docid token by token, beside the first hit's."""
+    """Prints a document's docid token by token or word by word, beside the first hit's."""
     from zerogr.evaluation.explain import MEANINGS
 
     wanted, first = explanation.wanted, explanation.first
     place = f"rank {explanation.rank}" if explanation.rank else f"not among {explanation.num_hits} hits"
-    print(f"{wanted.doc_id}  {wanted.docid}\n  log-probability {wanted.score:.3f}, {place}")
+    print(f"{wanted.doc_id}  {wanted.docid}\n  score {wanted.score:.3f}, {place}")
     if explanation.verdict == "first":
         print("  It is the first hit.")
     else:
-        print(f"first hit: {first.doc_id}  {first.docid}\n  log-probability {first.score:.3f}")
+        print(f"first hit: {first.doc_id}  {first.docid}\n  score {first.score:.3f}")
         print(f"{explanation.verdict}: {MEANINGS[explanation.verdict]}")
-    _print_path(wanted, explanation.lost_at, retriever)
+    if wanted.unit == "docid":
+        _print_path(wanted, explanation.lost_at, retriever)
+    else:
+        _print_words([wanted] if explanation.verdict == "first" else [wanted, first])
     for name, traced, support in (
         ("its", wanted, explanation.support),
         *([] if explanation.verdict == "first" else [("the first hit's", first, explanation.first_support)]),
@@ -113,7 +118,7 @@ def print_explanation(explanation: Explanation, retriever: Retriever) -> None:
 def _print_path(traced: Traced, lost_at: int | None, retriever: Retriever) -> None:
     print(f"\n  {'token':<16}{'p':>8}{'sum of log p':>14}{'rank':>6}{'of':>7}  likelier")
     score = 0.0
-    for number, step in enumerate(traced.steps):
+    for number, step in enumerate(traced.paths[0].steps):
         score += step.log_prob
         best = "" if step.rank == 1 else f"{retriever.token_text(step.best)!r} {exp(step.best_log_prob):.3f}"
         mark = "   <- lost here" if number == lost_at else ""
@@ -121,3 +126,12 @@ def _print_path(traced: Traced, lost_at: int | None, retriever: Retriever) -> No
             f"  {retriever.token_text(step.token)!r:<16}{exp(step.log_prob):>8.3f}{score:>14.3f}"
             f"{step.rank:>6}{step.num_allowed:>7}  {best}{mark}"
         )
+
+
+def _print_words(traced: list[Traced]) -> None:
+    """Prints side by side the words that add most to each document's score."""
+    columns = [sorted(each.paths, key=lambda path: -path.score)[:MOST_WORDS] for each in traced]
+    print("\n" + "".join(f"  {'word':<24}{'p':>8}{'adds':>8}" for _ in columns))
+    for row in zip_longest(*columns):
+        cells = (f"  {path.text:<24}{exp(path.log_prob):>8.3f}{path.score:>8.3f}" if path else " " * 42 for path in row)
+        print("".join(cells).rstrip())

@@ -42,21 +42,21 @@ class DocidsConfig(GenerationConfig):
         "brief",
         description="How the LM is asked: brief for small models, rules (those of the paper) for ones of 1B and more.",
     )
-    min_words: int = Field(6, ge=1, le=32, description="Fewest words of a docid (fewer where the document has fewer).")
-    max_words: int = Field(8, ge=1, le=32, description="Most words of a docid.")
-    min_core_terms: int = Field(3, ge=0, le=32, description="Words of the docid that must occur in the document.")
+    min_words: int = Field(
+        64, ge=1, le=128, description="Fewest words of a docid (fewer where the document has fewer)."
+    )
+    max_words: int = Field(64, ge=1, le=128, description="Most words of a docid.")
+    min_core_terms: int = Field(3, ge=0, le=128, description="Words of the docid that must occur in the document.")
     max_foreign_words: int = Field(
         0,
         ge=0,
         le=32,
         description="Words that need not occur in it; 0 for small models, 2 or 3 for ones of 1B and more.",
     )
-    num_free_words: int = Field(
-        1,
-        ge=0,
-        le=2,
-        description="With so many of its words, any of them, a docid may begin: a query then finds it by the words it "
-        "names. 0 = only as written, as in the paper. In the trie a docid of n words is n paths with 1, n (n - 1) with 2.",
+    unit: Literal["word", "docid"] = Field(
+        "word",
+        description="What the retriever writes: word = single words, a document's score is the sum over those of its docid; "
+        "docid = a docid's words one after the other, as in the paper (with min_words 6 and max_words 8).",
     )
     candidates: int = Field(
         2, ge=1, le=16, description="Docids the LM proposes per document; later ones serve when earlier ones collide."
@@ -160,6 +160,12 @@ class DecodingConfig(Section):
     k: int = Field(10, ge=1, le=10_000, description="Documents per search, unless a search says otherwise.")
     normalise: Literal["allowed", "vocabulary"] = Field(
         "allowed", description="Probabilities over the allowed tokens, or over all of them."
+    )
+    num_words: int = Field(
+        64,
+        ge=1,
+        le=10_000,
+        description="Words that a search writes, of which documents are made; where docids.unit is word.",
     )
     max_temperature: float = Field(1.5, gt=0, description="T_max of reverse annealing.")
     top_p: float = Field(0.9, gt=0, le=1, description="Mass of the nucleus strategy.")

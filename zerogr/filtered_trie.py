@@ -1,7 +1,6 @@
 """A docid trie in which only some documents exist: the documents of one user, or all but the outdated ones.
 
-The view answers as if the trie had been built from the allowed documents alone, with their rows unchanged (where documents have
-several docids it keeps those of the whole trie, which may be more than these documents alone would need). Nothing of
+The view answers as if the trie had been built from the allowed documents alone, with their rows unchanged. Nothing of
 the trie is copied. Its distinct docids are sorted and those below a node are one contiguous range, so a sorted list of
 docid places is enough to count the allowed docids below any node, by two binary searches. The list holds the shorter
 side:
@@ -34,16 +33,16 @@ class FilteredTrie:
             ValueError: A row is not an integer, or no document has it.
         """
         self._trie = trie
-        denied = _distinct(trie, () if deny is None else deny)
+        denied, docids_of_denied = _distinct(trie, () if deny is None else deny)
         self._lists_allowed = allow is not None
         """Whether `_rows` and `_docids` are what may be found; otherwise they are what may not."""
         if allow is not None:
-            allowed = _distinct(trie, allow)
-            rows = allowed[~_is_in(allowed, denied)]
-            docids = np.unique(trie.docids_of_rows(rows))
+            allowed, docids_of_allowed = _distinct(trie, allow)
+            is_kept = ~_is_in(allowed, denied)
+            rows, docids = allowed[is_kept], np.unique(docids_of_allowed[is_kept])
         else:
             rows = denied
-            docids, num_denied = np.unique(trie.docids_of_rows(rows), return_counts=True)
+            docids, num_denied = np.unique(docids_of_denied, return_counts=True)
             docids = docids[num_denied == trie.docid_rows[docids + 1] - trie.docid_rows[docids]]
         # Four bytes each where the trie takes four; searchsorted would convert a list of any other type than its needles.
         self._rows = rows.astype(trie.row_order.dtype)
@@ -73,9 +72,9 @@ class FilteredTrie:
             ValueError: A row is not an integer, or no document of the trie has it.
         """
         if self._lists_allowed:
-            allowed = self._rows if allow is None else np.intersect1d(self._rows, _distinct(self._trie, allow))
+            allowed = self._rows if allow is None else np.intersect1d(self._rows, _distinct(self._trie, allow)[0])
             return FilteredTrie(self._trie, allow=allowed, deny=deny)
-        denied = _distinct(self._trie, () if deny is None else deny)
+        denied, _ = _distinct(self._trie, () if deny is None else deny)
         return FilteredTrie(self._trie, allow=allow, deny=np.concatenate([self._rows, denied]))
 
     def children(self, node: int) -> tuple[np.ndarray, np.ndarray]:
@@ -147,10 +146,11 @@ class FilteredTrie:
         return rows[_is_in(rows.astype(self._rows.dtype), self._rows) == self._lists_allowed]
 
 
-def _distinct(trie: DocidTrie, rows: Rows) -> np.ndarray:
-    """The rows (int64), ascending, each once. Raises ValueError for one that no document has."""
-    trie.docids_of_rows(rows)
-    return np.unique(np.asarray(rows, dtype=np.int64))
+def _distinct(trie: DocidTrie, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """(the rows ascending, each once; the place of each row's docid), both int64 [S]."""
+    docids = trie.docids_of_rows(rows)
+    distinct, first = np.unique(np.asarray(rows, dtype=np.int64), return_index=True)
+    return distinct, docids[first]
 
 
 def _is_in(values: np.ndarray, listed: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ from zerogr.index import Index
 from zerogr.seeds import seed_of
 from zerogr.words import DocumentFrequency, is_topical, rank_terms, stem, stretches, words
 
-VERSION = 2
+VERSION = 3
 SCHEMA = pa.schema(
     [
         ("row_id", pa.int64()),

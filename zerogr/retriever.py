@@ -4,7 +4,8 @@
     retriever.search(["wing slipstream"], k=10)
 
 A search encodes the prompts of its queries once and lets a strategy walk the trie for all of them together; see
-`zerogr.decoding`. The model sits on one device, the trie is a memory map, doc_ids and docids are two Arrow columns.
+`zerogr.decoding`. Where the index has postings what it finds are words, of which documents are made; see `zerogr.postings`.
+The model sits on one device, trie and postings are memory maps, doc_ids and docids are two Arrow columns.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -21,9 +23,9 @@ from zerogr import storage
 from zerogr.chat import SETTINGS_FILE, ChatFormat
 from zerogr.decoding import Decoded, decode_batch
 from zerogr.decoding.trace import Step, trace_batch
-from zerogr.docids.forms import forms
 from zerogr.errors import UserError
 from zerogr.index import Index
+from zerogr.postings import Postings, place_weight, word_score
 from zerogr.trie import DocidTrie
 
 if TYPE_CHECKING:
@@ -36,11 +38,28 @@ class Hit:
 
     doc_id: str
     docid: str
-    """As written; with free words the search may have found it in other forms."""
     rank: int
     """From 1."""
     score: float
-    """Natural-log probability of the docid; `normalise` says over which tokens."""
+    """Natural-log probability of the docid, `normalise` says over which tokens; or the sum over its words, see
+    `zerogr.postings`."""
+
+
+@dataclass(frozen=True, slots=True)
+class TracedText:
+    """What the model thought of a text that it may write."""
+
+    text: str
+    """A docid, or one word of it."""
+    steps: list[Step]
+    """Its tokens and the end token."""
+    score: float
+    """What it adds to that of the document."""
+
+    @property
+    def log_prob(self) -> float:
+        """Natural-log probability over the allowed tokens."""
+        return sum(step.log_prob for step in self.steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +68,15 @@ class Traced:
 
     doc_id: str
     docid: str
-    steps: list[Step]
-    """The tokens of the form that the model would write, and the end token."""
+    unit: str
+    """`docid`, or `word`: what the retriever writes."""
+    paths: list[TracedText]
+    """The docid; or its words, in their order."""
 
     @property
     def score(self) -> float:
-        """Natural-log probability of this form over the allowed tokens; a `Hit` has the sum over those that it found."""
-        return sum(step.log_prob for step in self.steps)
+        """As a `Hit` has it, over the allowed tokens. Of words the search may have found fewer, and other forms beside them."""
+        return sum(path.score for path in self.paths)
 
 
 class Retriever:
@@ -69,23 +90,23 @@ class Retriever:
         doc_ids: pa.Array,
         docids: pa.Array,
         *,
+        postings: Postings | None = None,
         instruction: str,
         decoding: dict[str, Any],
         manifest: dict[str, Any] | None = None,
-        num_free_words: int = 0,
     ) -> None:
         """Puts the parts together; `load` is the usual way.
 
         Args:
             model: Causal LM in eval mode.
             chat: How it is prompted.
-            trie: Over the docids' tokens; its row i is `doc_ids[i]`.
+            trie: Over the docids' tokens, its row i is `doc_ids[i]`; or over those of words, its row i is word i of `postings`.
             doc_ids: string [N].
             docids: string [N].
+            postings: Of the words; None where docids are written whole.
             instruction: Used where a search gives none.
             decoding: Defaults of `search`: the fields of `zerogr.config.DecodingConfig`.
             manifest: The index's manifest.
-            num_free_words: With which the trie was built (`zerogr.docids.forms`).
 
         Raises:
             UserError: The model's architecture does not support tree decoding.
@@ -96,9 +117,9 @@ class Retriever:
         self.instruction = instruction
         self._model, self._chat = TreeModel(model), chat
         self._trie: DocidTrie | FilteredTrie = trie
+        self._postings = postings
         self._doc_ids, self._docids = doc_ids, docids
         self._decoding = decoding
-        self._num_free_words = num_free_words
 
     @classmethod
     def load(cls, uri: str, *, device: str | None = None, dtype: Any = None) -> Retriever:
@@ -113,7 +134,7 @@ class Retriever:
             UserError: The index is missing or unfinished, or its trie was made with another tokenizer.
         """
         from zerogr.models import load_model, tokenizer_hash
-        from zerogr.trie_stage import read_docids
+        from zerogr.trie_stage import POSTINGS, read_docids
 
         index = Index(uri)
         manifest = index.manifest()
@@ -121,7 +142,9 @@ class Retriever:
             raise UserError(f"there is no index at '{uri}'; `zerogr index CONFIG` makes one")
         for stage in ("docids", "trie", "retriever"):
             index.require(stage)
-        trie = DocidTrie.load(storage.local_folder(index.path("trie")))
+        trie_folder = storage.local_folder(index.path("trie"))
+        trie = DocidTrie.load(trie_folder)
+        has_postings = trie.extra.get("unit") == "word"
         folder = storage.local_folder(index.path("retriever"))
         if trie.extra.get("tokenizer") != tokenizer_hash(str(folder)):
             raise UserError(
@@ -142,10 +165,10 @@ class Retriever:
             trie,
             table.column("doc_id").combine_chunks(),
             table.column("docid").combine_chunks(),
+            postings=Postings.load(trie_folder / POSTINGS) if has_postings else None,
             instruction=settings["instruction"],
             decoding=manifest["config"]["decoding"],
             manifest=manifest,
-            num_free_words=trie.extra.get("num_free_words", 0),  # none before there were any
         )
 
     @property
@@ -153,6 +176,11 @@ class Retriever:
         """A short name of what is served; it changes whenever the trie or the retriever does."""
         stages = self.manifest.get("stages", {})
         return "-".join(stages[stage]["fingerprint"][:8] for stage in ("trie", "retriever") if stage in stages)
+
+    @property
+    def unit(self) -> Literal["word", "docid"]:
+        """What is written: words, whose sum is a document's score, or whole docids, whose log-probability it is."""
+        return "word" if self._postings else "docid"
 
     @property
     def num_documents(self) -> int:
@@ -173,9 +201,13 @@ class Retriever:
             allow: The doc_ids that may be found; None = all. Keys that are not in the index are passed over.
             deny: The doc_ids that may not be found.
         """
-        rows = [None if keys is None else self._rows_of(keys) for keys in (allow, deny)]
+        allowed, denied = (None if keys is None else self._rows_of(keys) for keys in (allow, deny))
         restricted = copy.copy(self)
-        restricted._trie = self._trie.filter(allow=rows[0], deny=rows[1])
+        if self._postings:
+            restricted._postings, words = self._postings.filter(allow=allowed, deny=denied)
+            restricted._trie = self._trie.filter(allow=words)
+        else:
+            restricted._trie = self._trie.filter(allow=allowed, deny=denied)
         return restricted
 
     def search(
@@ -198,7 +230,8 @@ class Retriever:
             strategy: One of `zerogr.decoding.STRATEGIES`; None = the index's default.
             seed: Of the sampling strategies.
             batch_size: Queries decoded together. It moves scores by rounding only.
-            **options: Passed to `decode`: `normalise`, `beam_width`, `max_temperature`, ...
+            **options: `num_words`, how many words are written where the index has postings; the others are passed to `decode`:
+                `normalise`, `beam_width`, `max_temperature`, ...
 
         Raises:
             ValueError: `queries` is a bare string, `batch_size` is below 1, or an option does not fit the strategy.
@@ -207,19 +240,21 @@ class Retriever:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         strategy = strategy or self._decoding["strategy"]
         options = {"normalise": self._decoding["normalise"], **self._strategy_options(strategy), **options}
+        k = k or self._decoding["k"]
+        num_leaves = options.pop("num_words", self._decoding["num_words"]) if self._postings else k
         prompts = self._prompts(queries, instruction)
         results = []
         for begin in range(0, len(prompts), batch_size):
             decoded = decode_batch(
                 self._model.start(prompts[begin : begin + batch_size]),
                 self._trie,
-                k or self._decoding["k"],
+                num_leaves,
                 eos_token_id=self._chat.end_token_id,
                 strategy=strategy,
                 seed=seed,
                 **options,
             )
-            results += [self._hits(documents) for documents in decoded]
+            results += [self._hits(found, k) for found in decoded]
         return results
 
     def trace(
@@ -245,14 +280,21 @@ class Retriever:
         for begin in range(0, len(prompts), batch_size):
             wanted = doc_ids[begin : begin + batch_size]
             docids = [[self._docids[rows[doc_id]].as_py() for doc_id in of_query] for of_query in wanted]
-            written = [[forms(docid, self._num_free_words) for docid in of_query] for of_query in docids]
+            texts = [[self._texts(docid) for docid in of_query] for of_query in docids]
             steps = trace_batch(
                 self._model.start(prompts[begin : begin + batch_size]),
                 self._trie,
-                [[[self._chat.docid(form) for form in of_docid] for of_docid in of_query] for of_query in written],
+                [[self._chat.docid(text) for of_docid in of_query for text in of_docid] for of_query in texts],
                 eos_token_id=self._chat.end_token_id,
             )
-            traced += [list(map(Traced, *of_query)) for of_query in zip(wanted, docids, steps, strict=True)]
+            for *of_query, steps_of_query in zip(wanted, docids, texts, steps, strict=True):
+                following = iter(steps_of_query)
+                traced.append(
+                    [
+                        self._traced(doc_id, docid, of_docid, [next(following) for _ in of_docid])
+                        for doc_id, docid, of_docid in zip(*of_query, strict=True)
+                    ]
+                )
         return traced
 
     def token_text(self, token: int) -> str:
@@ -279,10 +321,24 @@ class Retriever:
             raise UserError(f"the index holds no document '{doc_id}'")
         return int(row)
 
-    def _hits(self, documents: Sequence[Decoded]) -> list[Hit]:
+    def _texts(self, docid: str) -> list[str]:
+        """Returns what of a docid the model may write."""
+        return list(dict.fromkeys(docid.split(" "))) if self._postings else [docid]
+
+    def _traced(self, doc_id: str, docid: str, texts: list[str], steps: list[list[Step]]) -> Traced:
+        scores = np.array([sum(step.log_prob for step in path) for path in steps])
+        if self._postings:
+            scores = word_score(np.exp(scores)) * place_weight(np.arange(len(scores)))
+        return Traced(doc_id, docid, self.unit, list(map(TracedText, texts, steps, scores.tolist())))
+
+    def _hits(self, found: Sequence[Decoded], k: int) -> list[Hit]:
+        rows, scores = [each.row for each in found], [each.score for each in found]
+        if self._postings and found:
+            best = self._postings.rank(rows, scores, k)
+            rows, scores = best[0].tolist(), best[1].tolist()
         return [
-            Hit(self._doc_ids[found.row].as_py(), self._docids[found.row].as_py(), rank, found.score)
-            for rank, found in enumerate(documents, 1)
+            Hit(self._doc_ids[row].as_py(), self._docids[row].as_py(), rank, score)
+            for rank, (row, score) in enumerate(zip(rows, scores, strict=True), 1)
         ]
 
     def _rows_of(self, doc_ids: Sequence[str]) -> Any:

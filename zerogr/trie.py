@@ -8,9 +8,6 @@ are unique after two to four tokens; from there on their nodes have one child ea
     tails   the remaining tokens of every docid, ragged. Node `num_nodes + t` is the prefix that ends with tail token t:
             it is virtual, nothing is stored for it but that token.
 
-A document may have several docids, the forms of one (`zerogr.docids.forms`). Of those below a prefix that is the document's
-alone the trie keeps one.
-
 Tokens are stored as indices into `vocabulary`, the sorted tokens that occur (two bytes each up to 65,535 of them).
 The trie is read-only. Documents that leave it while one query is decoded are counted by the decoder, not here; those
 that one user may not find are left out by a view of it, see `filter`.
@@ -22,23 +19,19 @@ and 38 bytes each, and up to 100 bytes each while they are built. `children` and
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zerogr.errors import UserError
-from zerogr.trie_build import Sequences, as_ragged, build_arrays, offsets_of
+from zerogr.array_files import load_arrays, save_arrays
+from zerogr.trie_build import Sequences, as_ragged, build_arrays, offsets_of, parts
 
 if TYPE_CHECKING:
     from zerogr.filtered_trie import FilteredTrie
 
-FORMAT_VERSION = 1
 ARRAYS = (
     "vocabulary",
     "edge_token",
@@ -58,8 +51,7 @@ class DocidTrie:
     """The node of the empty prefix. Nodes are ints; ids from `num_nodes` on are virtual nodes inside a tail."""
 
     def __init__(self, arrays: dict[str, np.ndarray], extra: dict[str, Any] | None = None):
-        """Wraps the arrays named in `ARRAYS`; D is the number of distinct docids, M of stored nodes, N of documents, each as
-        often as it has docids."""
+        """Wraps the arrays named in `ARRAYS`; D is the number of distinct docids, M of stored nodes, N of documents."""
         self.vocabulary = arrays["vocabulary"]  # int32 [tokens that occur], sorted
         self.edge_token = arrays["edge_token"]  # [M] vocabulary index of the token that leads to the node
         self.first_child = arrays["first_child"]  # [M + 1]
@@ -72,27 +64,18 @@ class DocidTrie:
         """What was saved with the trie, such as the hash of the tokenizer."""
 
     @classmethod
-    def build(cls, sequences: Sequences, rows: Sequence[int] | np.ndarray | None = None) -> DocidTrie:
+    def build(cls, sequences: Sequences) -> DocidTrie:
         """Builds the trie of unsorted docids, given without an end token. Row i of the input is document row i.
 
         Args:
-            sequences: Token ids per docid as lists, or `(tokens int32 [T], offsets int64 [S + 1])`. Docids may
+            sequences: Token ids per document as lists, or `(tokens int32 [T], offsets int64 [N + 1])`. Docids may
                 repeat, be prefixes of each other, or be empty.
-            rows: Where documents have several docids, each other than the rest: the document row of every docid, from 0
-                without a gap, never falling.
 
         Raises:
-            ValueError: A token id is negative, the offsets do not describe the tokens, or `rows` are not as described.
+            ValueError: A token id is negative, or the offsets do not describe the tokens.
         """
         tokens, offsets = as_ragged(sequences)
-        if rows is None:
-            return cls(build_arrays(tokens, offsets))
-        rows = np.asarray(rows)
-        if len(rows) != len(offsets) - 1:
-            raise ValueError(f"rows must name a document for each of {len(offsets) - 1} docids, got {len(rows)}")
-        if len(rows) and (rows[0] != 0 or not np.isin(np.diff(rows), (0, 1)).all()):
-            raise ValueError("rows must begin with 0 and stay or rise by 1 from docid to docid")
-        return cls(build_arrays(tokens, offsets, rows))
+        return cls(build_arrays(tokens, offsets))
 
     @property
     def num_nodes(self) -> int:
@@ -104,10 +87,10 @@ class DocidTrie:
         """The number of distinct docids."""
         return len(self.tail_offsets) - 1 if len(self.row_order) else 0
 
-    @cached_property
+    @property
     def num_rows(self) -> int:
-        """The number of documents; more than `num_docids` where documents share a docid. The first look reads all rows."""
-        return int(self.row_order.max(initial=-1)) + 1
+        """The number of documents; more than `num_docids` where documents share a docid."""
+        return len(self.row_order)
 
     @property
     def nbytes(self) -> int:
@@ -179,10 +162,10 @@ class DocidTrie:
         return first, last - first if len(self.row_order) else 0
 
     def docids_of_rows(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The places in the sorted order (int64) of the docids of each document row, row by row; as a rule it has one.
+        """The place in the sorted order (int64 [R]) of the docid of each document row.
 
         The first call turns `row_order` around, which takes time for every document of the trie, and keeps the result:
-        twelve bytes per document with one docid, in this process alone.
+        four bytes per document, in this process alone.
 
         Raises:
             ValueError: A row is not an integer, or no document has it.
@@ -195,9 +178,7 @@ class DocidTrie:
         is_wrong = (rows < 0) | (rows >= self.num_rows)
         if is_wrong.any():
             raise ValueError(f"row {rows[is_wrong][0]} does not exist: the trie has {self.num_rows} documents")
-        docids, offsets = self._docids_by_row
-        begin, count = offsets[rows], offsets[rows + 1] - offsets[rows]
-        return docids[np.repeat(begin - offsets_of(count)[:-1], count) + np.arange(count.sum())].astype(np.int64)
+        return self._docid_of_row[rows].astype(np.int64)
 
     def filter(
         self, *, allow: Sequence[int] | np.ndarray | None = None, deny: Sequence[int] | np.ndarray | None = None
@@ -218,15 +199,14 @@ class DocidTrie:
     def num_free(self, docid: Sequence[int]) -> int:
         """Returns how many tokens of a docid, its end counted as one, are written before no other docid is left.
 
-        The rest is forced: constrained decoding never asks the model for it, and of a document with several docids the trie may
-        hold it in another order.
+        The rest is forced: constrained decoding never asks the model for it.
 
         Raises:
             ValueError: The trie does not hold the docid.
         """
         node = self.root
         for depth, token in enumerate(docid):
-            if self.docids_below(node)[1] == 1 and sorted(self.tail(node).tolist()) == sorted(docid[depth:]):
+            if self.docids_below(node)[1] == 1 and self.tail(node).tolist() == list(docid[depth:]):
                 return depth
             tokens, nodes = self.children(node)
             at = int(np.searchsorted(tokens, token))
@@ -254,22 +234,8 @@ class DocidTrie:
             path: Made if it does not exist.
             extra: JSON values to find again as `extra` of the loaded trie; None keeps those of this one.
         """
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        described = {}
-        for name, array in self._arrays().items():
-            array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-            _replace(folder / f"{name}.bin", array.data)
-            described[name] = {"dtype": array.dtype.str, "shape": list(array.shape), "sha256": _checksum(array)}
-        meta = {
-            "format_version": FORMAT_VERSION,
-            "num_rows": self.num_rows,
-            "num_docids": self.num_docids,
-            "num_nodes": self.num_nodes,
-            "extra": self.extra if extra is None else extra,
-            "arrays": described,
-        }
-        _replace(folder / "meta.json", (json.dumps(meta, indent=2, sort_keys=True) + "\n").encode())
+        counted = {"num_rows": self.num_rows, "num_docids": self.num_docids, "num_nodes": self.num_nodes}
+        save_arrays(path, self._arrays(), {**counted, "extra": self.extra if extra is None else extra})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], verify: bool = False) -> DocidTrie:
@@ -282,40 +248,21 @@ class DocidTrie:
         Raises:
             UserError: A file is missing, has the wrong size, format version or (with `verify`) content.
         """
-        folder = Path(path)
-        meta = _read_meta(folder / "meta.json")
-        arrays = {}
-        for name in ARRAYS:
-            file, described = folder / f"{name}.bin", meta["arrays"][name]
-            dtype, shape = np.dtype(described["dtype"]), tuple(described["shape"])
-            expected_bytes = dtype.itemsize * int(np.prod(shape))
-            if not file.is_file():
-                raise UserError(f"The trie file {file} is missing; build the trie again with --rebuild trie.")
-            if file.stat().st_size != expected_bytes:
-                raise UserError(
-                    f"The trie file {file} has {file.stat().st_size} bytes where meta.json says {expected_bytes}; "
-                    "copy it again or build the trie again with --rebuild trie."
-                )
-            # A file of no bytes cannot be mapped.
-            array = np.memmap(file, dtype=dtype, mode="r", shape=shape) if expected_bytes else np.empty(shape, dtype)
-            if verify and _checksum(array) != described["sha256"]:
-                raise UserError(
-                    f"The content of the trie file {file} does not match its checksum in meta.json; "
-                    "copy it again or build the trie again with --rebuild trie."
-                )
-            arrays[name] = np.asarray(array)  # a plain view of the map: slicing np.memmap objects is slow
+        arrays, meta = load_arrays(path, ARRAYS, "trie", verify=verify)
         return cls(arrays, meta["extra"])
 
     def _arrays(self) -> dict[str, np.ndarray]:
         return {name: getattr(self, name) for name in ARRAYS}
 
     @cached_property
-    def _docids_by_row(self) -> tuple[np.ndarray, np.ndarray]:
-        """(the places [N] in the sorted order of all docids, document row by document row; where each row's begin, and the
-        last's end)."""
-        docids = np.repeat(np.arange(self.num_docids, dtype=self.docid_rows.dtype), np.diff(self.docid_rows))
-        by_row = np.argsort(self.row_order, kind="stable")
-        return docids[by_row], offsets_of(np.bincount(self.row_order, minlength=self.num_rows))
+    def _docid_of_row(self) -> np.ndarray:
+        """[N] the place in the sorted order of the docid of every document row."""
+        docid_of_row = np.empty(self.num_rows, dtype=self.docid_rows.dtype)
+        for part in parts(self.num_docids):
+            ranges = self.docid_rows[part.start : part.stop + 1]
+            rows = self.row_order[ranges[0] : ranges[-1]]
+            docid_of_row[rows] = np.repeat(np.arange(part.start, part.stop), np.diff(ranges))
+        return docid_of_row
 
     def _docid_of_tail(self, position: int | np.ndarray) -> np.ndarray:
         """The docid whose tail holds the token at `position` of `tail_tokens` (-1 for negative positions)."""
@@ -328,37 +275,3 @@ class DocidTrie:
         docid = self.docid_range(node)[0]
         begin = int(self.tail_offsets[docid]) if node < self.num_nodes else node - self.num_nodes + 1
         return begin, int(self.tail_offsets[docid + 1])
-
-
-def _checksum(array: np.ndarray) -> str:
-    return hashlib.sha256(array.data).hexdigest()
-
-
-def _replace(file: Path, content: bytes | memoryview) -> None:
-    """Writes a file whole. The old one is replaced, not overwritten: it may be memory-mapped."""
-    temporary = file.with_name(file.name + ".part")
-    temporary.write_bytes(content)
-    temporary.replace(file)
-
-
-def _read_meta(file: Path) -> dict[str, Any]:
-    """The checked content of meta.json.
-
-    Raises:
-        UserError: It is missing, unreadable, or of another format version.
-    """
-    try:
-        meta = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"The trie file {file} is missing; build the trie with `zerogr trie`.") from None
-    except ValueError as error:
-        raise UserError(f"The trie file {file} is not JSON ({error}); build it again with --rebuild trie.") from None
-    version = meta.get("format_version") if isinstance(meta, dict) else None
-    if version != FORMAT_VERSION:
-        raise UserError(
-            f"The trie in {file.parent} has format version {version!r} where this program reads {FORMAT_VERSION}; "
-            "build the trie again with --rebuild trie."
-        )
-    if set(meta.get("arrays", {})) != set(ARRAYS) or "extra" not in meta:
-        raise UserError(f"The trie file {file} does not describe a trie; build it again with --rebuild trie.")
-    return meta

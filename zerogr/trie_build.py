@@ -33,14 +33,12 @@ def as_ragged(sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
     return tokens, offsets
 
 
-def build_arrays(tokens: np.ndarray, offsets: np.ndarray, rows: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """The arrays of `DocidTrie` for the ragged sequences (tokens [T], offsets [S + 1]) of the documents `rows` [S]."""
+def build_arrays(tokens: np.ndarray, offsets: np.ndarray) -> dict[str, np.ndarray]:
+    """The arrays of `DocidTrie` for the ragged sequences (tokens [T], offsets [N + 1])."""
     vocabulary, codes = _encode(tokens)
     order = _sort(codes, offsets)
     begin, length = _narrow(offsets[order]), _narrow(np.diff(offsets)[order])
     lcp = _common_prefixes(codes, begin, length)
-    if rows is not None:
-        order = _narrow(rows)[order]
 
     # Documents that share a docid are neighbours now: keep the first of each.
     is_distinct = np.ones(len(order), dtype=bool)
@@ -49,12 +47,6 @@ def build_arrays(tokens: np.ndarray, offsets: np.ndarray, rows: np.ndarray | Non
     begin = begin[is_distinct]
     length = length[is_distinct]
     lcp = lcp[is_distinct]
-    if rows is not None:
-        is_needed = _needed(order, docid_rows, lcp)
-        order = order[np.repeat(is_needed, np.diff(docid_rows))]
-        docid_rows = _narrow(offsets_of(np.diff(docid_rows)[is_needed]))
-        begin, length = begin[is_needed], length[is_needed]
-        lcp = _common_prefixes(codes, begin, length)
 
     # A docid is stored in the head down to the first depth at which it is alone, or to its end.
     lcp_next = np.full_like(lcp, -1)
@@ -82,39 +74,6 @@ def build_arrays(tokens: np.ndarray, offsets: np.ndarray, rows: np.ndarray | Non
         "docid_rows": _narrow(docid_rows),
         "row_order": _narrow(order),
     }
-
-
-def _needed(order: np.ndarray, docid_rows: np.ndarray, lcp: np.ndarray) -> np.ndarray:
-    """Which of the sorted distinct docids (bool [D]) the trie needs, where documents have several.
-
-    Below a prefix that no other document has, the first docid of its documents is enough: which of the others is written
-    there makes no difference. Documents are compared by 64-bit sums of their hashed rows.
-    """
-    if not len(lcp):
-        return np.ones(0, dtype=bool)
-    hashed = (order.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    hashed ^= hashed >> np.uint64(29)
-    hashed *= np.uint64(0xBF58476D1CE4E5B9)  # a finaliser of SplitMix64 (Steele et al. 2014)
-    documents = np.add.reduceat(hashed ^ (hashed >> np.uint64(32)), docid_rows[:-1])
-    continues = np.append(False, documents[1:] == documents[:-1])  # the same documents as the docid before
-    before = _least_in_run(lcp, continues)
-    after = np.append(lcp[1:], -1)
-    after = _least_in_run(after[::-1], np.append(continues[1:], False)[::-1])[::-1]
-    return ~(continues & (lcp > before) & (lcp > after))
-
-
-def _least_in_run(values: np.ndarray, continues: np.ndarray) -> np.ndarray:
-    """The least value from the beginning of each run to each place; `continues` says where a run goes on."""
-    least = values.copy()
-    places = np.flatnonzero(continues)
-    while len(places):  # as often as the longest run
-        lower = least[places - 1] < least[places]
-        places = places[lower]
-        least[places] = least[places - 1]
-        places = np.unique(np.concatenate([places, places + 1]))
-        places = places[places < len(values)]
-        places = places[continues[places]]
-    return least
 
 
 def _encode(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,13 +15,14 @@ shards, and two terms that share a counter (one pair in four million) only look 
 from __future__ import annotations
 
 import math
+import threading
 import unicodedata
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 import regex
+import Stemmer
 
 MAX_WORD_CHARACTERS = 64
 """Longer words (addresses, encoded data) fall apart at their `+ # . -`, and what is still longer is cut."""
@@ -100,12 +101,19 @@ def is_topical(word: str) -> bool:
 
 
 def stem(word: str) -> str:
-    """Returns what two words of a family have in common: crude on purpose, in any language their first five letters."""
-    return word[:5]
+    """Returns what the forms of a word have in common: Snowball's stem for English. Other languages lose little by it."""
+    stemmer = getattr(_stemmers, "english", None)
+    if stemmer is None:
+        stemmer = _stemmers.english = Stemmer.Stemmer("english")
+    return stemmer.stemWord(word)
+
+
+_stemmers = threading.local()
+"""A stemmer is not for two threads at once."""
 
 
 class DocumentFrequency:
-    """How many documents hold each term.
+    """How many documents hold each term. The forms of a word are one term.
 
     Attributes:
         num_documents: Documents counted so far.
@@ -119,13 +127,16 @@ class DocumentFrequency:
 
     def add(self, terms: Iterable[str]) -> None:
         """Counts one document that holds these terms; repetitions count once."""
-        slots = {zlib.crc32(term.encode()) % self.NUM_COUNTERS for term in terms}
+        slots = {self._slot(term) for term in set(terms)}
         self._counters[list(slots)] += 1
         self.num_documents += 1
 
     def of(self, term: str) -> int:
         """Returns the number of documents that hold `term` (at least, if terms share a counter)."""
-        return int(self._counters[zlib.crc32(term.encode()) % self.NUM_COUNTERS])
+        return int(self._counters[self._slot(term)])
+
+    def _slot(self, term: str) -> int:
+        return zlib.crc32(stem(term).encode()) % self.NUM_COUNTERS
 
     def idf(self, term: str) -> float:
         """Returns ln((N + 1) / (df + 0.5)), positive, higher for rarer terms; a term never seen is the rarest."""
@@ -149,14 +160,16 @@ def rank_terms(
 ) -> list[tuple[str, float]]:
     """Returns the document's topical terms with their TF-IDF weights, heaviest first, ties in order of appearance.
 
-    The weight is (1 + ln tf) x idf, where an occurrence in the title counts `title_weight` times.
+    The weight is (1 + ln tf) x idf, where an occurrence in the title counts `title_weight` times. The forms of a word are one
+    term, named by the form that counts most.
     """
-    counts: Counter[str] = Counter()
-    for term in words(title):
-        counts[term] += title_weight  # type: ignore[assignment]
-    for term in words(text):
-        counts[term] += 1
-    topical = (
-        (term, (1 + math.log(count)) * frequency.idf(term)) for term, count in counts.items() if is_topical(term)
+    counts: dict[str, dict[str, float]] = {}
+    for part, weight in ((title, title_weight), (text, 1.0)):
+        for word in filter(is_topical, words(part)):
+            forms = counts.setdefault(stem(word), {})
+            forms[word] = forms.get(word, 0.0) + weight
+    ranked = (
+        (max(forms, key=forms.__getitem__), (1 + math.log(sum(forms.values()))) * frequency.idf(term))
+        for term, forms in counts.items()
     )
-    return sorted(topical, key=lambda pair: -pair[1])
+    return sorted(ranked, key=lambda pair: -pair[1])

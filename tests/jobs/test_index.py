@@ -281,6 +281,9 @@ def test_queries_of_a_rejected_document_train_nothing(copied: str) -> None:
     storage.write_parquet(index.shard("docids", 0), table.slice(1))
     gone = table.column("docid")[0].as_py()
     docids = {
-        docid for shard in RetrieverRecipe(validate_config({"index": copied})).triples() for _, _, docid, _ in shard
+        answer
+        for shard in RetrieverRecipe(validate_config({"index": copied})).rows()
+        for row in shard
+        for answer, _ in row.answers
     }
     assert docids and gone not in docids

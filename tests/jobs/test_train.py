@@ -20,7 +20,7 @@ from zerogr.chat import ChatFormat
 from zerogr.index import Index
 from zerogr.models import load_model
 from zerogr.training.checkpoints import StorageCheckpointer, full_tensors
-from zerogr.training.examples import Examples
+from zerogr.training.examples import Examples, Row
 from zerogr.training.learner import Learner, TrainingSettings
 from zerogr.training.loop import train
 
@@ -113,7 +113,10 @@ def _examples(chat: ChatFormat) -> Examples:
     draw = np.random.default_rng(0)
     words = "coffee grind water keel mast wind knight rook pawn flour yeast oven gear chain brake".split()
     return Examples.build(
-        (("Find the text.", " ".join(draw.choice(words, 4)), " ".join(draw.choice(words, 3)), 1.0) for _ in range(31)),
+        (
+            Row("Find the text.", " ".join(draw.choice(words, 4)), ((" ".join(draw.choice(words, 3)), 1),), 1.0)
+            for _ in range(31)
+        ),
         chat,
     )
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from zerogr.chat import ChatFormat
 from zerogr.models import load_tokenizer
-from zerogr.training.examples import Examples
+from zerogr.training.examples import Examples, Row
 from zerogr.trie import DocidTrie
 
 DOCIDS = [
@@ -47,7 +47,9 @@ class TestTokensOfADocid:
 
     def test_trie_training_and_decoder_agree(self, tokenizer: Any) -> None:
         chat = ChatFormat.of(tokenizer)
-        examples = Examples.build((("Find it.", f"query {i}", docid, 1.0) for i, docid in enumerate(DOCIDS)), chat)
+        examples = Examples.build(
+            (Row("Find it.", f"query {i}", ((docid, 1),), 1.0) for i, docid in enumerate(DOCIDS)), chat
+        )
         trie = DocidTrie.build(chat.docids(DOCIDS))
         for row in range(len(DOCIDS)):
             example = examples.tokens[examples.offsets[row] : examples.offsets[row + 1]]
@@ -74,7 +76,7 @@ class TestTokensOfADocid:
 
     def test_an_example_is_the_prompt_and_its_docid(self, tokenizer: Any) -> None:
         chat = ChatFormat.of(tokenizer)
-        examples = Examples.build([("Find it.", "wind and tide", "keel mast wind", 1.0)], chat)
+        examples = Examples.build([Row("Find it.", "wind and tide", (("keel mast wind", 1),), 1.0)], chat)
         learnt = [*chat.docid("keel mast wind"), chat.end_token_id]
         whole = [*examples.prefixes[examples.task[0]], *examples.tokens.tolist()]
         assert whole == chat.prompt("Find it.", "wind and tide") + learnt

@@ -18,7 +18,7 @@ from zerogr.evaluation.metrics import METRICS, evaluate_queries
 from zerogr.evaluation.runs import read_runs
 from zerogr.evaluation.significance import compare
 from zerogr.evaluation.systems import Answers, StrategySpec
-from zerogr.retriever import Traced
+from zerogr.retriever import Traced, TracedText
 
 
 class TestSignificance:
@@ -207,7 +207,8 @@ class TestClassOfALoss:
 
     @staticmethod
     def traced(doc_id: str, docid: str, *log_probs: float) -> Traced:
-        return Traced(doc_id, docid, [Step(0, log_prob, 1, 2, 0, 0.0) for log_prob in log_probs])
+        steps = [Step(0, log_prob, 1, 2, 0, 0.0) for log_prob in log_probs]
+        return Traced(doc_id, docid, "docid", [TracedText(docid, steps, sum(log_probs))])
 
     def test_each(self) -> None:
         first = self.traced("x", "wing lift flow", -0.5, -0.5)
@@ -221,5 +222,23 @@ class TestClassOfALoss:
             ("heat bath", (-1.1, 0.0), good, (0, "first_token")),
             ("heat bath", (-0.4, -0.7), good, (1, "late")),
         ):
-            assert classify(self.traced("y", docid, *log_probs), first, support) == expected
-        assert classify(first, first, good) == (None, "first")
+            assert classify("", self.traced("y", docid, *log_probs), first, support) == expected
+        assert classify("", first, first, good) == (None, "first")
+
+    def test_each_where_words_are_written(self) -> None:
+        def traced(doc_id: str, docid: str, *scores: float) -> Traced:
+            paths = [TracedText(word, [], score) for word, score in zip(docid.split(), scores, strict=True)]
+            return Traced(doc_id, docid, "word", paths)
+
+        query, first = "Does a wing lift?", traced("x", "wing lift flow", 2.0, 1.0, 0.5)
+        good, poor = [Support("asked like this", 0.6)], [Support("asked otherwise", 0.3)]
+        for docid, scores, support, expected in (
+            ("wing lift flow", (2.0, 1.0, 0.5), good, "collided"),
+            ("heat bath", (2.0, 2.0), good, "search"),
+            ("lift wings wing drag", (0.1, 0.1, 0.1, 0.1), poor, "ambiguous"),
+            ("heat bath", (0.1, 0.1), poor, "unsupported"),
+            ("heat bath wings", (0.1, 0.1, 2.0), good, "unnamed"),
+            ("lifting bath wings", (0.1, 0.1, 2.0), good, "outweighed"),
+        ):
+            assert classify(query, traced("y", docid, *scores), first, support) == (None, expected)
+        assert classify(query, first, first, good) == (None, "first")

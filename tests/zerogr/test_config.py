@@ -72,7 +72,7 @@ class TestValues:
     def test_limits_that_contradict_each_other(self) -> None:
         sentence = refused({"docids": {"min_words": 9, "max_words": 8}})
         assert sentence == "docids: min_words is 9; it must not exceed max_words = 8"
-        sentence = refused({"docids": {"min_core_terms": 9}})
+        sentence = refused({"docids": {"min_words": 6, "max_words": 8, "min_core_terms": 9}})
         assert sentence == "docids: min_core_terms is 9; it must not exceed max_words = 8"
 
     def test_compiling_is_for_one_rank(self) -> None:

@@ -25,6 +25,8 @@ def part(prefixes: list[list[int]], *examples: tuple[int, list[int]]) -> Example
         prefixes=prefixes,
         tokens=np.array([token for _, tokens in examples for token in tokens], dtype=np.int32),
         offsets=np.cumsum([0, *(len(tokens) for _, tokens in examples)]),
+        answer=np.array([number for _, tokens in examples for number in [0] * (len(tokens) - 1) + [1]], dtype=np.uint8),
+        counts=np.array([number for _, tokens in examples for number in [0] * (len(tokens) - 1) + [2]], dtype=np.uint8),
         num_targets=np.ones(len(examples), dtype=np.int32),
         task=np.array([task for task, _ in examples], dtype=np.int32),
         weights=np.full(len(examples), 0.5, dtype=np.float32),
@@ -60,6 +62,7 @@ def test_parts_become_one(cache: Path) -> None:
         examples.tokens[start:end].tolist() for start, end in zip(examples.offsets, examples.offsets[1:], strict=False)
     ]
     assert pieces == [[10, 11], [12], [13, 14, 15], [16]]
+    assert examples.answer.tolist() == [0, 1, 1, 0, 0, 1, 1] and examples.counts.tolist() == [0, 2, 2, 0, 0, 2, 2]
     assert examples.weights.tolist() == [0.5] * 4 and examples.num_targets.tolist() == [1] * 4
     assert not examples.tokens.flags.writeable  # a map of the file, not a copy
     assert examples.num_tokens_of(np.array([1, 3])) == (2 + 1) + (1 + 1)

@@ -22,7 +22,7 @@ from zerogr.training import learner as learner_module
 from zerogr.training import throughput
 from zerogr.training.attention import PACKED, packed_attention
 from zerogr.training.choices import Choices
-from zerogr.training.examples import Examples, passes
+from zerogr.training.examples import Examples, Row, passes
 from zerogr.training.learner import Learner, SelectedTargets, TrainingSettings, greedy_hits
 from zerogr.training.log import TrainingLog
 from zerogr.training.throughput import Cost, Meter
@@ -141,8 +141,8 @@ def trained(tiny_model: Path) -> Trained:
     return model.eval(), examples, trie, Choices(trie, chat.end_token_id)
 
 
-def rows_of(docids: list[str]) -> list[tuple[str, str, str, float]]:
-    return [("Find.", f"{docid} {i}", docid, 1.0) for i, docid in enumerate(docids * 3)]
+def rows_of(docids: list[str]) -> list[Row]:
+    return [Row("Find.", f"{docid} {i}", ((docid, 1),), 1.0) for i, docid in enumerate(docids * 3)]
 
 
 def parts_of(examples: Examples, i: int) -> tuple[list[int], list[int]]:
@@ -276,7 +276,7 @@ class TestChoices:
         _, chat = load(tiny_model)
         choices = Choices(DocidTrie.build([chat.docid(docid) for docid in ["oven gear"]]), chat.end_token_id)
         with pytest.raises(UserError, match="--rebuild trie"):
-            Examples.build([("Find.", "bread", missing, 1.0)], chat, choices)
+            Examples.build([Row("Find.", "bread", ((missing, 1),), 1.0)], chat, choices)
 
 
 class TestPackedAttention:

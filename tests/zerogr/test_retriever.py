@@ -69,10 +69,11 @@ def build_index(config: Config) -> dict[str, torch.Tensor]:
 def built_and_trained(
     tmp_path_factory: pytest.TempPathFactory, collection: Path, tiny_model: Path
 ) -> tuple[str, dict[str, torch.Tensor]]:
-    """With docids in one order, so that a score is that of one text."""
+    """With docids written whole, so that a score is the probability of one text."""
     uri = str(tmp_path_factory.mktemp("by-hand") / "index")
-    tree = tiny.settings(uri, collection, tiny_model, decoding__k=7, docids__num_free_words=0)
-    return uri, build_index(validate_config(tree))
+    return uri, build_index(
+        validate_config(tiny.settings(uri, collection, tiny_model, decoding__k=7, docids__unit="docid"))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -195,45 +196,55 @@ class TestSearch:
         assert retriever.doc_ids() == {row["_id"] for row in tiny.documents()}
 
 
-class TestFreeWords:
-    @pytest.fixture(scope="class", params=[1, 2])
-    def free(
-        self,
-        request: pytest.FixtureRequest,
-        tmp_path_factory: pytest.TempPathFactory,
-        collection: Path,
-        tiny_model: Path,
-    ) -> Retriever:
-        uri = str(tmp_path_factory.mktemp("free-words") / "index")
-        build_index(validate_config(tiny.settings(uri, collection, tiny_model, docids__num_free_words=request.param)))
+def tiny_instruction() -> str:
+    return str(tiny.settings("", Path(), Path())["instruction"])
+
+
+class TestWords:
+    """The default: the retriever writes words, and documents are found by the sum over those of their docids."""
+
+    @pytest.fixture(scope="class")
+    def writer(self, tmp_path_factory: pytest.TempPathFactory, collection: Path, tiny_model: Path) -> Retriever:
+        uri = str(tmp_path_factory.mktemp("words") / "index")
+        build_index(validate_config(tiny.settings(uri, collection, tiny_model)))
         return Retriever.load(uri, device="cpu")
 
     @pytest.mark.parametrize("strategy", STRATEGIES)
-    def test_every_strategy_finds_each_document_once(self, free: Retriever, strategy: str) -> None:
-        for hits in free.search(QUERIES, k=12, strategy=strategy):
-            assert len({hit.doc_id for hit in hits}) == len(hits) == 12
+    def test_every_strategy_finds_each_document_once(self, writer: Retriever, strategy: str) -> None:
+        for hits in writer.search(QUERIES, k=40, strategy=strategy, num_words=500):
+            assert {hit.doc_id for hit in hits} == writer.doc_ids() and len(hits) == 40
+            assert [hit.rank for hit in hits] == list(range(1, 41))
+            assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
 
-    def test_the_forms_of_all_documents_share_the_probability(self, free: Retriever) -> None:
-        [hits] = free.search(QUERIES[:1], k=40, strategy="beam", beam_width=5000)
-        assert len(hits) == 40 == free.num_documents
-        # A form less likely than the last document's likeliest is not looked for, so that the sum may be a little less.
-        assert 0.5 < fsum(exp(hit.score) for hit in hits) < 1 + 1e-4
-        [traced] = free.trace(QUERIES[:1], [[hit.doc_id for hit in hits]])
-        for hit, path in zip(hits, traced, strict=True):
-            assert (path.doc_id, path.docid) == (hit.doc_id, hit.docid)
-            assert path.score <= hit.score + 1e-4  # one of its forms
+    def test_scores_are_the_sums_over_the_words(self, writer: Retriever) -> None:
+        """Every word of the index is written; words of one stem are one, and the tiny corpus has none."""
+        [hits] = writer.search(QUERIES[:1], k=40, num_words=500)
+        [traced] = writer.trace(QUERIES[:1], [[hit.doc_id for hit in hits]])
+        for hit, each in zip(hits, traced, strict=True):
+            assert (each.doc_id, each.docid, each.unit) == (hit.doc_id, hit.docid, "word")
+            assert [path.text for path in each.paths] == list(dict.fromkeys(hit.docid.split()))
+            assert each.score == pytest.approx(hit.score, rel=1e-3)
 
-    def test_restricted_to_some_documents(self, free: Retriever) -> None:
+    def test_fewer_words_find_fewer_documents(self, writer: Retriever) -> None:
+        [few], [many] = (writer.search(QUERIES[:1], k=40, num_words=number) for number in (1, 8))
+        assert 0 < len(few) <= len(many) <= 40
+
+    def test_restricted_to_some_documents(self, writer: Retriever) -> None:
         coffee = {f"coffee-{number}" for number in range(8)}
-        tenant = free.restricted(allow=sorted(coffee))
+        tenant = writer.restricted(allow=sorted(coffee))
         for strategy in STRATEGIES:
             assert {hit.doc_id for hit in tenant.search(QUERIES[:1], k=40, strategy=strategy)[0]} == coffee
-        others = {hit.doc_id for hit in free.restricted(deny=sorted(coffee)).search(QUERIES[:1], k=40)[0]}
-        assert others == free.doc_ids() - coffee
+        others = {
+            hit.doc_id for hit in writer.restricted(deny=sorted(coffee)).search(QUERIES[:1], k=40, num_words=500)[0]
+        }
+        assert others == writer.doc_ids() - coffee
+        assert writer.restricted(allow=[]).search(QUERIES[:1]) == [[]]
 
-
-def tiny_instruction() -> str:
-    return str(tiny.settings("", Path(), Path())["instruction"])
+    def test_a_setting_of_words_is_unknown_where_docids_are_written(
+        self, built_and_trained: tuple[str, dict[str, torch.Tensor]]
+    ) -> None:
+        with pytest.raises(ValueError, match="unknown option of beam 'num_words'"):
+            Retriever.load(built_and_trained[0], device="cpu").search(QUERIES[:1], num_words=8)
 
 
 class TestLoad:
@@ -271,7 +282,7 @@ class TestLoad:
 
 class TestStages:
     def test_a_document_without_a_docid_teaches_nothing(self, copy: str, tiny_model: Path, collection: Path) -> None:
-        config = validate_config(tiny.settings(copy, collection, tiny_model, docids__num_free_words=0))
+        config = validate_config(tiny.settings(copy, collection, tiny_model, docids__unit="docid"))
         index, recipe = Index(copy), RetrieverRecipe(config)
         tokenizer = load_base(recipe)[1]
         before = len(recipe.examples(tokenizer))
@@ -283,7 +294,7 @@ class TestStages:
         assert len(recipe.examples(tokenizer)) == before - lost
 
     def test_no_query_at_all_is_one_error(self, copy: str, tiny_model: Path, collection: Path) -> None:
-        config = validate_config(tiny.settings(copy, collection, tiny_model, docids__num_free_words=0))
+        config = validate_config(tiny.settings(copy, collection, tiny_model, docids__unit="docid"))
         recipe = RetrieverRecipe(config)
         tokenizer = load_base(recipe)[1]
         storage.delete(Index(copy).path("queries"))
@@ -291,7 +302,7 @@ class TestStages:
             recipe.examples(tokenizer)
 
     def test_no_docid_at_all_is_one_error(self, copy: str, tiny_model: Path, collection: Path) -> None:
-        config = validate_config(tiny.settings(copy, collection, tiny_model, docids__num_free_words=0))
+        config = validate_config(tiny.settings(copy, collection, tiny_model, docids__unit="docid"))
         index = Index(copy)
         for shard in range(5):
             table: pa.Table = storage.read_parquet(index.shard("docids", shard))
@@ -304,7 +315,7 @@ class TestStages:
     ) -> None:
         def inputs(**changes: Any) -> dict[str, Any]:
             return RetrieverRecipe(
-                validate_config(tiny.settings(built, collection, tiny_model, docids__num_free_words=0, **changes))
+                validate_config(tiny.settings(built, collection, tiny_model, docids__unit="docid", **changes))
             ).inputs()
 
         plain = inputs()

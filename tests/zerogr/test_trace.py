@@ -18,7 +18,7 @@ class TestTrace:
     def test_is_what_the_search_saw(self, docids: list[Docid], seed: int) -> None:
         model, trie = TableModel(seed), DocidTrie.build(docids)
         wanted = sorted(set(docids))
-        [traces] = trace_batch(CallableScorer(model), trie, [[[docid] for docid in wanted]], eos_token_id=EOS)
+        [traces] = trace_batch(CallableScorer(model), trie, [wanted], eos_token_id=EOS)
         assert len(model.asked) == len(set(model.asked))
         for docid, steps in zip(wanted, traces, strict=True):
             assert [step.token for step in steps] == [*docid, EOS]
@@ -35,4 +35,4 @@ class TestTrace:
         trie = DocidTrie.build([(0, 1, 3), (0, 4), (5,)])
         for docid in ((0, 3), (5, 1), (1,), (0,)):
             with pytest.raises(ValueError, match="the trie holds no docid"):
-                trace_batch(CallableScorer(TableModel()), trie, [[[docid]]], eos_token_id=EOS)
+                trace_batch(CallableScorer(TableModel()), trie, [[docid]], eos_token_id=EOS)

@@ -18,7 +18,7 @@ from zerogr.models import load_model
 from zerogr.training import loop
 from zerogr.training.checkpoints import StorageCheckpointer, Weights, full_tensors
 from zerogr.training.choices import Choices
-from zerogr.training.examples import Examples, PackedBatch, batches, epoch_order, passes
+from zerogr.training.examples import Examples, PackedBatch, Row, batches, epoch_order, passes
 from zerogr.training.learner import Learner, SelectedTargets, TrainingSettings, Work, summed_loss
 from zerogr.training.loop import learning_rate_at, train
 
@@ -44,14 +44,14 @@ def load(folder: Path) -> tuple[Any, ChatFormat]:
 
 
 def make_examples(chat: ChatFormat, count: int = 19) -> Examples:
-    """Returns examples of two tasks, of very different lengths."""
+    """Returns examples of two tasks, of very different lengths, some with several answers of different weight."""
     draw = np.random.default_rng(0)
     return Examples.build(
         (
-            (
+            Row(
                 "Find the text." if i % 3 else "What is it about?",
                 " ".join(draw.choice(WORDS, 1 + i % 7)),
-                " ".join(draw.choice(WORDS, 1 + i % 4)),
+                tuple((" ".join(draw.choice(WORDS, 1 + (i + j) % 4)), 1 + j) for j in range(1 + i % 3)),
                 1.0,
             )
             for i in range(count)
@@ -99,12 +99,18 @@ class TestPacking:
     @staticmethod
     def loss_alone(model: Any, examples: Examples, i: int) -> torch.Tensor:
         """The slow reference: the stock model on one sequence, logits everywhere, cross-entropy where a docid stands."""
-        own = examples.tokens[examples.offsets[i] : examples.offsets[i + 1]].tolist()
-        tokens = torch.tensor([[*examples.prefixes[examples.task[i]], *own]])
-        logits = model(input_ids=tokens).logits[0, :-1]
-        labels = tokens[0, 1:].clone()
-        labels[: -int(examples.num_targets[i])] = -100
-        return functional.cross_entropy(logits, labels, reduction="sum")
+        place = slice(examples.offsets[i], examples.offsets[i + 1])
+        own, answer, counts = (array[place] for array in (examples.tokens, examples.answer, examples.counts))
+        total = torch.zeros(())
+        for number in range(1, int(answer.max()) + 1):
+            before, targets = [*examples.prefixes[examples.task[i]], *own[answer == 0]], own[answer == number]
+            tokens = torch.tensor([[*before, *targets]])
+            logits = model(input_ids=tokens).logits[0, :-1]
+            labels = tokens[0, 1:].clone()
+            labels[: -len(targets)] = -100
+            weight = float(examples.weights[i]) * int(counts[answer == number][0])
+            total = total + weight * functional.cross_entropy(logits, labels, reduction="sum")
+        return total
 
     @pytest.mark.parametrize("row_tokens", [1, 64, 128])
     def test_every_example_is_in_one_row_of_its_task(self, tiny_model: Path, row_tokens: int) -> None:
@@ -126,37 +132,47 @@ class TestPacking:
     @staticmethod
     def pieces(batch: PackedBatch) -> Iterator[tuple[list[int], list[int]]]:
         """Yields (prefix, example) of every example of the batch, and checks its positions."""
-        for tokens, positions, segments in zip(batch.tokens, batch.positions, batch.segments, strict=True):
+        arrays = (batch.tokens, batch.positions, batch.segments, batch.branches)
+        for tokens, positions, segments, branches in zip(*arrays, strict=True):
             prefix = tokens[segments == 0].tolist()
             for segment in range(1, int(segments.max()) + 1):
                 piece = tokens[segments == segment].tolist()
-                start = len(prefix)
-                assert positions[segments == segment].tolist() == list(range(start, start + len(piece)))
+                where, own = positions[segments == segment], branches[segments == segment]
+                start, middle = len(prefix), len(prefix) + int((own == 0).sum())
+                assert where[own == 0].tolist() == list(range(start, middle))
+                for answer in range(1, int(own.max()) + 1):
+                    assert where[own == answer].tolist() == list(range(middle, middle + int((own == answer).sum())))
                 yield prefix, piece
 
     def test_the_mask_by_hand(self) -> None:
         examples = Examples(
             prefixes=[[9]],
-            tokens=np.array([1, 2, 3, 4], dtype=np.int32),
-            offsets=np.array([0, 2, 4]),
-            num_targets=np.array([1, 1], dtype=np.int32),
+            tokens=np.array([1, 2, 5, 6, 3, 4], dtype=np.int32),
+            offsets=np.array([0, 4, 6]),
+            answer=np.array([0, 1, 1, 2, 0, 1], dtype=np.uint8),
+            counts=np.array([0, 3, 3, 1, 0, 1], dtype=np.uint8),
+            num_targets=np.array([3, 1], dtype=np.int32),
             task=np.array([0, 0], dtype=np.int32),
             weights=np.array([1, 2], dtype=np.float32),
         )
         batch = pack(examples, [0, 1], 64)
-        assert batch.tokens.tolist() == [[9, 1, 2, 3, 4]]
-        assert batch.positions.tolist() == [[0, 1, 2, 1, 2]]
+        assert batch.tokens.tolist() == [[9, 1, 2, 5, 6, 3, 4]]
+        assert batch.positions.tolist() == [[0, 1, 2, 3, 2, 1, 2]]
         assert batch.mask()[0, 0].int().tolist() == [
-            [1, 0, 0, 0, 0],
-            [1, 1, 0, 0, 0],
-            [1, 1, 1, 0, 0],
-            [1, 0, 0, 1, 0],
-            [1, 0, 0, 1, 1],
+            [1, 0, 0, 0, 0, 0, 0],
+            [1, 1, 0, 0, 0, 0, 0],
+            [1, 1, 1, 0, 0, 0, 0],
+            [1, 1, 1, 1, 0, 0, 0],
+            [1, 1, 0, 0, 1, 0, 0],
+            [1, 0, 0, 0, 0, 1, 0],
+            [1, 0, 0, 0, 0, 1, 1],
         ]
-        assert batch.target_index.tolist() == [1, 3]
-        assert batch.weights.tolist() == [1, 2]
-        assert batch.targets.tolist() == [2, 4]
-        assert batch.example.tolist() == [0, 1]
+        assert batch.target_index.tolist() == [1, 2, 1, 5]
+        assert batch.weights.tolist() == [3, 3, 1, 2]
+        assert batch.targets.tolist() == [2, 5, 6, 4]
+        assert batch.example.tolist() == [0, 0, 0, 1]
+        assert batch.answer.tolist() == [0, 0, 1, 2]
+        assert examples.num_targets_of(np.array([0, 1])) == 3 + 3 + 1 + 2
 
 
 class TestExamples:
@@ -406,7 +422,7 @@ class TestLoop:
             alone = [float(TestPacking.loss_alone(model, examples, int(i))) for i in ids]
         learner = Learner(model, SETTINGS)
         assert learner.evaluate(examples, ids) == {
-            "evaluation_loss": pytest.approx(sum(alone) / examples.num_targets[ids].sum(), abs=1e-4)
+            "evaluation_loss": pytest.approx(sum(alone) / examples.num_targets_of(ids), abs=1e-4)
         }
         assert learner.evaluate(examples, ids[:0]) == {}
         assert all(parameter.grad is None for parameter in model.parameters())

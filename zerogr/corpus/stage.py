@@ -25,7 +25,7 @@ from zerogr.index import Index, shards_in
 from zerogr.progress import Progress
 from zerogr.words import DocumentFrequency, words
 
-VERSION = 2
+VERSION = 3
 FREQUENCY = "work/document_frequency.bin"
 SCHEMA = pa.schema(
     [

@@ -23,9 +23,9 @@ class Decoded(NamedTuple):
     row: int
     """The document's row in the input of `DocidTrie.build`."""
     tokens: tuple[int, ...]
-    """Its docid, without the end token; of several the first that was found."""
+    """Its docid, without the end token."""
     score: float
-    """Natural-log probability of the docid and its end at temperature 1; of several the sum over those that were found."""
+    """Natural-log probability of the docid and its end at temperature 1."""
 
 
 class DecodedList(list[Decoded]):
@@ -175,16 +175,10 @@ class _Search:
     def documents(self, k: int, strategy: str) -> DecodedList:
         """The documents of the leaves that the policy has found."""
         assert self.outcome is not None, "the search is not done"
-        leaves_of: dict[int, list[Node]] = {}
+        decoded = DecodedList()
         for leaf in self.outcome.leaves:
-            for row in self.tree.rows(leaf).tolist():
-                leaves_of.setdefault(row, []).append(leaf)
-        decoded = DecodedList(
-            Decoded(row, (leaves[0].path + leaves[0].tail)[:-1], _log_sum([leaf.total for leaf in leaves]))
-            for row, leaves in leaves_of.items()
-        )
-        if self.outcome.by_score:  # they are, but for documents with several docids
-            decoded.sort(key=lambda found: -found.score)
+            tokens = (leaf.path + leaf.tail)[:-1]
+            decoded += [Decoded(row, tokens, leaf.total) for row in self.tree.rows(leaf).tolist()]
         del decoded[k:]
         decoded.bound_hit = self.outcome.bound_hit
         decoded.num_scored, decoded.num_rounds = self.tree.num_scored, self.tree.num_rounds
@@ -195,10 +189,6 @@ class _Search:
                 decoded.num_scored,
             )
         return decoded
-
-
-def _log_sum(scores: list[float]) -> float:
-    return scores[0] if len(scores) == 1 else float(np.logaddexp.reduce(scores))
 
 
 def _unknown(kind: str, value: str, known: Iterable[str]) -> str:

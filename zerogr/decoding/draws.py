@@ -105,7 +105,7 @@ class Walk:
 
 def draw_leaves(
     tree: ScoredTree,
-    k: int,
+    num_draws: int,
     *,
     seed: int,
     chooser: Callable[[int], Choose],
@@ -114,11 +114,9 @@ def draw_leaves(
 ) -> Generator[Ask, None, list[Node]]:
     """Yields the nodes to score, and returns the drawn leaves in the order of the draws.
 
-    Every draw brings a document, unless it is another docid of one that has been drawn: then there is one draw more.
-
     Args:
         tree: The query's tree; its trie is not empty.
-        k: How many documents to draw; all there are if fewer.
+        num_draws: How many leaves to draw; all there are if fewer.
         seed: Draw i uses the random stream (seed, i).
         chooser: How draw i picks an option.
         exact_temperature: The temperature of draw i at which drawn mass is subtracted; None renormalises locally.
@@ -130,24 +128,17 @@ def draw_leaves(
     if lookahead < 1:
         raise ValueError(f"lookahead must be at least 1, got {lookahead}")
     overlay = Overlay()
-    walks: list[Walk] = []
-    documents: set[int] = set()
+    walks = [
+        Walk(tree.root, seed, draw, chooser(draw), exact_temperature(draw) if exact_temperature else None)
+        for draw in range(min(num_draws, tree.root.num_docids))
+    ]
     num_done = 0
-    while True:
-        if num_done == len(walks):
-            num_draws = min(num_done + k - len(documents), tree.root.num_docids)
-            if num_draws == num_done:
-                break
-            walks += [
-                Walk(tree.root, seed, draw, chooser(draw), exact_temperature(draw) if exact_temperature else None)
-                for draw in range(num_done, num_draws)
-            ]
+    while num_done < len(walks):
         underway = walks[num_done : num_done + lookahead]
         for walk in underway:
             walk.advance(tree, overlay)
         stuck = [walk.node for walk in underway if not walk.node.is_leaf]
         first_stuck = next((i for i, walk in enumerate(underway) if not walk.node.is_leaf), len(underway))
-        documents.update(tree.document(walk.node) for walk in underway[:first_stuck])
         num_done += first_stuck
         if exact_temperature:
             # The first stuck draw has seen all earlier leaves; those behind it have guessed.

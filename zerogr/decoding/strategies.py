@@ -2,7 +2,6 @@
 
 A policy is a generator. It yields the nodes whose probabilities it needs, is resumed when they are known,
 and returns an `Outcome`. It never calls the model itself, so that the nodes of many queries can be evaluated together.
-Where documents have several docids, k counts documents, and all their docids that were met are returned.
 
     greedy              k draws, each takes the best remaining token
     nucleus             k draws from the most probable tokens
@@ -17,7 +16,7 @@ Ties go to the smaller token id. All orders compare (score, token path), the end
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -36,8 +35,6 @@ class Outcome(NamedTuple):
 
     leaves: list[Node]
     """One leaf per docid, best first or in the order of the draws; all evaluated."""
-    by_score: bool = False
-    """Whether better documents come first."""
     bound_hit: bool = False
     """Whether a bound on the work ended an exact search early, so that the leaves are good but maybe not the best."""
 
@@ -127,57 +124,27 @@ def beam(tree: ScoredTree, k: int, seed: int, *, beam_width: int | None = None) 
     Under `vocabulary` its forced tokens still cost probability, and it competes token by token, as in the `generate` of
     Hugging Face with a length penalty of 0. With a width of at least the number of docids the ranking is exact.
 
-    Where documents have several docids, one that is less likely than the best of the k-th document is not looked for.
-
     Args:
         beam_width: At least k, the default.
     """
     width = k if beam_width is None else beam_width
     _require(width >= k, f"beam_width must be at least k = {k}, got {width}")
-    return Outcome((yield from _beam_search(tree, [tree.root], k, width)), by_score=True)
+    return Outcome((yield from _beam_search(tree, [tree.root], k, width)))
 
 
-def _beam_search(tree: ScoredTree, frontier: list[Node], k: int, width: int) -> Generator[Ask, None, list[Node]]:
-    """The leaves of the best k documents that a beam finds below the frontier, no node of which is below another.
-
-    A beam of `width` >= k meets k documents, or all, unless it fills up with several docids of the same: then one of twice the
-    width follows, for which most is scored already.
-    """
-    while True:
-        found = yield from _one_beam(tree, frontier, k, width)
-        if _is_enough(tree, found, k, width):
-            return found
-        width *= 2
-
-
-def _is_enough(tree: ScoredTree, found: list[Node], k: int, width: int) -> bool:
-    """Whether k documents were found, or the search was wide enough for all docids."""
-    return width >= tree.root.num_docids or len({tree.document(leaf) for leaf in found}) >= k
-
-
-def _one_beam(tree: ScoredTree, frontier: list[Node], k: int, width: int) -> Generator[Ask, None, list[Node]]:
+def _beam_search(tree: ScoredTree, frontier: Iterable[Node], k: int, width: int) -> Generator[Ask, None, list[Node]]:
+    """The best k leaves that a beam of `width` finds below the frontier, no node of which is below another."""
     found: list[Node] = []
     kept = sorted(frontier, key=lambda node: node.path)
     while kept:
         # Once all are leaves nobody joins the beam any more and few leave it: whole tails, in one pass, spare the rounds.
         yield Ask(kept, num_forced=None if all(node.is_leaf for node in kept) else 1)
         found += [node for node in kept if node.is_leaf and node.is_evaluated]
-        best = _best_of_documents(tree, found, k).values()
-        worst = min(best) if len(best) == k else -np.inf
-        # Scores only fall, so a prefix below the best docids of k documents cannot come back.
+        worst = sorted((leaf.total for leaf in found), reverse=True)[k - 1] if len(found) >= k else -np.inf
+        # Scores only fall, so a prefix below k finished docids cannot come back.
         live = [node for node in kept if not (node.is_leaf and node.is_evaluated) and node.bound >= worst]
         kept = [node for node in _best_continuations(tree, live, width) if node.bound >= worst]
-    documents = _best_of_documents(tree, found, k)
-    return [leaf for leaf in _ranked(found) if tree.document(leaf) in documents]
-
-
-def _best_of_documents(tree: ScoredTree, leaves: list[Node], k: int) -> dict[int, float]:
-    """The score of the best leaf of each of the best k documents."""
-    best: dict[int, float] = {}
-    for leaf in _ranked(leaves):
-        if len(best) < k:
-            best.setdefault(tree.document(leaf), leaf.total)
-    return best
+    return _ranked(found)[:k]
 
 
 def _best_continuations(tree: ScoredTree, live: list[Node], width: int) -> list[Node]:
@@ -195,7 +162,7 @@ def _best_continuations(tree: ScoredTree, live: list[Node], width: int) -> list[
 
 
 def best_first(tree: ScoredTree, k: int, seed: int, *, max_expansions: int = 10_000, batch_size: int = 16) -> Policy:
-    """The k documents with the most probable docids, exactly: always expands the most probable prefixes of any length.
+    """The k most probable docids, exactly: always expands the most probable prefixes, whatever their length.
 
     The probability of a prefix bounds that of all docids below it, so a docid that heads the queue is final.
 
@@ -207,15 +174,14 @@ def best_first(tree: ScoredTree, k: int, seed: int, *, max_expansions: int = 10_
     _require(max_expansions >= 1, f"max_expansions must be at least 1, got {max_expansions}")
     _require(batch_size >= 1, f"batch_size must be at least 1, got {batch_size}")
     found: list[Node] = []
-    documents: set[int] = set()
     # (-log-probability, path, parent, option); children become nodes only when they are popped. Paths are unique.
     queue: list[tuple[float, tuple[int, ...], Node, int | None]] = [(0.0, (), tree.root, None)]
     num_expansions = 0
-    while queue and len(documents) < k:
+    while queue and len(found) < k:
         batch: list[Node] = []
         waiting: list[Node] = []  # finished docids behind a prefix that may still beat them
         # What is not among the best entries may never be needed.
-        while queue and len(documents) + len(waiting) + len(batch) < k and len(batch) < batch_size:
+        while queue and len(found) + len(waiting) + len(batch) < k and len(batch) < batch_size:
             _, _, node, option = heapq.heappop(queue)
             node = node if option is None else tree.child(node, option)
             if not (node.is_leaf and node.is_evaluated):
@@ -224,14 +190,14 @@ def best_first(tree: ScoredTree, k: int, seed: int, *, max_expansions: int = 10_
                 waiting.append(node)
             else:
                 found.append(node)
-                documents.add(tree.document(node))
         for leaf in waiting:
             heapq.heappush(queue, (-leaf.total, leaf.path, leaf, None))
         num_expansions += sum(not node.is_evaluated for node in batch)
         if num_expansions > max_expansions:
-            best_open = [n if o is None else tree.child(n, o) for _, _, n, o in heapq.nsmallest(k, queue)]
-            completed = yield from _beam_search(tree, found + batch + best_open, k, k)
-            return Outcome(completed, by_score=True, bound_hit=True)
+            missing = k - len(found)
+            best_open = [n if o is None else tree.child(n, o) for _, _, n, o in heapq.nsmallest(missing, queue)]
+            completed = yield from _beam_search(tree, batch + best_open, missing, missing)
+            return Outcome(found + completed, bound_hit=True)
         yield Ask(batch)
         for node in batch:
             if node.is_leaf:
@@ -239,15 +205,14 @@ def best_first(tree: ScoredTree, k: int, seed: int, *, max_expansions: int = 10_
                 continue
             for option, score in enumerate((node.score + node.known_log_probs).tolist()):
                 heapq.heappush(queue, (-score, (*node.path, int(node.tokens[option])), node, option))
-    return Outcome(found, by_score=True)
+    return Outcome(found)
 
 
 def stochastic_beam(tree: ScoredTree, k: int, seed: int, *, temperature: float = 1.0) -> Policy:
     """A sample of k docids without replacement, in the order of sequential draws at one temperature.
 
     Every docid gets its log-probability plus Gumbel noise; the k largest sums are such a sample. The largest sum below
-    a prefix can be drawn before its docids are known, and bounds them, so a beam of width k finds the k largest. Where
-    documents have several docids, the first sample that holds k documents, of k docids, 2 k, 4 k, ..., is taken.
+    a prefix can be drawn before its docids are known, and bounds them, so a beam of width k finds the k largest.
 
     Args:
         temperature: Above 0.
@@ -255,15 +220,6 @@ def stochastic_beam(tree: ScoredTree, k: int, seed: int, *, temperature: float =
     Source: Kool et al. 2019, "Stochastic Beams and Where to Find Them", Algorithm 1.
     """
     _require(temperature > 0, f"temperature must be above 0, got {temperature}")
-    width = k
-    while True:
-        leaves = yield from _gumbel_beam(tree, width, seed, temperature)
-        if _is_enough(tree, leaves, k, width):
-            return Outcome(leaves)
-        width *= 2  # some were docids of the same documents
-
-
-def _gumbel_beam(tree: ScoredTree, width: int, seed: int, temperature: float) -> Generator[Ask, None, list[Node]]:
     random = np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, 0], dtype=np.uint64)))
     # (perturbed log-probability, log-probability at the temperature, node) in the order of the paths
     kept: list[tuple[float, float, Node]] = [(0.0, 0.0, tree.root)]
@@ -282,12 +238,12 @@ def _gumbel_beam(tree: ScoredTree, width: int, seed: int, temperature: float) ->
                 shift = perturbed - noisy + np.log1p(-np.exp(noisy - noisy.max()))
             conditioned = perturbed - np.maximum(shift, 0) - np.log1p(np.exp(-np.abs(shift)))
             continued += [(float(conditioned[i]), float(tempered[i]), node, i) for i in range(len(tempered))]
-        best = np.sort(_top(np.array([entry[0] for entry in continued]), width))
+        best = np.sort(_top(np.array([entry[0] for entry in continued]), k))
         chosen = [continued[i] for i in best]
         kept = [(g, p, node if option is None else tree.child(node, option)) for g, p, node, option in chosen]
     leaves = [node for _, _, node in sorted(kept, key=lambda entry: -entry[0])]
     yield Ask(leaves)
-    return leaves
+    return Outcome(leaves)
 
 
 STRATEGIES: dict[str, Callable[..., Policy]] = {

@@ -30,15 +30,14 @@ class Step(NamedTuple):
 
 
 def trace_batch(
-    scorer: Scorer, trie: Trie, docids: Sequence[Sequence[Sequence[Sequence[int]]]], *, eos_token_id: int
+    scorer: Scorer, trie: Trie, docids: Sequence[Sequence[Sequence[int]]], *, eos_token_id: int
 ) -> list[list[list[Step]]]:
     """Returns the steps of docids, query by query.
 
     Args:
         scorer: The language model with the queries' prompts.
         trie: That holds the docids.
-        docids: For each query some docids, each as the tokens, without the end token, of the forms it may be written in. Of
-            several forms the steps are those of the one that the model would write: at each token the likeliest goes on.
+        docids: For each query the tokens of some docids, without the end token.
         eos_token_id: Ends a docid.
 
     Raises:
@@ -46,8 +45,7 @@ def trace_batch(
     """
     trees = [ScoredTree(trie, eos_token_id, "allowed", query) for query in range(len(docids))]
     walks = [
-        [_Walk(tree, [[*tokens, eos_token_id] for tokens in forms]) for forms in wanted]
-        for tree, wanted in zip(trees, docids, strict=True)
+        [_Walk(tree, [*tokens, eos_token_id]) for tokens in wanted] for tree, wanted in zip(trees, docids, strict=True)
     ]
     while underway := [
         (tree, still_open)
@@ -68,37 +66,32 @@ def trace_batch(
 class _Walk:
     """One docid's way down the tree."""
 
-    def __init__(self, tree: ScoredTree, forms: list[list[int]]):
+    def __init__(self, tree: ScoredTree, tokens: list[int]):
         self.tree, self.node = tree, tree.root
         self.steps: list[Step] = []
-        self._forms = forms
-        """Those that begin with the steps so far."""
+        self._tokens = tokens
 
     @property
     def is_open(self) -> bool:
         """Whether there are tokens left."""
-        return len(self.steps) < len(self._forms[0])
+        return len(self.steps) < len(self._tokens)
 
     def advance(self) -> None:
         """Goes down by one token, or by all that are forced at the end."""
-        node, depth = self.node, len(self.steps)
+        node, left = self.node, self._tokens[len(self.steps) :]
         if node.is_leaf:
-            # Of the forms below a prefix that is the document's alone the trie holds one.
-            if sorted(node.tail) not in [sorted(form[depth:]) for form in self._forms]:
+            if list(node.tail) != left:
                 raise self._unknown()
-            self.steps += [Step(token, 0.0, 1, 1, token, 0.0) for token in node.tail]
+            self.steps += [Step(token, 0.0, 1, 1, token, 0.0) for token in left]
             return
-        nexts = np.array([form[depth] for form in self._forms])
-        options = np.flatnonzero(np.isin(node.tokens, nexts))
-        if not len(options):
+        option = int(np.searchsorted(node.tokens, left[0]))
+        if option == len(node.tokens) or node.tokens[option] != left[0]:
             raise self._unknown()
-        option = int(options[np.argmax(node.known_log_probs[options])])
-        self._forms = [form for form, token in zip(self._forms, nexts, strict=True) if token == node.tokens[option]]
         self.steps.append(_step(node, option))
         self.node = self.tree.child(node, option)
 
     def _unknown(self) -> ValueError:
-        return ValueError(f"the trie holds no docid with the tokens {self._forms[0][:-1]}")
+        return ValueError(f"the trie holds no docid with the tokens {self._tokens[:-1]}")
 
 
 def _step(node: Node, option: int) -> Step:

@@ -163,10 +163,6 @@ class ScoredTree:
         """Rows (int64, ascending) of the documents that carry the leaf's docid."""
         return self._trie.docid_documents(leaf.docid)
 
-    def document(self, leaf: Node) -> int:
-        """The first of the leaf's rows. It stands for all of them: the leaves of a document's several docids have the same."""
-        return int(self._trie.docid_documents(leaf.docid)[0])
-
     def _make(self, path: Prefix, trie_node: int, score: float) -> Node:
         first, num_docids = self._trie.docids_below(trie_node)
         if num_docids == 1:

@@ -28,7 +28,7 @@ from zerogr.generation import Rejection, ShardReport, model_inputs, read_counts,
 from zerogr.index import Index, shards_in
 from zerogr.seeds import seed_of
 
-VERSION = 2
+VERSION = 3
 FOLDER = "work/docids"
 NUM_TERMS = 32
 """Ranked terms kept per document, to tell colliding documents apart."""
@@ -63,7 +63,7 @@ def docids_inputs(config: Config, index: Index) -> dict[str, Any]:
     inputs = {"corpus": index.require("corpus").fingerprint, "seed": config.seed, "version": VERSION}
     keys = {"scheme", "min_words", "max_words", "min_core_terms", "max_foreign_words"}
     if docids.scheme == "keywords":
-        keys = set(type(docids).model_fields) - {"model", "num_free_words"}
+        keys = set(type(docids).model_fields) - {"model", "unit"}
         inputs |= {
             "docids.prompt": prompts.docid_wording(docids),
             **model_inputs("docids", docids),

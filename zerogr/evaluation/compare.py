@@ -223,7 +223,15 @@ def run_strategy(
     progress.close()
     ms = 1000 * (time.monotonic() - start) / max(len(run), 1)
     return Answers(
-        spec.system, run, spec.strategy, ms, seconds_to_index, scores, spec.options.get("k", k), spec.options
+        spec.system,
+        run,
+        spec.strategy,
+        ms,
+        seconds_to_index,
+        scores,
+        spec.options.get("k", k),
+        spec.options,
+        retriever.unit == "docid",
     )
 
 

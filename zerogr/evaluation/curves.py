@@ -64,7 +64,7 @@ def calibration(qrels: Qrels, answers: Answers) -> list[Bin]:
     hits = sorted(
         (exp(answers.scores[query_id][0]), grades.get(answers.run[query_id][0], 0) > 0)
         for query_id, grades in qrels.items()
-        if answers.scores.get(query_id)
+        if answers.has_log_probs and answers.scores.get(query_id)
     )
     num_bins = min(NUM_BINS, max(1, len(hits) // MIN_PER_BIN)) if hits else 0
     bounds = [round(len(hits) * number / num_bins) for number in range(num_bins + 1)] if hits else []

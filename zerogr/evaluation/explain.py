@@ -1,15 +1,17 @@
 """Why a document was missed: where its docid lost against the first hit's, and which pseudo-queries stood behind the two.
 
-A docid's score only falls from token to token, so it has lost where its prefix is less likely than the first hit's whole docid:
-nothing that follows can make up for it. The loss is put into one of these classes, the first that fits:
+Where docids are written whole, a docid's score only falls from token to token, so it has lost where its prefix is less likely
+than the first hit's whole docid: nothing that follows can make up for it. Where words are written, every word adds to the
+score. The loss is put into one of these classes, the first that fits:
 
     collided      it shares its docid with the first hit, which stands before it in the corpus
-    search        its docid is the likelier one, but the search gave up its prefix, or drew another, or the first hit has it by
-                  the sum of its forms (`docids.num_free_words`): docids are compared in the form that the model would write
+    search        its docid is the likelier one, but the search gave up its prefix, or did not write its words
     ambiguous     at least half of its words are in the first hit's docid too
     unsupported   no pseudo-query of it has a third of the query's topical words: training never linked the two
-    first_token   it had lost with its first token
-    late          it lost at a later token
+    first_token   docids: it had lost with its first token
+    late          docids: it lost at a later token
+    unnamed       words: its docid has fewer of the query's topical words than the first hit's
+    outweighed    words: it has as many, but the retriever found those of the first hit likelier
 """
 
 from __future__ import annotations
@@ -26,26 +28,29 @@ from zerogr.corpus.collection import Collection
 from zerogr.errors import UserError
 from zerogr.evaluation.metrics import Run
 from zerogr.index import Index, shards_in
-from zerogr.retriever import Hit, Retriever, Traced
+from zerogr.retriever import Retriever, Traced
 from zerogr.words import is_topical, stem, words
 
 MEANINGS = {
     "collided": "it shares its docid with the first hit",
-    "search": "its docid is the likelier one, but the search gave it up or drew another (a wider beam finds it), or other "
-    "forms of the first hit's add up to more",
+    "search": "its docid is the likelier one, but the search gave it up or drew another: a wider beam finds it",
     "ambiguous": "half of its docid's words are in the first hit's docid too",
     "unsupported": "none of its pseudo-queries has a third of the query's words",
     "first_token": "already its first token is less likely than the first hit's whole docid",
     "late": "it fell behind the first hit's docid at a later token",
+    "unnamed": "its docid has fewer of the query's words than the first hit's",
+    "outweighed": "its docid has as many of the query's words as the first hit's, but those of the first hit are likelier",
 }
 """What each class says of the relevant document."""
 REMEDIES = {
     "collided": "more candidates (docids.candidates), longer docids",
-    "search": "a wider beam, the strategy best_first",
+    "search": "a wider beam, more words (decoding.num_words), the strategy best_first",
     "ambiguous": "other docids",
     "unsupported": "more and wider pseudo-queries",
     "first_token": "longer training, a larger model",
     "late": "longer training, a larger model",
+    "unnamed": "longer docids, pseudo-queries in other words than the documents'",
+    "outweighed": "longer training, a larger model",
 }
 CLASSES = tuple(MEANINGS)
 NUM_SUPPORT = 3
@@ -60,7 +65,7 @@ class Support:
 
     text: str
     share: float
-    """Of the query's topical words, in [0, 1]; words are equal that share their first five letters."""
+    """Of the query's topical words, in [0, 1]; the forms of a word are equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +80,7 @@ class Explanation:
     first: Traced
     """The first hit; the document itself where it is the first."""
     lost_at: int | None
-    """Step of `wanted` after which its prefix is less likely than `first`; None if there is none."""
+    """Step of `wanted` after which its prefix is less likely than `first`; None if there is none, or words are written."""
     verdict: str
     """One of `CLASSES`, or `first` where nothing was lost."""
     support: list[Support]
@@ -95,17 +100,7 @@ class Explanation:
                     "doc_id": traced.doc_id,
                     "docid": traced.docid,
                     "score": round(traced.score, 4),
-                    "tokens": [
-                        {
-                            "token": retriever.token_text(step.token),
-                            "log_prob": round(step.log_prob, 4),
-                            "rank": step.rank,
-                            "num_allowed": step.num_allowed,
-                            "best": retriever.token_text(step.best),
-                            "best_log_prob": round(step.best_log_prob, 4),
-                        }
-                        for step in traced.steps
-                    ],
+                    **_paths_as_json(traced, retriever),
                     "pseudo_queries": [{"text": each.text, "share": round(each.share, 2)} for each in support],
                 }
                 for name, traced, support in (
@@ -137,7 +132,7 @@ def explain(
     [[wanted, first]] = retriever.trace([query], [[doc_id, hits[0].doc_id]], instruction=instruction)
     texts = training_queries(index, {doc_id, first.doc_id})
     support = {each: _support(query, texts.get(each, [])) for each in (doc_id, first.doc_id)}
-    lost_at, verdict = classify(wanted, first, support[doc_id])
+    lost_at, verdict = classify(query, wanted, first, support[doc_id])
     return Explanation(
         query=query,
         wanted=wanted,
@@ -178,7 +173,8 @@ def count_errors(retriever: Retriever, index: Index, collection: Collection, run
         texts = training_queries(index, {each.doc_id for of_query in traced for each in of_query[:-1]})
         for query, (*candidates, first) in zip(queries, traced, strict=True):
             wanted = max(candidates, key=lambda each: each.score)
-            lost_at, verdict = classify(wanted, first, _support(query.text, texts.get(wanted.doc_id, [])))
+            support = _support(query.text, texts.get(wanted.doc_id, []))
+            lost_at, verdict = classify(query.text, wanted, first, support)
             verdicts[query.query_id] = {
                 "verdict": verdict, "doc_id": wanted.doc_id, "docid": wanted.docid,
                 "first": first.doc_id, "first_docid": first.docid, "lost_at": lost_at,
@@ -201,28 +197,64 @@ def training_queries(index: Index, doc_ids: Iterable[str]) -> dict[str, list[str
 
 def _support(query: str, texts: Sequence[str]) -> list[Support]:
     """Returns the texts, those first that hold most of the query's topical words."""
-    asked = {stem(word) for word in words(query) if is_topical(word)}
+    asked = _topical(query)
     shares = [len(asked & {stem(word) for word in words(text)}) / max(len(asked), 1) for text in texts]
     return sorted(map(Support, texts, shares), key=lambda each: -each.share)
 
 
-def classify(wanted: Traced, first: Traced | Hit, support: list[Support]) -> tuple[int | None, str]:
-    """Returns (the step with which it lost, the class of the loss)."""
+def classify(query: str, wanted: Traced, first: Traced, support: list[Support]) -> tuple[int | None, str]:
+    """Returns (the step with which it lost, where docids are written whole; the class of the loss)."""
     if wanted.doc_id == first.doc_id:
         return None, "first"
     if wanted.docid == first.docid:
         return None, "collided"
-    lost_at, score = None, 0.0
-    for number, step in enumerate(wanted.steps):
-        score += step.log_prob
-        if score < first.score:
-            lost_at = number
-            break
-    shared = set(wanted.docid.split()) & set(first.docid.split())
-    if lost_at is None:
+    lost_at = _lost_at(wanted, first) if wanted.unit == "docid" else None
+    if lost_at is None if wanted.unit == "docid" else wanted.score >= first.score:
         return None, "search"
-    if 2 * len(shared) >= len(wanted.docid.split()):
+    own, other = (set(each.docid.split()) for each in (wanted, first))
+    if 2 * len(own & other) >= len(own):
         return lost_at, "ambiguous"
     if not support or 3 * support[0].share < 1:
         return lost_at, "unsupported"
-    return lost_at, "first_token" if lost_at == 0 else "late"
+    if wanted.unit == "docid":
+        return lost_at, "first_token" if lost_at == 0 else "late"
+    asked = _topical(query)
+    num_named, num_named_by_first = (len(asked & set(map(stem, each))) for each in (own, other))
+    return None, "unnamed" if num_named < num_named_by_first else "outweighed"
+
+
+def _lost_at(wanted: Traced, first: Traced) -> int | None:
+    score = 0.0
+    for number, step in enumerate(wanted.paths[0].steps):
+        score += step.log_prob
+        if score < first.score:
+            return number
+    return None
+
+
+def _topical(text: str) -> set[str]:
+    """Returns the stems of a text's topical words."""
+    return {stem(word) for word in words(text) if is_topical(word)}
+
+
+def _paths_as_json(traced: Traced, retriever: Retriever) -> dict[str, Any]:
+    if traced.unit == "word":
+        return {
+            "words": [
+                {"word": path.text, "log_prob": round(path.log_prob, 4), "score": round(path.score, 4)}
+                for path in traced.paths
+            ]
+        }
+    return {
+        "tokens": [
+            {
+                "token": retriever.token_text(step.token),
+                "log_prob": round(step.log_prob, 4),
+                "rank": step.rank,
+                "num_allowed": step.num_allowed,
+                "best": retriever.token_text(step.best),
+                "best_log_prob": round(step.best_log_prob, 4),
+            }
+            for step in traced.paths[0].steps
+        ]
+    }

@@ -22,7 +22,7 @@ from zerogr.errors import UserError
 from zerogr.evaluation.metrics import Run
 from zerogr.trie import DocidTrie
 
-_OF_EVERY_STRATEGY = ("k", "normalise")
+_OF_EVERY_STRATEGY = ("k", "normalise", "num_words")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,9 @@ class StrategySpec:
         except ValueError as error:
             raise UserError(f"'{text}' is no strategy: {error}") from None
         k, normalise = options.get("k", 1), options.get("normalise", NORMALISATIONS[0])
-        if not isinstance(k, int) or k < 1:
-            raise UserError(f"'{text}' is no strategy: k must be a whole number of at least 1, not {k!r}")
+        for name, number in (("k", k), ("num_words", options.get("num_words", 1))):
+            if not isinstance(number, int) or number < 1:
+                raise UserError(f"'{text}' is no strategy: {name} must be a whole number of at least 1, not {number!r}")
         if normalise not in NORMALISATIONS:
             raise UserError(
                 f"'{text}' is no strategy: normalise must be {' or '.join(NORMALISATIONS)}, not {normalise!r}"
@@ -64,6 +65,7 @@ class StrategySpec:
     def check(self, k: int) -> None:
         """Raises UserError for an option whose value the strategy does not take; `k` is what is asked for without one."""
         options = {"k": k, **self.options}
+        options.pop("num_words", None)  # of the retriever, not of the strategy
         smallest = DocidTrie.build([[0], [1]])
         try:
             decode(
@@ -101,7 +103,9 @@ class Answers:
     """None where only a run file is known."""
     seconds_to_index: float | None = None
     scores: dict[str, list[float]] = field(default_factory=dict)
-    """Query id -> natural-log probability of every document of the run; of a generative system."""
+    """Query id -> score of every document of the run; of a generative system."""
     k: int | None = None
     """Documents asked for per query; None where only a run file is known."""
     options: dict[str, Any] = field(default_factory=dict)
+    has_log_probs: bool = True
+    """Whether the scores, where there are any, are natural-log probabilities."""

@@ -34,9 +34,7 @@ class Choices:
                 f"a docid is not in the trie as the retriever's tokenizer writes it (tokens {list(docid)}); "
                 "build the trie again with --rebuild trie"
             ) from None
-        if not num_free:  # the only document of all is learnt by its first token
-            return [*self._trie.tail(self._trie.root).tolist(), self._end][:1]
-        return [*docid, self._end][:num_free]
+        return [*docid, self._end][: max(num_free, 1)]  # the only docid of all is learnt by its first token
 
     def along(self, paths: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
         """Returns where the tokens of some docids are chosen, and among what.

@@ -1,8 +1,8 @@
 """Training examples on disk: tokenised once on every machine, memory-mapped by all its ranks.
 
 The first process that asks writes them, one part of the corpus at a time, so that memory stays flat; the others wait for
-it. A run that is resumed finds them where it left them. An example takes 4 bytes per token and 24 more: 30 queries for each
-of 10M documents, 42 tokens each with their docids, are 58 GB.
+it. A run that is resumed finds them where it left them. An example takes 6 bytes per token and 24 more: 30 queries for each
+of 10M documents, 42 tokens each with their answers, are 83 GB.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from zerogr.training.examples import Examples
 _ARRAYS = {
     "tokens": np.int32,
     "offsets": np.int64,
+    "answer": np.uint8,
+    "counts": np.uint8,
     "num_targets": np.int32,
     "task": np.int32,
     "weights": np.float32,
@@ -77,6 +79,8 @@ def _write(folder: Path, parts: Iterable[Examples]) -> None:
             arrays = {
                 "tokens": part.tokens,
                 "offsets": part.offsets[1:] + end,
+                "answer": part.answer,
+                "counts": part.counts,
                 "num_targets": part.num_targets,
                 "task": number[part.task] if len(part) else part.task,
                 "weights": part.weights,

@@ -1,4 +1,7 @@
-"""Training examples: (instruction, query) -> docid as token arrays, and batches of them packed into rows.
+"""Training examples: (instruction, query) -> answers as token arrays, and batches of them packed into rows.
+
+An answer is a docid, or one word of it. An example with several answers has its query once and the answers behind it, each
+of which sees the query and itself: the model learns all of them from one pass over the query.
 
 A row is the shared prefix (chat header and instruction) once, then whole examples one behind the other; an example sees the
 prefix and itself, its positions restart behind the prefix, so a packed example is computed exactly as if it stood alone.
@@ -16,6 +19,7 @@ import torch
 
 from zerogr.chat import ChatFormat
 from zerogr.training.choices import Choices
+from zerogr.trie_build import offsets_of
 
 MOST_HELD_OUT = 1000
 """Examples that are kept from training, of any number."""
@@ -28,65 +32,76 @@ class Examples:
     prefixes: list[list[int]]
     """Tokens that all examples of a task share, one list per task."""
     tokens: np.ndarray
-    """int32 [T]: query, turn marks, docid and end token of all examples."""
+    """int32 [T]: of all examples the query, the turn marks, and the answers one behind the other."""
     offsets: np.ndarray
     """int64 [N+1] into `tokens`."""
+    answer: np.ndarray
+    """uint8 [T]: which of its example's answers a token belongs to, from 1; 0 = what is asked."""
+    counts: np.ndarray
+    """uint8 [T]: how often the token's answer counts; 0 = what is asked."""
     num_targets: np.ndarray
-    """int32 [N]: how many tokens at the end of an example are to be learnt: a docid and its end token, or its choices."""
+    """int32 [N]: how many tokens at the end of an example are to be learnt: those of its answers."""
     task: np.ndarray
     """int32 [N]."""
     weights: np.ndarray
-    """float32 [N]: what an example counts in the loss, 1 as a rule."""
+    """float32 [N]: what an answer that counts once weighs in the loss; as a rule the answers of an example weigh 1 together."""
 
     def __len__(self) -> int:
         return len(self.num_targets)
 
     @classmethod
-    def build(
-        cls, rows: Iterable[tuple[str, str, str, float]], chat: ChatFormat, choices: Choices | None = None
-    ) -> Examples:
-        """Returns the examples of (instruction, query, docid, weight) rows, in their order.
+    def build(cls, rows: Iterable[Row], chat: ChatFormat, choices: Choices | None = None) -> Examples:
+        """Returns the examples of some rows, in their order.
 
-        With `choices` an example ends with the last token of its docid that the trie leaves open: what it forces is never
-        asked of the model, and not computed.
+        With `choices` an answer ends with its last token that the trie leaves open: what it forces is never asked of the
+        model, and not computed.
 
         Raises:
-            UserError: A docid is not in the trie.
+            UserError: An answer is not in the trie.
         """
         rows = list(rows)
         tasks: dict[str, int] = {}
-        docids: dict[str, list[int]] = {}
-        queries = chat.queries([query for _, query, _, _ in rows])
+        targets: dict[str, list[int]] = {}
+        queries = chat.queries([row.query for row in rows])
 
         def examples() -> Iterator[_Example]:
-            for (instruction, _, docid, weight), query in zip(rows, queries, strict=True):
-                target = docids.get(docid) or docids.setdefault(docid, _target(docid, chat, choices))
-                yield _Example(query, target, tasks.setdefault(instruction, len(tasks)), weight)
+            for row, query in zip(rows, queries, strict=True):
+                answers = [
+                    (targets.get(text) or targets.setdefault(text, _target(text, chat, choices)), count)
+                    for text, count in row.answers
+                ]
+                task = tasks.setdefault(row.instruction, len(tasks))
+                yield _Example(query, answers, task, row.weight / sum(count for _, count in row.answers))
 
         return cls._of(examples(), lambda: [chat.prefix(instruction) for instruction in tasks])
 
     @classmethod
     def of_pairs(cls, pairs: Iterable[tuple[list[int], list[int]]]) -> Examples:
         """Returns the examples of (prompt, completion) token lists, the end token included; they share no prefix."""
-        examples = (_Example(prompt, completion, 0, 1.0) for prompt, completion in pairs)
+        examples = (_Example(prompt, [(completion, 1)], 0, 1.0) for prompt, completion in pairs)
         return cls._of(examples, lambda: [[]])
 
     @classmethod
     def _of(cls, examples: Iterable[_Example], prefixes: Callable[[], list[list[int]]]) -> Examples:
         """Returns the examples as arrays; `prefixes` is asked when all are read."""
-        tokens: list[np.ndarray] = []
-        num_targets, task, weights = [], [], []
+        tokens, lengths, answer, counts, num_targets, task, weights = [], [], [], [], [], [], []
         for example in examples:
-            tokens.append(np.array([*example.before, *example.target], dtype=np.int32))
-            num_targets.append(len(example.target))
+            asked = np.zeros(len(example.before), dtype=np.uint8)
+            sizes = [len(target) for target, _ in example.answers]
+            tokens.append(np.array(sum((target for target, _ in example.answers), example.before), dtype=np.int32))
+            answer += [asked, np.repeat(np.arange(1, len(sizes) + 1, dtype=np.uint8), sizes)]
+            counts += [asked, np.repeat(np.array([count for _, count in example.answers], dtype=np.uint8), sizes)]
+            lengths.append(len(tokens[-1]))
+            num_targets.append(sum(sizes))
             task.append(example.task)
             weights.append(example.weight)
-        offsets = np.zeros(len(tokens) + 1, dtype=np.int64)
-        np.cumsum([len(example) for example in tokens], out=offsets[1:])
+        empty = np.empty(0, dtype=np.uint8)
         return cls(
             prefixes(),
-            np.concatenate(tokens) if tokens else np.zeros(0, dtype=np.int32),
-            offsets,
+            np.concatenate(tokens or [empty.astype(np.int32)]),
+            offsets_of(np.array(lengths, dtype=np.int64)),
+            np.concatenate([empty, *answer]),
+            np.concatenate([empty, *counts]),
             np.array(num_targets, dtype=np.int32),
             np.array(task, dtype=np.int32),
             np.array(weights, dtype=np.float32),
@@ -94,7 +109,8 @@ class Examples:
 
     def num_targets_of(self, ids: np.ndarray) -> float:
         """Returns the target tokens of some examples, each as often as it counts."""
-        return float((self.num_targets[ids] * self.weights[ids]).sum(dtype=np.float64))
+        counted = [self.counts[self.offsets[i] : self.offsets[i + 1]].sum(dtype=np.int64) for i in ids]
+        return float((np.array(counted) * self.weights[ids]).sum(dtype=np.float64))
 
     def num_tokens_of(self, ids: np.ndarray) -> int:
         """Returns the tokens of some examples as each stands alone, its task's prefix included."""
@@ -116,17 +132,30 @@ def epoch_order(ids: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(ids)
 
 
+class Row(NamedTuple):
+    """One example as text."""
+
+    instruction: str
+    query: str
+    answers: tuple[tuple[str, int], ...]
+    """Docids or words, at most 255, and how often each counts, 1 to 255."""
+    weight: float
+    """Of all answers together."""
+
+
 class _Example(NamedTuple):
     before: list[int]
-    """Tokens between the task's prefix and the target."""
-    target: list[int]
+    """Tokens between the task's prefix and the answers."""
+    answers: list[tuple[list[int], int]]
+    """The tokens of each, and how often it counts."""
     task: int
     weight: float
+    """Of an answer that counts once."""
 
 
-def _target(docid: str, chat: ChatFormat, choices: Choices | None) -> list[int]:
-    """Returns the tokens of a docid with its end, or up to its last choice."""
-    tokens = chat.docid(docid)
+def _target(answer: str, chat: ChatFormat, choices: Choices | None) -> list[int]:
+    """Returns the tokens of an answer with its end, or up to its last choice."""
+    tokens = chat.docid(answer)
     return choices.open_part(tokens) if choices else [*tokens, chat.end_token_id]
 
 
@@ -140,6 +169,8 @@ class PackedBatch:
     """int64 [R, L]"""
     segments: torch.Tensor
     """int64 [R, L]: 0 = the shared prefix, 1.. = an example, -1 = padding."""
+    branches: torch.Tensor
+    """int64 [R, L]: which of its example's answers a token belongs to, from 1; 0 = none."""
     target_index: torch.Tensor
     """int64 [M]: flat places in [R * L] whose hidden state predicts a target."""
     targets: torch.Tensor
@@ -148,6 +179,8 @@ class PackedBatch:
     """float32 [M]: what each target counts."""
     example: torch.Tensor
     """int64 [M]: which of the batch's examples, numbered from 0, a target belongs to."""
+    answer: torch.Tensor
+    """int64 [M]: which of the batch's answers, numbered from 0."""
     node: torch.Tensor
     """int64 [M]: which of the batch's trie nodes, numbered from 0, a target is chosen at; [0] if nothing constrains it."""
     allowed: torch.Tensor
@@ -159,11 +192,12 @@ class PackedBatch:
         return int((self.segments >= 0).sum())
 
     def mask(self) -> torch.Tensor:
-        """Returns bool [R, 1, L, L]: True where a token may look: backwards, at the prefix and at its own example."""
+        """Returns bool [R, 1, L, L]: True where a token may look: at the prefix, at what is asked and at its own answer."""
         length = self.tokens.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=self.tokens.device).tril()
         query, key = self.segments[:, :, None], self.segments[:, None, :]
-        return (causal & ((key == 0) | (key == query)))[:, None]
+        own, other = self.branches[:, :, None], self.branches[:, None, :]
+        return (causal & ((key == 0) | ((key == query) & ((other == 0) | (other == own)))))[:, None]
 
     def is_allowed(self, vocabulary_size: int) -> torch.Tensor:
         """Returns bool [M, V]: which tokens the trie allows in a target's place."""
@@ -218,39 +252,40 @@ def _rows(examples: Examples, ids: Iterable[int], row_tokens: int) -> list[_Row]
 def _batch(examples: Examples, rows: list[_Row], choices: Choices | None) -> PackedBatch:
     length = max(row.num_tokens for row in rows)
     tokens = np.zeros((len(rows), length), dtype=np.int64)
-    positions = np.zeros((len(rows), length), dtype=np.int64)
-    segments = np.full((len(rows), length), -1, dtype=np.int64)
+    positions, branches = np.zeros_like(tokens), np.zeros_like(tokens)
+    segments = np.full_like(tokens, -1)
+    target_index, targets, weights = [], [], []
     numbers: list[np.ndarray] = []
-    target_index, targets, weights, paths = [], [], [], []
+    answers: list[np.ndarray] = []
+    paths: list[list[int]] = []
     for number, row in enumerate(rows):
         prefix = examples.prefixes[row.task]
         start = len(prefix)
         tokens[number, :start], positions[number, :start], segments[number, :start] = prefix, np.arange(start), 0
         for segment, i in enumerate(row.members, 1):
-            piece = examples.tokens[examples.offsets[i] : examples.offsets[i + 1]]
-            end = start + len(piece)
-            tokens[number, start:end] = piece
-            positions[number, start:end] = len(prefix) + np.arange(len(piece))
-            segments[number, start:end] = segment
-            count = int(examples.num_targets[i])
-            target_index.append(number * length + np.arange(end - count - 1, end - 1))
-            targets.append(piece[-count:].astype(np.int64))
-            weights.append(np.full(count, examples.weights[i], dtype=np.float32))
-            paths.append(piece[-count:].tolist())
-            numbers.append(np.full(count, len(numbers), dtype=np.int64))
-            start = end
+            begin, end = examples.offsets[i], examples.offsets[i + 1]
+            piece, branch = examples.tokens[begin:end], examples.answer[begin:end].astype(np.int64)
+            is_target = branch > 0
+            num_asked = len(piece) - int(is_target.sum())
+            # How far each token is from the first of its answer, or of what is asked.
+            first = np.flatnonzero(np.diff(branch, prepend=-1))
+            depth = np.arange(len(piece)) - np.repeat(first, np.diff(first, append=len(piece)))
+            place = slice(start, start + len(piece))
+            tokens[number, place], segments[number, place], branches[number, place] = piece, segment, branch
+            positions[number, place] = len(prefix) + np.where(is_target, num_asked, 0) + depth
+            # An answer's first token is predicted from the last that is asked.
+            before = np.where(depth == 0, num_asked - 1, np.arange(len(piece)) - 1)[is_target]
+            target_index.append(number * length + start + before)
+            targets.append(piece[is_target].astype(np.int64))
+            weights.append(examples.weights[i] * examples.counts[begin:end][is_target].astype(np.float32))
+            numbers.append(np.full(len(before), len(numbers), dtype=np.int64))
+            answers.append(len(paths) + branch[is_target] - 1)
+            paths += [path.tolist() for path in np.split(targets[-1], np.flatnonzero(np.diff(branch[is_target])) + 1)]
+            start += len(piece)
     node, allowed = choices.along(paths) if choices else (np.empty(0, np.int64), np.empty((2, 0), np.int64))
-    return PackedBatch(
-        torch.from_numpy(tokens),
-        torch.from_numpy(positions),
-        torch.from_numpy(segments),
-        torch.from_numpy(np.concatenate(target_index)),
-        torch.from_numpy(np.concatenate(targets)),
-        torch.from_numpy(np.concatenate(weights)),
-        torch.from_numpy(np.concatenate(numbers)),
-        torch.from_numpy(node),
-        torch.from_numpy(allowed),
-    )
+    arrays = [tokens, positions, segments, branches]
+    arrays += [np.concatenate(each) for each in (target_index, targets, weights, numbers, answers)]
+    return PackedBatch(*map(torch.from_numpy, [*arrays, node, allowed]))
 
 
 def batches(order: np.ndarray, batch_size: int, start: int = 0) -> Iterator[np.ndarray]:

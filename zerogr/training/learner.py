@@ -255,9 +255,9 @@ class Learner:
 
 
 def greedy_hits(logits: torch.Tensor, batch: PackedBatch) -> int:
-    """Returns how many of a batch's examples greedy decoding under the trie answers rightly.
+    """Returns how many of a batch's examples greedy decoding under the trie answers rightly, with any of their answers.
 
-    One forward pass with the docids in place tells: decoding finds a docid if and only if, behind every prefix of it, the
+    One forward pass with the answers in place tells: decoding finds one if and only if, behind every prefix of it, the
     likeliest of the allowed tokens is its next one.
 
     Args:
@@ -266,7 +266,9 @@ def greedy_hits(logits: torch.Tensor, batch: PackedBatch) -> int:
     """
     allowed = logits.float().masked_fill(~batch.is_allowed(logits.shape[1]), -torch.inf)
     is_wrong = (allowed.argmax(-1) != batch.targets) | (batch.weights == 0)
-    return len(set(batch.example.tolist()) - set(batch.example[is_wrong].tolist()))
+    wrong = set(batch.answer[is_wrong].tolist())
+    pairs = zip(batch.example.tolist(), batch.answer.tolist(), strict=True)
+    return len({example for example, answer in pairs if answer not in wrong})
 
 
 def _shard(module: SelectedTargets, device: torch.device, num_ranks: int, dtype: torch.dtype) -> None:

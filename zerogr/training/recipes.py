@@ -25,24 +25,24 @@ from zerogr.chat import SETTINGS_FILE, ChatFormat
 from zerogr.config import Config
 from zerogr.corpus.collection import Collection
 from zerogr.corpus.stage import load_frequency
-from zerogr.docids.forms import form_for
 from zerogr.engines import Prompt
 from zerogr.engines.rendering import ChatRenderer
 from zerogr.errors import UserError
 from zerogr.index import RUNS, Index, fingerprint, shards_in
 from zerogr.models import load_model, model_hash, resolve_model, tokenizer_hash
 from zerogr.seeds import seed_of
+from zerogr.training.answers import draw_answers
 from zerogr.training.checkpoints import StorageCheckpointer, full_tensors
 from zerogr.training.choices import Choices
 from zerogr.training.example_files import ExampleFiles
-from zerogr.training.examples import Examples
+from zerogr.training.examples import Examples, Row
 from zerogr.training.learner import TrainingSettings
 from zerogr.training.log import TrainingLog
 from zerogr.training.loop import train
 from zerogr.training.pairs import Pair, pairs_for, pairs_inputs
 from zerogr.trie import DocidTrie
 
-VERSION = 4
+VERSION = 5
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +202,7 @@ class RetrieverRecipe:
         """Returns what the retriever is made from."""
         return {
             "docids": self.index.require("docids").fingerprint,
-            "docids.num_free_words": self._config.docids.num_free_words,
+            "docids.unit": self._config.docids.unit,
             "queries": self.index.require("queries").fingerprint,
             "retriever.num_layers": self.num_layers,
             "training.normalise": self.settings.normalise,
@@ -218,11 +218,11 @@ class RetrieverRecipe:
         return {"training.judged": collection.hash(), "training.judged_weight": training.judged_weight}
 
     def examples(self, tokenizer: Any) -> Examples:
-        """Returns every (instruction, query, docid) of the index as training examples, memory-mapped."""
+        """Returns every query of the index with its answers as training examples, memory-mapped."""
         chat = chat_format(tokenizer, self._config)
         is_constrained = self.settings.normalise == "allowed"
         choices = self.choices(tokenizer) if is_constrained else None
-        examples = self._files().open(lambda: (Examples.build(triples, chat, choices) for triples in self.triples()))
+        examples = self._files().open(lambda: (Examples.build(rows, chat, choices) for rows in self.rows()))
         if not len(examples):
             raise UserError(
                 f"'{self.index.uri}' has no pseudo-query to train on; "
@@ -236,7 +236,7 @@ class RetrieverRecipe:
             **{folder: storage.version(self.index.path(folder)) for folder in ("docids", "queries", "trie")},
             **self._judged_inputs(),
             "tokenizer": tokenizer_hash(resolve_model(self.base)),
-            "form": [self._config.seed, self._config.docids.num_free_words],
+            "answers": [VERSION, self._config.seed, self._config.docids.unit],
             "limits": [training.max_instruction_tokens, training.max_query_tokens],
             "normalise": self.settings.normalise,
         }
@@ -246,9 +246,9 @@ class RetrieverRecipe:
         """Deletes the examples' files."""
         self._files().delete()
 
-    def triples(self) -> Iterator[list[tuple[str, str, str, float]]]:
-        """Yields the (instruction, query, docid, weight) of every shard, the docid in the form that the query teaches."""
-        judged, form_of = self._judged_queries(), self._form_of()
+    def rows(self) -> Iterator[list[Row]]:
+        """Yields the examples of every shard."""
+        judged, answers = self._judged_queries(), self._answers()
         published = set(shards_in(self.index.path("docids")))
         for shard in shards_in(self.index.path("queries")):
             if shard not in published:
@@ -256,28 +256,26 @@ class RetrieverRecipe:
             columns = ["row_id", "doc_id", "docid"]
             docids = storage.read_parquet(self.index.shard("docids", shard), columns).to_pylist()
             docid_of = {row["row_id"]: row["docid"] for row in docids}
-            triples = [
-                (row["instruction"], query, form_of(row["doc_id"], docid_of[row["row_id"]], query), 1.0)
+            rows = [
+                Row(row["instruction"], query, answers(row["doc_id"], docid_of[row["row_id"]], query), 1.0)
                 for row in storage.read_parquet(self.index.shard("queries", shard)).to_pylist()
                 if row["row_id"] in docid_of  # a document whose docid was rejected is not in the index
                 for query in [*row["queries"], *row["spans"]]
             ]
-            yield triples + [
-                (instruction, query, form_of(row["doc_id"], row["docid"], query), weight)
+            yield rows + [
+                Row(instruction, query, answers(row["doc_id"], row["docid"], query), weight)
                 for row in docids
                 for instruction, query, weight in judged.get(row["doc_id"], ())
             ]
 
-    def _form_of(self) -> Callable[[str, str, str], str]:
-        """Returns (doc_id, docid, query) -> the form of the docid that the query teaches, the same in every run."""
-        seed, num_free_words = self._config.seed, self._config.docids.num_free_words
-        weight_of = load_frequency(self.index).idf
-
-        def form_of(doc_id: str, docid: str, query: str) -> str:
-            draw = random.Random(seed_of(seed, "form", doc_id, query))
-            return form_for(query, docid, num_free_words, weight_of, draw)
-
-        return form_of
+    def _answers(self) -> Callable[[str, str, str], tuple[tuple[str, int], ...]]:
+        """Returns (doc_id, docid, query) -> what the query teaches, the same in every run."""
+        if self._config.docids.unit == "docid":
+            return lambda doc_id, docid, query: ((docid, 1),)
+        seed, rarity = self._config.seed, load_frequency(self.index).idf
+        return lambda doc_id, docid, query: draw_answers(
+            query, docid, rarity, random.Random(seed_of(seed, "answers", doc_id, query))
+        )
 
     def _judged_queries(self) -> dict[str, list[tuple[str, str, float]]]:
         """Returns {doc_id: [(instruction, query, weight)]}; the highest grade weighs `judged_weight`, others in proportion."""
@@ -302,11 +300,11 @@ class RetrieverRecipe:
                 f"the trie of '{self.index.uri}' was made with another tokenizer than that of retriever.model; "
                 "run again with --rebuild trie"
             )
-        wanted, built = self._config.docids.num_free_words, trie.extra.get("num_free_words", 0)
+        wanted, built = self._config.docids.unit, trie.extra.get("unit", "docid")  # before there were words
         if built != wanted:
             raise UserError(
-                f"the trie of '{self.index.uri}' was made with docids.num_free_words = {built}, the configuration says "
-                f"{wanted}; run again with --rebuild trie"
+                f"the trie of '{self.index.uri}' was made with docids.unit = {built}, the configuration says {wanted}; "
+                "run again with --rebuild trie"
             )
         return Choices(trie, chat_format(tokenizer, self._config).end_token_id)
 

@@ -1,0 +1,169 @@
+"""Postings: which documents have a word in their docid, and at which place of it.
+
+Where the retriever writes single words (`docids.unit: word`), a search ends with some words and their probabilities p, and a
+document's score is the sum over the words of its docid
+
+    log(1 + p / 0.003) / (1 + place / 16)
+
+Words of one stem are one word, with the sum of their probabilities and the first of their places: `wing` finds the document
+that says `wings`. The logarithm keeps one word from deciding alone (as in SPLADE, Formal et al. 2021); a docid begins with
+what the document is most about, so that its first words weigh more. Documents as sets of generated terms are from Zhang et
+al. 2023, "Term-Sets Can Be Strong Document Identifiers For Auto-Regressive Search Engines", the sum over what was generated
+from Bevilacqua et al. 2022, "Autoregressive Search Engines".
+
+Five bytes per word of each docid, as memory maps. A search reads the postings of its words alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from zerogr.array_files import load_arrays, save_arrays
+from zerogr.trie_build import offsets_of
+from zerogr.words import stem
+
+SMALL_PROBABILITY = 3e-3
+"""Below it a word's score is in proportion to its probability, above it to the logarithm."""
+HALF_PLACE = 16
+"""The place of a docid, from 0, at which a word counts half as much as at the first."""
+MOST_PLACES = 256
+ARRAYS = ("group_of_word", "group_begin", "rows", "places")
+
+
+class Postings:
+    """G groups of words with one stem, W words, P postings, N documents. Read-only; make one with `build` or `load`."""
+
+    def __init__(self, arrays: dict[str, np.ndarray], num_rows: int, allowed: np.ndarray | None = None) -> None:
+        """Wraps the arrays named in `ARRAYS`.
+
+        Args:
+            arrays: See the comments.
+            num_rows: N.
+            allowed: bool [N]; None = all documents may be found.
+        """
+        self.group_of_word = arrays["group_of_word"]  # int32 [W]
+        self.group_begin = arrays["group_begin"]  # int64 [G + 1] into the next two
+        self.rows = arrays["rows"]  # int32 [P], ascending within a group
+        self.places = arrays["places"]  # uint8 [P]
+        self.num_rows = num_rows
+        self._allowed = allowed
+
+    @classmethod
+    def build(cls, docids: Iterable[pa.Array]) -> tuple[Self, list[str]]:
+        """Returns the postings of docids, and the words that occur, sorted; word i is row i of the trie.
+
+        Args:
+            docids: string arrays; the documents are numbered through. The words of a docid are separated by single spaces.
+        """
+        columns, rows, places, num_rows = [], [], [], 0
+        for part in docids:
+            lists = pc.split_pattern(part, " ")
+            lengths = pc.list_value_length(lists).to_numpy().astype(np.int64)
+            columns.append(pc.list_flatten(lists).dictionary_encode())
+            rows.append(np.repeat(np.arange(num_rows, num_rows + len(part), dtype=np.int32), lengths))
+            place = np.arange(lengths.sum()) - np.repeat(offsets_of(lengths)[:-1], lengths)
+            places.append(np.minimum(place, MOST_PLACES - 1).astype(np.uint8))
+            num_rows += len(part)
+        written = pa.chunked_array(columns, pa.dictionary(pa.int32(), pa.string())).unify_dictionaries()
+        words = written.chunk(0).dictionary.to_pylist() if written.num_chunks else []
+        order = sorted(range(len(words)), key=words.__getitem__)
+        words = [words[i] for i in order]
+        groups: dict[str, int] = {}
+        group_of_word = np.array([groups.setdefault(stem(word), len(groups)) for word in words], dtype=np.int32)
+
+        place_of = np.empty(len(order), dtype=np.int32)
+        place_of[order] = np.arange(len(order))
+        codes = [chunk.indices.to_numpy() for chunk in written.chunks]
+        group = group_of_word[place_of[np.concatenate([np.empty(0, np.int32), *codes])]]
+        row, at = np.concatenate([np.empty(0, np.int32), *rows]), np.concatenate([np.empty(0, np.uint8), *places])
+        by_group = np.argsort(group, kind="stable")  # rows ascend within a group, and places within a row
+        group, row, at = group[by_group], row[by_group], at[by_group]
+        is_first = np.append(True, (group[1:] != group[:-1]) | (row[1:] != row[:-1]))[: len(group)]
+        arrays = {
+            "group_of_word": group_of_word,
+            "group_begin": offsets_of(np.bincount(group[is_first], minlength=len(groups))),
+            "rows": row[is_first],
+            "places": at[is_first],
+        }
+        return cls(arrays, num_rows), words
+
+    def rank(
+        self, words: Sequence[int] | np.ndarray, log_probs: Sequence[float] | np.ndarray, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the k best documents that have any of some words: rows (int64 [<= k]) and scores (float64), best first.
+
+        Args:
+            words: int [n], each once.
+            log_probs: float [n], the natural logarithm of their probabilities.
+            k: At least 1. Documents with the same score come out in row order.
+        """
+        groups, number = np.unique(self.group_of_word[np.asarray(words, dtype=np.int64)], return_inverse=True)
+        mass = np.bincount(number, np.exp(np.asarray(log_probs, dtype=np.float64)), minlength=len(groups))
+        begin = self.group_begin[groups]
+        count = self.group_begin[groups + 1] - begin
+        postings = np.repeat(begin - offsets_of(count)[:-1], count) + np.arange(count.sum())
+        rows = self.rows[postings]
+        scores = np.repeat(word_score(mass), count) * place_weight(self.places[postings])
+        if self._allowed is not None:
+            is_allowed = self._allowed[rows]
+            rows, scores = rows[is_allowed], scores[is_allowed]
+        found, number = np.unique(rows, return_inverse=True)
+        total = np.bincount(number, scores, minlength=len(found))
+        if len(found) > k:
+            is_best = total >= np.partition(total, len(total) - k)[len(total) - k]
+            found, total = found[is_best], total[is_best]
+        best = np.lexsort((found, -total))[:k]
+        return found[best].astype(np.int64), total[best]
+
+    def filter(
+        self, *, allow: Sequence[int] | np.ndarray | None = None, deny: Sequence[int] | np.ndarray | None = None
+    ) -> tuple[Self, np.ndarray]:
+        """Returns a view in which only some documents exist, and the words (int64, ascending) that they have.
+
+        Args:
+            allow: Rows that may be found; None = all that may be found here.
+            deny: Rows that may not be found, even if they are in `allow`.
+        """
+        allowed = np.zeros(self.num_rows, dtype=bool)
+        allowed[slice(None) if allow is None else np.asarray(allow, dtype=np.int64)] = True
+        allowed[np.asarray([] if deny is None else deny, dtype=np.int64)] = False
+        if self._allowed is not None:
+            allowed &= self._allowed
+        has_any = np.logical_or.reduceat(allowed[self.rows], self.group_begin[:-1]) if len(self.rows) else self.rows
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        return type(self)(arrays, self.num_rows, allowed), np.flatnonzero(has_any[self.group_of_word])
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all arrays, in bytes."""
+        return sum(getattr(self, name).nbytes for name in ARRAYS)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the arrays into the local folder `path`."""
+        save_arrays(path, {name: getattr(self, name) for name in ARRAYS}, {"num_rows": self.num_rows})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Opens saved postings as memory maps.
+
+        Raises:
+            UserError: A file is missing or not what was written.
+        """
+        arrays, meta = load_arrays(path, ARRAYS, "postings")
+        return cls(arrays, meta["num_rows"])
+
+
+def word_score(probability: np.ndarray) -> np.ndarray:
+    """Returns what a word of some probability (float [n]) adds to a document that begins with it."""
+    return np.log1p(probability / SMALL_PROBABILITY)
+
+
+def place_weight(places: np.ndarray) -> np.ndarray:
+    """Returns how much words count at places (int [n], from 0) of a docid."""
+    return 1.0 / (1.0 + places / HALF_PLACE)
