@@ -3,8 +3,8 @@
     python -m benchmarks.quality DATA --collections adi med --work WORK [--config CONFIG] [--set KEY.SUB=VALUE] [--out OUT]
 
 DATA holds collections in BEIR's layout. The indexes stay in WORK: run it again after a fault, or with more collections, and
-what is done is kept. OUT.json gets a row per collection and system, OUT.md the same to read; rows of other collections and
-what `benchmarks.experiments` wrote there stay.
+what is done is kept. OUT.json gets a row per collection and system, OUT.md the same to read; rows of other collections and of
+systems that are not measured again, and what `benchmarks.experiments` wrote there, stay.
 `mixed` is text, tables and code in one index: Cranfield, FeTaQA and CoSQA, each with its own instruction, measured per kind.
 """
 
@@ -127,11 +127,12 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def publish(out: Path, rows: Sequence[dict[str, Any]] = (), experiment: dict[str, Any] | None = None) -> None:
-    """Puts rows in the place of earlier ones of the same collections, an experiment in that of the one of its title."""
+    """Puts rows in the place of earlier ones of the same collection and system, an experiment in that of its title's."""
     file = out.with_suffix(".json")
     known = json.loads(file.read_text()) if file.exists() else {}
-    measured = {row["collection"] for row in rows}
-    everything = [row for row in known.get("rows", []) if row["collection"] not in measured] + list(rows)
+    of_rows = {(row["collection"], row["system"]): row for row in [*known.get("rows", []), *rows]}
+    names = [name for name, _ in of_rows]
+    everything = sorted(of_rows.values(), key=lambda row: names.index(row["collection"]))
     experiments = {each["title"]: each for each in known.get("experiments", [])}
     if experiment:
         experiments[experiment["title"]] = experiment
@@ -150,20 +151,21 @@ def publish(out: Path, rows: Sequence[dict[str, Any]] = (), experiment: dict[str
 
 
 def _of_collections(rows: list[dict[str, Any]]) -> list[str]:
-    """Returns a table per machine and commit."""
+    """Returns a table per machine."""
     lines = []
-    for circumstances in sorted({(row["hardware"], row["commit"]) for row in rows}):
-        lines += ["", f"## Collections: {circumstances[0]}, commit {circumstances[1]}", ""]
+    for machine in sorted({row["hardware"] for row in rows}):
+        lines += ["", f"## Collections: {machine}", ""]
+        head = ["collection", "documents", "pairs learnt", "system", *METRICS, "queries", "seconds to index"]
         lines += table(
-            ["collection", "documents", "pairs learnt", "system", *METRICS, "queries", "seconds to index", "ms per query"],
+            [*head, "ms per query", "commit"],
             [
                 [
                     row["collection"], _whole(row["num_documents"]), _whole(row["num_pairs"]), row["system"],
                     *(f"{row[metric]:.3f}" for metric in METRICS), _whole(row["num_queries"]),
-                    _whole(row["seconds_to_index"]), f"{row['ms_per_query']:.1f}",
+                    _whole(row["seconds_to_index"]), f"{row['ms_per_query']:.1f}", row["commit"],
                 ]
                 for row in rows
-                if (row["hardware"], row["commit"]) == circumstances
+                if row["hardware"] == machine
             ],
         )  # fmt: skip
     return lines

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from zerogr.retriever import Hit, Retriever, Traced
 
 MOST_WORDS = 16
+"""Of a document, in an explanation."""
 COLUMNS = ("acc@1", "ndcg@10", "recall@100", "mrr@10", "map")
 
 
@@ -102,7 +103,7 @@ def print_explanation(explanation: Explanation, retriever: Retriever) -> None:
     else:
         print(f"first hit: {first.doc_id}  {first.docid}\n  score {first.score:.3f}")
         print(f"{explanation.verdict}: {MEANINGS[explanation.verdict]}")
-    if wanted.unit == "docid":
+    if wanted.steps:
         _print_path(wanted, explanation.lost_at, retriever)
     else:
         _print_words([wanted] if explanation.verdict == "first" else [wanted, first])
@@ -118,7 +119,7 @@ def print_explanation(explanation: Explanation, retriever: Retriever) -> None:
 def _print_path(traced: Traced, lost_at: int | None, retriever: Retriever) -> None:
     print(f"\n  {'token':<16}{'p':>8}{'sum of log p':>14}{'rank':>6}{'of':>7}  likelier")
     score = 0.0
-    for number, step in enumerate(traced.paths[0].steps):
+    for number, step in enumerate(traced.steps):
         score += step.log_prob
         best = "" if step.rank == 1 else f"{retriever.token_text(step.best)!r} {exp(step.best_log_prob):.3f}"
         mark = "   <- lost here" if number == lost_at else ""
@@ -130,8 +131,7 @@ def _print_path(traced: Traced, lost_at: int | None, retriever: Retriever) -> No
 
 def _print_words(traced: list[Traced]) -> None:
     """Prints side by side the words that add most to each document's score."""
-    columns = [sorted(each.paths, key=lambda path: -path.score)[:MOST_WORDS] for each in traced]
-    print("\n" + "".join(f"  {'word':<24}{'p':>8}{'adds':>8}" for _ in columns))
-    for row in zip_longest(*columns):
-        cells = (f"  {path.text:<24}{exp(path.log_prob):>8.3f}{path.score:>8.3f}" if path else " " * 42 for path in row)
+    print("\n" + "".join(f"  {'word':<24}{'p':>8}{'adds':>8}" for _ in traced))
+    for row in zip_longest(*(each.words[:MOST_WORDS] for each in traced)):
+        cells = (f"  {each.word:<24}{exp(each.log_prob):>8.3f}{each.score:>8.3f}" if each else " " * 42 for each in row)
         print("".join(cells).rstrip())

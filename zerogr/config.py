@@ -42,11 +42,9 @@ class DocidsConfig(GenerationConfig):
         "brief",
         description="How the LM is asked: brief for small models, rules (those of the paper) for ones of 1B and more.",
     )
-    min_words: int = Field(
-        64, ge=1, le=128, description="Fewest words of a docid (fewer where the document has fewer)."
-    )
-    max_words: int = Field(64, ge=1, le=128, description="Most words of a docid.")
-    min_core_terms: int = Field(3, ge=0, le=128, description="Words of the docid that must occur in the document.")
+    min_words: int = Field(6, ge=1, le=32, description="Fewest words of a docid (fewer where the document has fewer).")
+    max_words: int = Field(8, ge=1, le=32, description="Most words of a docid.")
+    min_core_terms: int = Field(3, ge=0, le=32, description="Words of the docid that must occur in the document.")
     max_foreign_words: int = Field(
         0,
         ge=0,
@@ -55,8 +53,15 @@ class DocidsConfig(GenerationConfig):
     )
     unit: Literal["word", "docid"] = Field(
         "word",
-        description="What the retriever writes: word = single words, a document's score is the sum over those of its docid; "
-        "docid = a docid's words one after the other, as in the paper (with min_words 6 and max_words 8).",
+        description="What the retriever writes: word = single words, and a document's score is the sum over its own; "
+        "docid = docids whole, as in the paper.",
+    )
+    num_terms: int = Field(
+        64,
+        ge=0,
+        le=256,
+        description="Words by which a document is found where the unit is word: those of its docid, then its heaviest terms; 0 "
+        "= the docid's alone.",
     )
     candidates: int = Field(
         2, ge=1, le=16, description="Docids the LM proposes per document; later ones serve when earlier ones collide."

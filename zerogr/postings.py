@@ -1,17 +1,17 @@
-"""Postings: which documents have a word in their docid, and at which place of it.
+"""Postings: which documents have a word, and at which place.
 
-Where the retriever writes single words (`docids.unit: word`), a search ends with some words and their probabilities p, and a
-document's score is the sum over the words of its docid
+The words of a document are those of its docid and then its heaviest terms, each stem once (`words_of`). Where the retriever
+writes single words (`docids.unit: word`), a search ends with some words and their probabilities p, and a document's score is
+the sum over those that it has
 
     log(1 + p / 0.003) / (1 + place / 16)
 
-Words of one stem are one word, with the sum of their probabilities and the first of their places: `wing` finds the document
-that says `wings`. The logarithm keeps one word from deciding alone (as in SPLADE, Formal et al. 2021); a docid begins with
-what the document is most about, so that its first words weigh more. Documents as sets of generated terms are from Zhang et
-al. 2023, "Term-Sets Can Be Strong Document Identifiers For Auto-Regressive Search Engines", the sum over what was generated
-from Bevilacqua et al. 2022, "Autoregressive Search Engines".
+Words of one stem are one word, with the sum of their probabilities: `wing` finds the document that says `wings`. The logarithm
+keeps one word from deciding alone (as in SPLADE, Formal et al. 2021); what a document is most about stands first, and weighs
+more. Documents as sets of generated terms are from Zhang et al. 2023, "Term-Sets Can Be Strong Document Identifiers For
+Auto-Regressive Search Engines", the sum over what was generated from Bevilacqua et al. 2022, "Autoregressive Search Engines".
 
-Five bytes per word of each docid, as memory maps. A search reads the postings of its words alone.
+Five bytes per word of each document, as memory maps. A search reads the postings of its words alone.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from zerogr.words import stem
 SMALL_PROBABILITY = 3e-3
 """Below it a word's score is in proportion to its probability, above it to the logarithm."""
 HALF_PLACE = 16
-"""The place of a docid, from 0, at which a word counts half as much as at the first."""
+"""The place, from 0, at which a word counts half as much as at the first."""
 MOST_PLACES = 256
 ARRAYS = ("group_of_word", "group_begin", "rows", "places")
 
@@ -55,43 +55,47 @@ class Postings:
         self._allowed = allowed
 
     @classmethod
-    def build(cls, docids: Iterable[pa.Array]) -> tuple[Self, list[str]]:
-        """Returns the postings of docids, and the words that occur, sorted; word i is row i of the trie.
+    def build(cls, documents: Iterable[tuple[pa.Array, pa.Array]], num_terms: int) -> tuple[Self, list[str]]:
+        """Returns the postings of documents, and the words that occur, sorted; word i is row i of the trie.
 
         Args:
-            docids: string arrays; the documents are numbered through. The words of a docid are separated by single spaces.
+            documents: Parts of (docids string [n], terms list<string> [n]); the documents are numbered through.
+            num_terms: As in `words_of`.
         """
-        columns, rows, places, num_rows = [], [], [], 0
-        for part in docids:
-            lists = pc.split_pattern(part, " ")
-            lengths = pc.list_value_length(lists).to_numpy().astype(np.int64)
+        columns, rows, sizes, num_rows = [], [], [], 0
+        for docids, terms in documents:
+            texts = pc.binary_join_element_wise(docids, pc.binary_join(terms, " "), " ")
+            lists = pc.split_pattern(pc.utf8_rtrim(texts, " "), " ")
             columns.append(pc.list_flatten(lists).dictionary_encode())
-            rows.append(np.repeat(np.arange(num_rows, num_rows + len(part), dtype=np.int32), lengths))
-            place = np.arange(lengths.sum()) - np.repeat(offsets_of(lengths)[:-1], lengths)
-            places.append(np.minimum(place, MOST_PLACES - 1).astype(np.uint8))
-            num_rows += len(part)
+            rows.append(np.arange(num_rows, num_rows + len(docids)).repeat(pc.list_value_length(lists).to_numpy()))
+            sizes.append(pc.count_substring(docids, " ").to_numpy() + 1)
+            num_rows += len(docids)
         written = pa.chunked_array(columns, pa.dictionary(pa.int32(), pa.string())).unify_dictionaries()
         words = written.chunk(0).dictionary.to_pylist() if written.num_chunks else []
-        order = sorted(range(len(words)), key=words.__getitem__)
-        words = [words[i] for i in order]
-        groups: dict[str, int] = {}
-        group_of_word = np.array([groups.setdefault(stem(word), len(groups)) for word in words], dtype=np.int32)
+        number: dict[str, int] = {}
+        group_of_word = np.array([number.setdefault(stem(word), len(number)) for word in words], dtype=np.int32)
 
-        place_of = np.empty(len(order), dtype=np.int32)
-        place_of[order] = np.arange(len(order))
-        codes = [chunk.indices.to_numpy() for chunk in written.chunks]
-        group = group_of_word[place_of[np.concatenate([np.empty(0, np.int32), *codes])]]
-        row, at = np.concatenate([np.empty(0, np.int32), *rows]), np.concatenate([np.empty(0, np.uint8), *places])
-        by_group = np.argsort(group, kind="stable")  # rows ascend within a group, and places within a row
-        group, row, at = group[by_group], row[by_group], at[by_group]
-        is_first = np.append(True, (group[1:] != group[:-1]) | (row[1:] != row[:-1]))[: len(group)]
+        word = np.concatenate([np.empty(0, np.int32), *(chunk.indices.to_numpy() for chunk in written.chunks)])
+        row = np.concatenate([np.empty(0, np.int64), *rows]).astype(np.int32)
+        place = _place_in_row(row)
+        is_of_docid = place < np.concatenate([np.empty(0, np.int64), *sizes])[row]
+        is_first = _is_first(group_of_word[word], row)
+        word, row, is_of_docid = word[is_first], row[is_first], is_of_docid[is_first]
+        place = _place_in_row(row)
+        is_kept = is_of_docid | (place < num_terms)
+        word, row, place = word[is_kept], row[is_kept], place[is_kept]
+
+        used = sorted(np.unique(word).tolist(), key=words.__getitem__)
+        groups, group_of_used = np.unique(group_of_word[used], return_inverse=True)
+        group = np.searchsorted(groups, group_of_word[word]).astype(np.int32)
+        by_group = np.argsort(group, kind="stable")  # rows ascend within a group
         arrays = {
-            "group_of_word": group_of_word,
-            "group_begin": offsets_of(np.bincount(group[is_first], minlength=len(groups))),
-            "rows": row[is_first],
-            "places": at[is_first],
+            "group_of_word": group_of_used.astype(np.int32),
+            "group_begin": offsets_of(np.bincount(group, minlength=len(groups))),
+            "rows": row[by_group],
+            "places": np.minimum(place, MOST_PLACES - 1).astype(np.uint8)[by_group],
         }
-        return cls(arrays, num_rows), words
+        return cls(arrays, num_rows), [words[i] for i in used]
 
     def rank(
         self, words: Sequence[int] | np.ndarray, log_probs: Sequence[float] | np.ndarray, k: int
@@ -120,6 +124,32 @@ class Postings:
             found, total = found[is_best], total[is_best]
         best = np.lexsort((found, -total))[:k]
         return found[best].astype(np.int64), total[best]
+
+    def of_row(
+        self, row: int, words: Sequence[int] | np.ndarray, log_probs: Sequence[float] | np.ndarray
+    ) -> list[tuple[int, float, float]]:
+        """Returns which of some words a document has, what adds most to its score first.
+
+        Args:
+            row: Of the document.
+            words, log_probs: As in `rank`.
+
+        Returns:
+            (The likeliest of a word's forms, log-probability of all its forms, what they add to the score) per word.
+        """
+        likeliest_first = np.argsort(-np.asarray(log_probs, dtype=np.float64), kind="stable")
+        forms: dict[int, list[int]] = {}
+        for i in likeliest_first.tolist():
+            forms.setdefault(int(self.group_of_word[words[i]]), []).append(i)
+        found = []
+        for group, members in forms.items():
+            begin, end = int(self.group_begin[group]), int(self.group_begin[group + 1])
+            at = begin + int(np.searchsorted(self.rows[begin:end], np.int32(row)))
+            if at < end and self.rows[at] == row:
+                mass = np.exp(np.asarray(log_probs, dtype=np.float64)[members]).sum()
+                score = float(word_score(mass) * place_weight(self.places[at]))
+                found.append((int(words[members[0]]), float(np.log(mass)), score))
+        return sorted(found, key=lambda each: -each[2])
 
     def filter(
         self, *, allow: Sequence[int] | np.ndarray | None = None, deny: Sequence[int] | np.ndarray | None = None
@@ -159,6 +189,18 @@ class Postings:
         return cls(arrays, meta["num_rows"])
 
 
+def words_of(docid: str, terms: Sequence[str], num_terms: int) -> list[str]:
+    """Returns the words by which a document is found: each of its docid's, then its terms until there are `num_terms`. Of words
+    with one stem the first stands for all."""
+    found: dict[str, str] = {}
+    for word in docid.split(" "):
+        found.setdefault(stem(word), word)
+    for term in terms:
+        if len(found) < num_terms:
+            found.setdefault(stem(term), term)
+    return list(found.values())
+
+
 def word_score(probability: np.ndarray) -> np.ndarray:
     """Returns what a word of some probability (float [n]) adds to a document that begins with it."""
     return np.log1p(probability / SMALL_PROBABILITY)
@@ -167,3 +209,16 @@ def word_score(probability: np.ndarray) -> np.ndarray:
 def place_weight(places: np.ndarray) -> np.ndarray:
     """Returns how much words count at places (int [n], from 0) of a docid."""
     return 1.0 / (1.0 + places / HALF_PLACE)
+
+
+def _place_in_row(row: np.ndarray) -> np.ndarray:
+    """Returns how many entries of the same row stand before each (int64 [n]); rows (int [n]) never fall."""
+    return np.arange(len(row)) - offsets_of(np.bincount(row))[row]
+
+
+def _is_first(group: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """Returns which entries (bool [n]) are the first of their group in their row; rows (int [n]) never fall."""
+    by_group = np.argsort(group, kind="stable")
+    is_first = np.ones(len(group), dtype=bool)
+    is_first[by_group[1:]] = (np.diff(group[by_group]) != 0) | (np.diff(row[by_group]) != 0)
+    return is_first

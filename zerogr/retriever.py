@@ -12,24 +12,28 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from zerogr import storage
 from zerogr.chat import SETTINGS_FILE, ChatFormat
 from zerogr.decoding import Decoded, decode_batch
+from zerogr.decoding.scoring import Scorer
 from zerogr.decoding.trace import Step, trace_batch
 from zerogr.errors import UserError
 from zerogr.index import Index
-from zerogr.postings import Postings, place_weight, word_score
+from zerogr.postings import Postings
 from zerogr.trie import DocidTrie
 
 if TYPE_CHECKING:
     from zerogr.filtered_trie import FilteredTrie
+
+
+TRACED_WORDS = 512
+"""Words among which a trace looks for those of a document; the rest is too unlikely to matter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,37 +50,29 @@ class Hit:
 
 
 @dataclass(frozen=True, slots=True)
-class TracedText:
-    """What the model thought of a text that it may write."""
+class TracedWord:
+    """A word of a document as the model saw it."""
 
-    text: str
-    """A docid, or one word of it."""
-    steps: list[Step]
-    """Its tokens and the end token."""
+    word: str
+    """The likeliest of its forms."""
+    log_prob: float
+    """Natural-log probability of all its forms, over the allowed tokens."""
     score: float
     """What it adds to that of the document."""
-
-    @property
-    def log_prob(self) -> float:
-        """Natural-log probability over the allowed tokens."""
-        return sum(step.log_prob for step in self.steps)
 
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """A document's docid as the model saw it."""
+    """What the model thought of a document."""
 
     doc_id: str
     docid: str
-    unit: str
-    """`docid`, or `word`: what the retriever writes."""
-    paths: list[TracedText]
-    """The docid; or its words, in their order."""
-
-    @property
-    def score(self) -> float:
-        """As a `Hit` has it, over the allowed tokens. Of words the search may have found fewer, and other forms beside them."""
-        return sum(path.score for path in self.paths)
+    score: float
+    """As a `Hit` has it, over the allowed tokens."""
+    steps: list[Step] = field(default_factory=list)
+    """Where docids are written: its docid's tokens and the end token."""
+    words: list[TracedWord] = field(default_factory=list)
+    """Where words are written: those that a search of `TRACED_WORDS` words finds, first those that add most."""
 
 
 class Retriever:
@@ -241,7 +237,12 @@ class Retriever:
         strategy = strategy or self._decoding["strategy"]
         options = {"normalise": self._decoding["normalise"], **self._strategy_options(strategy), **options}
         k = k or self._decoding["k"]
-        num_leaves = options.pop("num_words", self._decoding["num_words"]) if self._postings else k
+        num_leaves = k
+        if self._postings:
+            num_words = options.pop("num_words", self._decoding["num_words"])
+            num_leaves = min(
+                num_words, options.get("beam_width") or num_words
+            )  # a beam cannot find more than its width
         prompts = self._prompts(queries, instruction)
         results = []
         for begin in range(0, len(prompts), batch_size):
@@ -265,36 +266,57 @@ class Retriever:
         instruction: str | Sequence[str | None] | None = None,
         batch_size: int = 16,
     ) -> list[list[Traced]]:
-        """Returns what the model thought of some documents' docids, token by token, query by query.
+        """Returns what the model thought of some documents, token by token or word by word, query by query.
 
         Args:
             queries, instruction, batch_size: As in `search`.
-            doc_ids: For each query the documents whose docids are traced.
+            doc_ids: For each query the documents that are traced.
 
         Raises:
             UserError: A document is not in the index.
         """
         rows = {doc_id: self._row_of(doc_id) for wanted in doc_ids for doc_id in wanted}
         prompts = self._prompts(queries, instruction)
+        trace = self._trace_words if self._postings else self._trace_docids
         traced = []
         for begin in range(0, len(prompts), batch_size):
-            wanted = doc_ids[begin : begin + batch_size]
-            docids = [[self._docids[rows[doc_id]].as_py() for doc_id in of_query] for of_query in wanted]
-            texts = [[self._texts(docid) for docid in of_query] for of_query in docids]
-            steps = trace_batch(
-                self._model.start(prompts[begin : begin + batch_size]),
-                self._trie,
-                [[self._chat.docid(text) for of_docid in of_query for text in of_docid] for of_query in texts],
-                eos_token_id=self._chat.end_token_id,
-            )
-            for *of_query, steps_of_query in zip(wanted, docids, texts, steps, strict=True):
-                following = iter(steps_of_query)
-                traced.append(
-                    [
-                        self._traced(doc_id, docid, of_docid, [next(following) for _ in of_docid])
-                        for doc_id, docid, of_docid in zip(*of_query, strict=True)
-                    ]
-                )
+            wanted = [[rows[doc_id] for doc_id in of_query] for of_query in doc_ids[begin : begin + batch_size]]
+            traced += trace(self._model.start(prompts[begin : begin + batch_size]), wanted)
+        return traced
+
+    def _trace_docids(self, scorer: Scorer, rows: list[list[int]]) -> list[list[Traced]]:
+        """Returns the traces of documents, query by query of the scorer."""
+        docids = [[self._docids[row].as_py() for row in of_query] for of_query in rows]
+        steps = trace_batch(
+            scorer,
+            self._trie,
+            [[self._chat.docid(docid) for docid in of_query] for of_query in docids],
+            eos_token_id=self._chat.end_token_id,
+        )
+        return [
+            [
+                Traced(self._doc_ids[row].as_py(), docid, sum(step.log_prob for step in path), path)
+                for row, docid, path in zip(*of_query, strict=True)
+            ]
+            for of_query in zip(rows, docids, steps, strict=True)
+        ]
+
+    def _trace_words(self, scorer: Scorer, rows: list[list[int]]) -> list[list[Traced]]:
+        """The same where words are written."""
+        assert self._postings is not None
+        decoded = decode_batch(
+            scorer, self._trie, TRACED_WORDS, eos_token_id=self._chat.end_token_id, strategy="beam", normalise="allowed"
+        )
+        traced = []
+        for of_query, found in zip(rows, decoded, strict=True):
+            texts = {each.row: self._chat.tokenizer.decode(each.tokens).strip() for each in found}
+            words, log_probs = [each.row for each in found], [each.score for each in found]
+            of_documents = []
+            for row in of_query:
+                own = [TracedWord(texts[word], *rest) for word, *rest in self._postings.of_row(row, words, log_probs)]
+                doc_id, docid = self._doc_ids[row].as_py(), self._docids[row].as_py()
+                of_documents.append(Traced(doc_id, docid, sum(word.score for word in own), words=own))
+            traced.append(of_documents)
         return traced
 
     def token_text(self, token: int) -> str:
@@ -320,16 +342,6 @@ class Retriever:
         if row < 0:
             raise UserError(f"the index holds no document '{doc_id}'")
         return int(row)
-
-    def _texts(self, docid: str) -> list[str]:
-        """Returns what of a docid the model may write."""
-        return list(dict.fromkeys(docid.split(" "))) if self._postings else [docid]
-
-    def _traced(self, doc_id: str, docid: str, texts: list[str], steps: list[list[Step]]) -> Traced:
-        scores = np.array([sum(step.log_prob for step in path) for path in steps])
-        if self._postings:
-            scores = word_score(np.exp(scores)) * place_weight(np.arange(len(scores)))
-        return Traced(doc_id, docid, self.unit, list(map(TracedText, texts, steps, scores.tolist())))
 
     def _hits(self, found: Sequence[Decoded], k: int) -> list[Hit]:
         rows, scores = [each.row for each in found], [each.score for each in found]

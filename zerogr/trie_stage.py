@@ -49,10 +49,11 @@ def build_trie(config: Config, index: Index) -> dict[str, Any]:
     chat = ChatFormat.of(load_tokenizer(folder))
     postings = None
     if config.docids.unit == "word":
-        postings, words = Postings.build(_docids(index))
+        parts = ((part.column("docid"), part.column("terms")) for part in _docids(index, ["docid", "terms"]))
+        postings, words = Postings.build(parts, config.docids.num_terms)
         texts: Iterable[list[str]] = (words[i : i + _AT_ONCE] for i in range(0, len(words), _AT_ONCE))
     else:
-        texts = (docids.to_pylist() for docids in _docids(index))
+        texts = (part.column("docid").to_pylist() for part in _docids(index, ["docid"]))
     tokens, lengths = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.int64)]
     for part in texts:
         part_tokens, offsets = chat.docids(part)
@@ -76,12 +77,12 @@ def build_trie(config: Config, index: Index) -> dict[str, Any]:
     return counts
 
 
-def _docids(index: Index) -> Iterator[pa.Array]:
-    """Yields the docids of one shard after the other, and says how far it is."""
+def _docids(index: Index, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Yields columns of one shard of docids after the other, and says how far it is."""
     shards = shards_in(index.path("docids"))
     progress = Progress("trie", total=len(shards), unit="shards")
     for shard in shards:
-        yield storage.read_parquet(index.shard("docids", shard), ["docid"]).column("docid").combine_chunks()
+        yield from storage.read_parquet(index.shard("docids", shard), columns).to_batches()
         progress.advance(1)
     progress.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tests import tiny
 from tests.published import files
 from zerogr import Retriever, storage
 from zerogr.index import Index
+from zerogr.words import stem
 
 pytestmark = pytest.mark.integration
 
@@ -162,11 +164,44 @@ class TestEvaluate:
 
 
 class TestExplain:
-    def test_says_what_the_search_saw(self, tiny_index: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_words_add_up_to_what_the_search_saw(self, tiny_index: str, capsys: pytest.CaptureFixture[str]) -> None:
         query = "what about the history of coffee"
-        hits = Retriever.load(tiny_index).search([query], k=40, strategy="best_first")[0]
+        hits = Retriever.load(tiny_index).search([query], k=40, strategy="best_first", num_words=500)[0]
         last = hits[-1]
-        command = ["explain", tiny_index, query, "--doc", last.doc_id, "-k", "40", "--strategy", "best_first:k=40"]
+        command = [
+            "explain",
+            tiny_index,
+            query,
+            "--doc",
+            last.doc_id,
+            "-k",
+            "40",
+            "--strategy",
+            "best_first:num_words=500",
+        ]
+        told = printed(command, capsys)
+        assert (told["rank"], told["num_hits"], told["lost_at"]) == (40, 40, None)
+        assert told["verdict"] not in ("first", "search", "first_token", "late")
+        for name, hit in (("wanted", last), ("first", hits[0])):
+            assert {stem(word) for word in hit.docid.split()} <= {stem(each["word"]) for each in told[name]["words"]}
+            assert sum(word["score"] for word in told[name]["words"]) == pytest.approx(hit.score, rel=1e-3)
+
+        assert main(command) == 0
+        shown = capsys.readouterr().out
+        assert "rank 40" in shown and told["verdict"] in shown
+        best = max(told["first"]["words"], key=lambda word: word["score"])
+        assert re.search(rf" {re.escape(best['word'])} +0\.\d+ +{best['score']:.3f}", shown)
+
+    def test_tokens_where_docids_are_written(
+        self, config: Path, collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        index = str(tmp_path / "index")
+        assert main(["index", str(config), "--set", f"index={index}", "--set", "docids.unit=docid"]) == 0
+        capsys.readouterr()
+        query = "what about the history of coffee"
+        hits = Retriever.load(index).search([query], k=40, strategy="best_first")[0]
+        last = hits[-1]
+        command = ["explain", index, query, "--doc", last.doc_id, "-k", "40", "--strategy", "best_first:k=40"]
         told = printed(command, capsys)
         assert (told["rank"], told["num_hits"]) == (40, 40) and told["verdict"] not in ("first", "search")
         assert (told["first"]["doc_id"], told["first"]["docid"]) == (hits[0].doc_id, hits[0].docid)

@@ -18,7 +18,7 @@ from zerogr.evaluation.metrics import METRICS, evaluate_queries
 from zerogr.evaluation.runs import read_runs
 from zerogr.evaluation.significance import compare
 from zerogr.evaluation.systems import Answers, StrategySpec
-from zerogr.retriever import Traced, TracedText
+from zerogr.retriever import Traced, TracedWord
 
 
 class TestSignificance:
@@ -208,7 +208,7 @@ class TestClassOfALoss:
     @staticmethod
     def traced(doc_id: str, docid: str, *log_probs: float) -> Traced:
         steps = [Step(0, log_prob, 1, 2, 0, 0.0) for log_prob in log_probs]
-        return Traced(doc_id, docid, "docid", [TracedText(docid, steps, sum(log_probs))])
+        return Traced(doc_id, docid, sum(log_probs), steps)
 
     def test_each(self) -> None:
         first = self.traced("x", "wing lift flow", -0.5, -0.5)
@@ -227,8 +227,8 @@ class TestClassOfALoss:
 
     def test_each_where_words_are_written(self) -> None:
         def traced(doc_id: str, docid: str, *scores: float) -> Traced:
-            paths = [TracedText(word, [], score) for word, score in zip(docid.split(), scores, strict=True)]
-            return Traced(doc_id, docid, "word", paths)
+            words = [TracedWord(word, -1.0, score) for word, score in zip(docid.split(), scores, strict=True)]
+            return Traced(doc_id, docid, sum(scores), words=words)
 
         query, first = "Does a wing lift?", traced("x", "wing lift flow", 2.0, 1.0, 0.5)
         good, poor = [Support("asked like this", 0.6)], [Support("asked otherwise", 0.3)]

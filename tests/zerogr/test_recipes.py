@@ -137,8 +137,8 @@ class TestJudgedQueries:
         judged = {"judged": str(dataset), "judged_weight": 3.0}
         config = config.model_copy(update={"index": tiny_index, "training": config.training.model_copy(update=judged)})
         recipe, plain = RetrieverRecipe(config), RetrieverRecipe(validate_config({"index": tiny_index}))
-        docid_of = {
-            row["doc_id"]: row["docid"]
+        words_by_id = {
+            row["doc_id"]: {*row["docid"].split(), *row["terms"]}
             for shard in range(5)
             for row in storage.read_parquet(Index(tiny_index).shard("docids", shard)).to_pylist()
         }
@@ -148,8 +148,7 @@ class TestJudgedQueries:
             ("Find bread.", "bakers", 1.5),
         }
         for row in added:
-            docid = docid_of["sailing-0" if row.query == "boats" else "bread-1"]
-            assert {word for word, _ in row.answers} <= set(docid.split())
+            assert {word for word, _ in row.answers} <= words_by_id["sailing-0" if row.query == "boats" else "bread-1"]
         examples = recipe.examples(load_base(recipe)[1])
         assert sorted(examples.weights.tolist())[-2:] == [1.5 / NUM_DRAWS, 3.0 / NUM_DRAWS]
         inputs = recipe.inputs()

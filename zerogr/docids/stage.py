@@ -30,8 +30,8 @@ from zerogr.seeds import seed_of
 
 VERSION = 3
 FOLDER = "work/docids"
-NUM_TERMS = 32
-"""Ranked terms kept per document, to tell colliding documents apart."""
+MIN_TERMS = 32
+"""Ranked terms kept per document at least, to tell colliding documents apart."""
 
 PROPOSAL_SCHEMA = pa.schema(
     [
@@ -53,6 +53,7 @@ SCHEMA = pa.schema(
         ("docid", pa.string()),
         ("source", pa.string()),
         ("candidates", pa.list_(pa.string())),
+        ("terms", pa.list_(pa.string())),
     ]
 )
 
@@ -61,7 +62,7 @@ def docids_inputs(config: Config, index: Index) -> dict[str, Any]:
     """Returns what the docid stage is made from; without an LM, nothing of the LM's settings."""
     docids = config.docids
     inputs = {"corpus": index.require("corpus").fingerprint, "seed": config.seed, "version": VERSION}
-    keys = {"scheme", "min_words", "max_words", "min_core_terms", "max_foreign_words"}
+    keys = {"scheme", "min_words", "max_words", "min_core_terms", "max_foreign_words", "num_terms"}
     if docids.scheme == "keywords":
         keys = set(type(docids).model_fields) - {"model", "unit"}
         inputs |= {
@@ -111,7 +112,7 @@ class DocidProposer:
             "sources": [candidate.source for candidate in candidates],
             "coverage": [terms.coverage(candidate.docid.split(" ")) for candidate in candidates],
             "violations": list(candidates[0].violations),
-            "terms": terms.ranked[:NUM_TERMS],
+            "terms": terms.ranked[: max(MIN_TERMS, self._config.docids.num_terms)],
         }
 
     def _generate(self, documents: list[dict[str, Any]]) -> list[Generation]:
@@ -152,7 +153,7 @@ def assign_docids(config: Config, index: Index, *, num_workers: int = 4) -> dict
         return storage.read_parquet(index.shard(FOLDER, shards[place]), columns)
 
     assignment = resolve_shards(read, len(shards), config.docids.max_words, num_workers=num_workers)
-    writer = _DocidWriter(read, assignment, _elsewhere(read, assignment, num_workers))
+    writer = _DocidWriter(read, assignment, _elsewhere(read, assignment, num_workers), config.docids.num_terms)
 
     def write(place: int) -> report.Sums:
         docids, sums = writer.docids(place)
@@ -200,10 +201,12 @@ class _DocidWriter:
     assignment: Assignment
     elsewhere: tuple[np.ndarray, pa.Table]
     """From `_elsewhere`."""
+    num_terms: int
+    """Per document."""
 
     def docids(self, place: int) -> tuple[pa.Table, report.Sums]:
         """Returns the rows of a docid shard, and their sums."""
-        columns = ["row_id", "doc_id", "candidates", "sources", "coverage", "violations"]
+        columns = ["row_id", "doc_id", "candidates", "sources", "coverage", "violations", "terms"]
         proposals = self.read(place, columns)
         rows = np.arange(*self.assignment.starts[place : place + 2])
         group, choice = self.assignment.group[rows], self.assignment.choice[rows]
@@ -217,10 +220,9 @@ class _DocidWriter:
             pa.concat_tables([_chosen(proposals, np.where(is_own, choice, 0)), others]).combine_chunks().take(position)
         )
         docid, source, coverage = (chosen.column(name).combine_chunks() for name in _CHOSEN.names)
-        table = pa.table(
-            [proposals.column("row_id"), proposals.column("doc_id"), docid, source, proposals.column("candidates")],
-            schema=SCHEMA,
-        )
+        kept = [proposals.column(name) for name in ("row_id", "doc_id", "candidates")]
+        terms = pc.list_slice(proposals.column("terms"), 0, self.num_terms)
+        table = pa.table([*kept[:2], docid, source, kept[2], terms], schema=SCHEMA)
         return table, report.Sums.of(docid, source, coverage, proposals)
 
 

@@ -10,7 +10,7 @@ score. The loss is put into one of these classes, the first that fits:
     unsupported   no pseudo-query of it has a third of the query's topical words: training never linked the two
     first_token   docids: it had lost with its first token
     late          docids: it lost at a later token
-    unnamed       words: its docid has fewer of the query's topical words than the first hit's
+    unnamed       words: it has fewer of the query's topical words than the first hit
     outweighed    words: it has as many, but the retriever found those of the first hit likelier
 """
 
@@ -38,8 +38,8 @@ MEANINGS = {
     "unsupported": "none of its pseudo-queries has a third of the query's words",
     "first_token": "already its first token is less likely than the first hit's whole docid",
     "late": "it fell behind the first hit's docid at a later token",
-    "unnamed": "its docid has fewer of the query's words than the first hit's",
-    "outweighed": "its docid has as many of the query's words as the first hit's, but those of the first hit are likelier",
+    "unnamed": "fewer of the query's words are among its words than among the first hit's",
+    "outweighed": "it has as many of the query's words as the first hit, but the words of that one are likelier",
 }
 """What each class says of the relevant document."""
 REMEDIES = {
@@ -49,7 +49,7 @@ REMEDIES = {
     "unsupported": "more and wider pseudo-queries",
     "first_token": "longer training, a larger model",
     "late": "longer training, a larger model",
-    "unnamed": "longer docids, pseudo-queries in other words than the documents'",
+    "unnamed": "more words (docids.num_terms), pseudo-queries in other words than the documents'",
     "outweighed": "longer training, a larger model",
 }
 CLASSES = tuple(MEANINGS)
@@ -100,7 +100,7 @@ class Explanation:
                     "doc_id": traced.doc_id,
                     "docid": traced.docid,
                     "score": round(traced.score, 4),
-                    **_paths_as_json(traced, retriever),
+                    **_details(traced, retriever),
                     "pseudo_queries": [{"text": each.text, "share": round(each.share, 2)} for each in support],
                 }
                 for name, traced, support in (
@@ -208,24 +208,24 @@ def classify(query: str, wanted: Traced, first: Traced, support: list[Support]) 
         return None, "first"
     if wanted.docid == first.docid:
         return None, "collided"
-    lost_at = _lost_at(wanted, first) if wanted.unit == "docid" else None
-    if lost_at is None if wanted.unit == "docid" else wanted.score >= first.score:
+    lost_at = _lost_at(wanted, first)
+    if lost_at is None if wanted.steps else wanted.score >= first.score:
         return None, "search"
-    own, other = (set(each.docid.split()) for each in (wanted, first))
-    if 2 * len(own & other) >= len(own):
+    shared = set(wanted.docid.split()) & set(first.docid.split())
+    if 2 * len(shared) >= len(wanted.docid.split()):
         return lost_at, "ambiguous"
     if not support or 3 * support[0].share < 1:
         return lost_at, "unsupported"
-    if wanted.unit == "docid":
+    if wanted.steps:
         return lost_at, "first_token" if lost_at == 0 else "late"
     asked = _topical(query)
-    num_named, num_named_by_first = (len(asked & set(map(stem, each))) for each in (own, other))
-    return None, "unnamed" if num_named < num_named_by_first else "outweighed"
+    named, named_by_first = (len(asked & {stem(each.word) for each in traced.words}) for traced in (wanted, first))
+    return None, "unnamed" if named < named_by_first else "outweighed"
 
 
 def _lost_at(wanted: Traced, first: Traced) -> int | None:
     score = 0.0
-    for number, step in enumerate(wanted.paths[0].steps):
+    for number, step in enumerate(wanted.steps):
         score += step.log_prob
         if score < first.score:
             return number
@@ -237,12 +237,13 @@ def _topical(text: str) -> set[str]:
     return {stem(word) for word in words(text) if is_topical(word)}
 
 
-def _paths_as_json(traced: Traced, retriever: Retriever) -> dict[str, Any]:
-    if traced.unit == "word":
+def _details(traced: Traced, retriever: Retriever) -> dict[str, Any]:
+    """Returns the words of a trace, or the tokens of the docid, in plain values."""
+    if retriever.unit == "word":
         return {
             "words": [
-                {"word": path.text, "log_prob": round(path.log_prob, 4), "score": round(path.score, 4)}
-                for path in traced.paths
+                {"word": each.word, "log_prob": round(each.log_prob, 4), "score": round(each.score, 4)}
+                for each in traced.words
             ]
         }
     return {
@@ -255,6 +256,6 @@ def _paths_as_json(traced: Traced, retriever: Retriever) -> dict[str, Any]:
                 "best": retriever.token_text(step.best),
                 "best_log_prob": round(step.best_log_prob, 4),
             }
-            for step in traced.paths[0].steps
+            for step in traced.steps
         ]
     }

@@ -1,4 +1,4 @@
-"""Answers: which words of its document's docid a query teaches, where the retriever writes single words.
+"""Answers: which words of its document a query teaches, where the retriever writes single words.
 
 Most are words that the query names, rare ones first: to pick them out of a query is what a language model learns soonest, and
 for documents it has hardly seen. The others are what the document is about beside them, so that the retriever comes to know
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -23,20 +23,19 @@ NAMED_SHARE = 0.7
 
 
 def draw_answers(
-    query: str, docid: str, rarity: Callable[[str], float], draw: random.Random
+    query: str, terms: Sequence[str], rarity: Callable[[str], float], draw: random.Random
 ) -> tuple[tuple[str, int], ...]:
-    """Returns words of a docid and how often each was drawn, `NUM_DRAWS` in all.
+    """Returns words of a document and how often each was drawn, `NUM_DRAWS` in all.
 
     Args:
         query: A text.
-        docid: Words separated by single spaces.
-        rarity: Of a word, above 0; times the weight of its place in the docid it is in proportion to how often it is drawn.
+        terms: The words, at least one, as `zerogr.postings.words_of` orders them.
+        rarity: Of a word, above 0; times the weight of its place it is in proportion to how often it is drawn.
         draw: Where the randomness comes from.
     """
     asked = {stem(word) for word in words(query)}
-    parts = docid.split(" ")
-    places = place_weight(np.arange(len(parts))).tolist()
-    weights = {word: rarity(word) * weight for word, weight in zip(parts, places, strict=True)}
+    places = place_weight(np.arange(len(terms))).tolist()
+    weights = {word: rarity(word) * weight for word, weight in zip(terms, places, strict=True)}
     named = [word for word in weights if stem(word) in asked]
     others = [word for word in weights if stem(word) not in asked]
     drawn: Counter[str] = Counter()

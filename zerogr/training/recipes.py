@@ -30,6 +30,7 @@ from zerogr.engines.rendering import ChatRenderer
 from zerogr.errors import UserError
 from zerogr.index import RUNS, Index, fingerprint, shards_in
 from zerogr.models import load_model, model_hash, resolve_model, tokenizer_hash
+from zerogr.postings import words_of
 from zerogr.seeds import seed_of
 from zerogr.training.answers import draw_answers
 from zerogr.training.checkpoints import StorageCheckpointer, full_tensors
@@ -253,29 +254,34 @@ class RetrieverRecipe:
         for shard in shards_in(self.index.path("queries")):
             if shard not in published:
                 continue
-            columns = ["row_id", "doc_id", "docid"]
-            docids = storage.read_parquet(self.index.shard("docids", shard), columns).to_pylist()
-            docid_of = {row["row_id"]: row["docid"] for row in docids}
+            columns = ["row_id", "doc_id", "docid", "terms"]
+            documents = storage.read_parquet(self.index.shard("docids", shard), columns).to_pylist()
+            by_row = {document["row_id"]: document for document in documents}
             rows = [
-                Row(row["instruction"], query, answers(row["doc_id"], docid_of[row["row_id"]], query), 1.0)
+                Row(row["instruction"], query, answers(by_row[row["row_id"]], query), 1.0)
                 for row in storage.read_parquet(self.index.shard("queries", shard)).to_pylist()
-                if row["row_id"] in docid_of  # a document whose docid was rejected is not in the index
+                if row["row_id"] in by_row  # a document whose docid was rejected is not in the index
                 for query in [*row["queries"], *row["spans"]]
             ]
             yield rows + [
-                Row(instruction, query, answers(row["doc_id"], row["docid"], query), weight)
-                for row in docids
-                for instruction, query, weight in judged.get(row["doc_id"], ())
+                Row(instruction, query, answers(document, query), weight)
+                for document in documents
+                for instruction, query, weight in judged.get(document["doc_id"], ())
             ]
 
-    def _answers(self) -> Callable[[str, str, str], tuple[tuple[str, int], ...]]:
-        """Returns (doc_id, docid, query) -> what the query teaches, the same in every run."""
+    def _answers(self) -> Callable[[dict[str, Any], str], tuple[tuple[str, int], ...]]:
+        """Returns (row of docids/, query) -> what the query teaches, the same in every run."""
         if self._config.docids.unit == "docid":
-            return lambda doc_id, docid, query: ((docid, 1),)
-        seed, rarity = self._config.seed, load_frequency(self.index).idf
-        return lambda doc_id, docid, query: draw_answers(
-            query, docid, rarity, random.Random(seed_of(seed, "answers", doc_id, query))
-        )
+            return lambda document, query: ((document["docid"], 1),)
+        seed, num_terms, rarity = self._config.seed, self._config.docids.num_terms, load_frequency(self.index).idf
+
+        def of_words(document: dict[str, Any], query: str) -> tuple[tuple[str, int], ...]:
+            terms = words_of(document["docid"], document["terms"], num_terms)
+            return draw_answers(
+                query, terms, rarity, random.Random(seed_of(seed, "answers", document["doc_id"], query))
+            )
+
+        return of_words
 
     def _judged_queries(self) -> dict[str, list[tuple[str, str, float]]]:
         """Returns {doc_id: [(instruction, query, weight)]}; the highest grade weighs `judged_weight`, others in proportion."""
