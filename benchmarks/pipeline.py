@@ -40,7 +40,7 @@ from zerogr.config_file import validate_config
 from zerogr.corpus.document import Document
 from zerogr.corpus.pystdlib import read_pystdlib
 from zerogr.docids.resolve import key_of
-from zerogr.docids.stage import FOLDER, NUM_TERMS, PROPOSAL_SCHEMA, assign_docids
+from zerogr.docids.stage import FOLDER, MIN_TERMS, PROPOSAL_SCHEMA, assign_docids
 from zerogr.generation import COUNTS_KEY
 from zerogr.index import Index, shards_in
 from zerogr.words import FUNCTION_WORDS, words
@@ -262,7 +262,7 @@ def write_proposals(folder: str, num_rows: int, piece: int) -> None:
             per_candidate(pa.array(sources, pa.string())),
             per_candidate(pa.array(random.random(len(candidates)), pa.float32())),
             pa.array([["too_few_words"] if repaired else [] for repaired in is_repaired], pa.list_(pa.string())),
-            texts_of(drawn, NUM_TERMS),
+            texts_of(drawn, MIN_TERMS),
         ],
         schema=PROPOSAL_SCHEMA,
     )
