@@ -71,7 +71,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one step of each behind the warm-up")
     parser.add_argument("--model", default=EMBEDDED_MODEL, help="a folder or a Hugging Face name")
     parser.add_argument(
-        "--index", help="take the docids and queries of this index; passages of Python's own text otherwise"
+        "--index",
+        help="take docids and queries of this index, made with docids.unit=docid; passages of Python's own text otherwise",
     )
     parser.add_argument("--steps", type=int, help="of each, behind the warm-up; 12")
     parser.add_argument("--batch-size", type=int, default=32, help="examples per step")
@@ -122,7 +123,9 @@ def run(name: str, model_name: str, index: str | None, settings: dict[str, Any])
     normalise = "allowed" if name == "ours, allowed" else "vocabulary"
     choices = None
     if index:
-        recipe = RetrieverRecipe(validate_config({"index": index, "training": {"normalise": normalise}}))
+        recipe = RetrieverRecipe(
+            validate_config({"index": index, "training": {"normalise": normalise}, "docids": {"unit": "docid"}})
+        )
         examples = recipe.examples(tokenizer)
         choices = recipe.choices(tokenizer)
         recipe.close()

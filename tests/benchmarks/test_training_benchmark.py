@@ -14,7 +14,18 @@ from benchmarks import training
 def test_both_sides_train_the_same(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["training", "--quick", "--model", str(tiny_model), "--batch-size", "4", "--precision", "fp32"]
+    command = [
+        "training",
+        "--quick",
+        "--model",
+        str(tiny_model),
+        "--batch-size",
+        "4",
+        "--precision",
+        "fp32",
+        "--steps",
+        "4",
+    ]
     monkeypatch.setattr(sys, "argv", [*command, "--out", str(tmp_path / "training.md")])
     training.main()
     figures = json.loads(capfd.readouterr().out.splitlines()[-1])
