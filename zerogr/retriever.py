@@ -240,9 +240,8 @@ class Retriever:
         num_leaves = k
         if self._postings:
             num_words = options.pop("num_words", self._decoding["num_words"])
-            num_leaves = min(
-                num_words, options.get("beam_width") or num_words
-            )  # a beam cannot find more than its width
+            # A beam cannot find more than its width.
+            num_leaves = min(num_words, options.get("beam_width") or num_words)
         prompts = self._prompts(queries, instruction)
         results = []
         for begin in range(0, len(prompts), batch_size):

@@ -1,7 +1,7 @@
 """Training examples: (instruction, query) -> answers as token arrays, and batches of them packed into rows.
 
-An answer is a docid, or one word of it. An example with several answers has its query once and the answers behind it, each
-of which sees the query and itself: the model learns all of them from one pass over the query.
+An answer is a docid, or a word of a document. An example with several answers has its query once and the answers behind it,
+each of which sees the query and itself: the model learns all of them from one pass over the query.
 
 A row is the shared prefix (chat header and instruction) once, then whole examples one behind the other; an example sees the
 prefix and itself, its positions restart behind the prefix, so a packed example is computed exactly as if it stood alone.
