@@ -127,7 +127,7 @@ class Retriever:
             dtype: Of the weights; None = float32 on the CPU, bfloat16 elsewhere.
 
         Raises:
-            UserError: The index is missing or unfinished, or its trie was made with another tokenizer.
+            UserError: The index is missing or unfinished, or its trie was made with another tokenizer or of other docids.
         """
         from zerogr.models import load_model, tokenizer_hash
         from zerogr.trie_stage import POSTINGS, read_docids
@@ -140,7 +140,12 @@ class Retriever:
             index.require(stage)
         trie_folder = storage.local_folder(index.path("trie"))
         trie = DocidTrie.load(trie_folder)
-        has_postings = trie.extra.get("unit") == "word"
+        postings = Postings.load(trie_folder / POSTINGS) if trie.extra.get("unit") == "word" else None
+        table = read_docids(index)
+        if (postings or trie).num_rows != len(table):
+            raise UserError(
+                f"the trie of '{uri}' is not that of its {len(table)} docids; run `zerogr index` with --rebuild trie"
+            )
         folder = storage.local_folder(index.path("retriever"))
         if trie.extra.get("tokenizer") != tokenizer_hash(str(folder)):
             raise UserError(
@@ -154,14 +159,13 @@ class Retriever:
             max_instruction_tokens=settings["max_instruction_tokens"],
             max_query_tokens=settings["max_query_tokens"],
         )
-        table = read_docids(index)
         return cls(
             model,
             chat,
             trie,
             table.column("doc_id").combine_chunks(),
             table.column("docid").combine_chunks(),
-            postings=Postings.load(trie_folder / POSTINGS) if has_postings else None,
+            postings=postings,
             instruction=settings["instruction"],
             decoding=manifest["config"]["decoding"],
             manifest=manifest,
@@ -226,8 +230,8 @@ class Retriever:
             strategy: One of `zerogr.decoding.STRATEGIES`; None = the index's default.
             seed: Of the sampling strategies.
             batch_size: Queries decoded together. It moves scores by rounding only.
-            **options: `num_words`, how many words are written where the index has postings; the others are passed to `decode`:
-                `normalise`, `beam_width`, `max_temperature`, ...
+            **options: `num_words`, how many words are written where the index has postings, at most `beam_width`; the others
+                are passed to `decode`: `normalise`, `beam_width`, `max_temperature`, ...
 
         Raises:
             ValueError: `queries` is a bare string, `batch_size` is below 1, or an option does not fit the strategy.

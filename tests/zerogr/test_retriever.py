@@ -241,6 +241,17 @@ class TestWords:
         assert others == writer.doc_ids() - coffee
         assert writer.restricted(allow=[]).search(QUERIES[:1]) == [[]]
 
+    def test_a_trie_of_other_documents_is_named(
+        self, built_and_trained: tuple[str, dict[str, torch.Tensor]], tmp_path: Path
+    ) -> None:
+        """Its rows would be other documents than their keys say."""
+        shutil.copytree(built_and_trained[0], tmp_path / "index")
+        index = Index(str(tmp_path / "index"))
+        shard = index.shard("docids", 0)
+        storage.write_parquet(shard, storage.read_parquet(shard).slice(1))
+        with pytest.raises(UserError, match="is not that of its 39 docids; run `zerogr index` with --rebuild trie"):
+            Retriever.load(index.uri, device="cpu")
+
     def test_a_setting_of_words_is_unknown_where_docids_are_written(
         self, built_and_trained: tuple[str, dict[str, torch.Tensor]]
     ) -> None:

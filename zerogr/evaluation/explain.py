@@ -33,7 +33,7 @@ from zerogr.words import is_topical, stem, words
 
 MEANINGS = {
     "collided": "it shares its docid with the first hit",
-    "search": "its docid is the likelier one, but the search gave it up or drew another: a wider beam finds it",
+    "search": "its score is the better one, but the search gave it up, drew another or did not write its words",
     "ambiguous": "half of its docid's words are in the first hit's docid too",
     "unsupported": "none of its pseudo-queries has a third of the query's words",
     "first_token": "already its first token is less likely than the first hit's whole docid",
