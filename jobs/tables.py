@@ -133,5 +133,5 @@ def _print_words(traced: list[Traced]) -> None:
     """Prints side by side the words that add most to each document's score."""
     print("\n" + "".join(f"  {'word':<24}{'p':>8}{'adds':>8}" for _ in traced))
     for row in zip_longest(*(each.words[:MOST_WORDS] for each in traced)):
-        cells = (f"  {each.word:<24}{exp(each.log_prob):>8.3f}{each.score:>8.3f}" if each else " " * 42 for each in row)
+        cells = (f"  {each.word:<24}{each.probability:>8.3f}{each.score:>8.3f}" if each else " " * 42 for each in row)
         print("".join(cells).rstrip())

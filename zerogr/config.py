@@ -172,6 +172,13 @@ class DecodingConfig(Section):
         le=10_000,
         description="Words that a search writes, of which documents are made; where docids.unit is word.",
     )
+    query_share: float = Field(
+        0.3,
+        ge=0,
+        le=1,
+        description="How much of the probability the words have that the query itself names, rare ones first; the model's "
+        "words have the rest. Where docids.unit is word.",
+    )
     max_temperature: float = Field(1.5, gt=0, description="T_max of reverse annealing.")
     top_p: float = Field(0.9, gt=0, le=1, description="Mass of the nucleus strategy.")
 

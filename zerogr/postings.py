@@ -1,17 +1,20 @@
 """Postings: which documents have a word, and at which place.
 
 The words of a document are those of its docid and then its heaviest terms, each stem once (`words_of`). Where the retriever
-writes single words (`docids.unit: word`), a search ends with some words and their probabilities p, and a document's score is
-the sum over those that it has
+writes single words (`docids.unit: word`), a search ends with some words and their probabilities p: the model's, and with a
+share of them (`decoding.query_share`) the words that the query itself names, rare ones first (`Postings.named`). A document's
+score is the sum over those that it has
 
     log(1 + p / 0.003) / (1 + place / 16)
 
 Words of one stem are one word, with the sum of their probabilities: `wing` finds the document that says `wings`. The logarithm
 keeps one word from deciding alone (as in SPLADE, Formal et al. 2021); what a document is most about stands first, and weighs
-more. Documents as sets of generated terms are from Zhang et al. 2023, "Term-Sets Can Be Strong Document Identifiers For
-Auto-Regressive Search Engines", the sum over what was generated from Bevilacqua et al. 2022, "Autoregressive Search Engines".
+more. To mix a relevance model with the query's own words is RM3 (Abdul-Jaleel et al. 2004, "UMass at TREC 2004: Novelty and
+HARD"), here with a language model for the relevance model: a name that it has never met still finds its documents. Documents as
+sets of generated terms are from Zhang et al. 2023, "Term-Sets Can Be Strong Document Identifiers For Auto-Regressive Search
+Engines", the sum over what was generated from Bevilacqua et al. 2022, "Autoregressive Search Engines".
 
-Five bytes per word of each document, as memory maps. A search reads the postings of its words alone.
+Five bytes per word of each document and 16 per word, as memory maps. A search reads the postings of its words alone.
 """
 
 from __future__ import annotations
@@ -26,14 +29,15 @@ import pyarrow.compute as pc
 
 from zerogr.array_files import load_arrays, save_arrays
 from zerogr.trie_build import offsets_of
-from zerogr.words import stem
+from zerogr.words import key_of, stem
+from zerogr.words import words as words_in
 
 SMALL_PROBABILITY = 3e-3
 """Below it a word's score is in proportion to its probability, above it to the logarithm."""
 HALF_PLACE = 16
 """The place, from 0, at which a word counts half as much as at the first."""
 MOST_PLACES = 256
-ARRAYS = ("group_of_word", "group_begin", "rows", "places")
+ARRAYS = ("group_of_word", "word_of_group", "stems", "group_begin", "rows", "places")
 
 
 class Postings:
@@ -48,6 +52,8 @@ class Postings:
             allowed: bool [N]; None = all documents may be found.
         """
         self.group_of_word = arrays["group_of_word"]  # int32 [W]
+        self.word_of_group = arrays["word_of_group"]  # int32 [G], one of each
+        self.stems = arrays["stems"]  # uint64 [G], ascending: `key_of` the stem
         self.group_begin = arrays["group_begin"]  # int64 [G + 1] into the next two
         self.rows = arrays["rows"]  # int32 [P], ascending within a group
         self.places = arrays["places"]  # uint8 [P]
@@ -72,8 +78,8 @@ class Postings:
             num_rows += len(docids)
         written = pa.chunked_array(columns, pa.dictionary(pa.int32(), pa.string())).unify_dictionaries()
         words = written.chunk(0).dictionary.to_pylist() if written.num_chunks else []
-        number: dict[str, int] = {}
-        group_of_word = np.array([number.setdefault(stem(word), len(number)) for word in words], dtype=np.int32)
+        keys = np.array([key_of(stem(word)) for word in words], dtype=np.uint64)
+        stems, group_of_word = np.unique(keys, return_inverse=True)
 
         word = np.concatenate([np.empty(0, np.int32), *(chunk.indices.to_numpy() for chunk in written.chunks)])
         row = np.concatenate([np.empty(0, np.int64), *rows]).astype(np.int32)
@@ -86,29 +92,59 @@ class Postings:
         word, row, place = word[is_kept], row[is_kept], place[is_kept]
 
         used = sorted(np.unique(word).tolist(), key=words.__getitem__)
-        groups, group_of_used = np.unique(group_of_word[used], return_inverse=True)
+        groups, word_of_group, group_of_used = np.unique(group_of_word[used], return_index=True, return_inverse=True)
         group = np.searchsorted(groups, group_of_word[word]).astype(np.int32)
         by_group = np.argsort(group, kind="stable")  # rows ascend within a group
         arrays = {
             "group_of_word": group_of_used.astype(np.int32),
+            "word_of_group": word_of_group.astype(np.int32),
+            "stems": stems[groups],
             "group_begin": offsets_of(np.bincount(group, minlength=len(groups))),
             "rows": row[by_group],
             "places": np.minimum(place, MOST_PLACES - 1).astype(np.uint8)[by_group],
         }
         return cls(arrays, num_rows), [words[i] for i in used]
 
+    def named(self, query: str) -> tuple[list[str], np.ndarray, np.ndarray]:
+        """Returns the words of a query that any document has: texts, words (int64 [n]), probabilities (float64 [n], sum 1).
+
+        Words of one stem count once. Each is as probable as it is rare, ln((N + 1) / (df + 0.5)), over the documents that may
+        be found.
+        """
+        texts = {key_of(stem(word)): word for word in reversed(words_in(query))}
+        keys = np.array(sorted(texts), dtype=np.uint64)
+        at = np.searchsorted(self.stems, keys)
+        groups = [
+            int(group)
+            for group, key in zip(at, keys, strict=True)
+            if group < len(self.stems) and self.stems[group] == key
+        ]
+        counts = {group: count for group in groups if (count := self._num_documents(group))}
+        num_rows = self.num_rows if self._allowed is None else int(self._allowed.sum())
+        rarity = np.log((num_rows + 1) / (np.array(list(counts.values()), dtype=np.float64) + 0.5))
+        return (
+            [texts[int(self.stems[group])] for group in counts],
+            self.word_of_group[list(counts)].astype(np.int64),
+            rarity / rarity.sum(),
+        )
+
+    def _num_documents(self, group: int) -> int:
+        """Returns how many documents that may be found have a word."""
+        rows = self.rows[int(self.group_begin[group]) : int(self.group_begin[group + 1])]
+        return len(rows) if self._allowed is None else int(self._allowed[rows].sum())
+
     def rank(
-        self, words: Sequence[int] | np.ndarray, log_probs: Sequence[float] | np.ndarray, k: int
+        self, words: Sequence[int] | np.ndarray, probabilities: Sequence[float] | np.ndarray, k: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns the k best documents that have any of some words: rows (int64 [<= k]) and scores (float64), best first.
 
         Args:
-            words: int [n], each once.
-            log_probs: float [n], the natural logarithm of their probabilities.
+            words: int [n]; of one that is there twice the probabilities are added.
+            probabilities: float [n], above 0.
             k: At least 1. Documents with the same score come out in row order.
         """
         groups, number = np.unique(self.group_of_word[np.asarray(words, dtype=np.int64)], return_inverse=True)
-        mass = np.bincount(number, np.exp(np.asarray(log_probs, dtype=np.float64)), minlength=len(groups))
+        mass = np.bincount(number, np.asarray(probabilities, dtype=np.float64), minlength=len(groups))
         begin = self.group_begin[groups]
         count = self.group_begin[groups + 1] - begin
         postings = np.repeat(begin - offsets_of(count)[:-1], count) + np.arange(count.sum())
@@ -126,18 +162,19 @@ class Postings:
         return found[best].astype(np.int64), total[best]
 
     def of_row(
-        self, row: int, words: Sequence[int] | np.ndarray, log_probs: Sequence[float] | np.ndarray
+        self, row: int, words: Sequence[int] | np.ndarray, probabilities: Sequence[float] | np.ndarray
     ) -> list[tuple[int, float, float]]:
         """Returns which of some words a document has, what adds most to its score first.
 
         Args:
             row: Of the document.
-            words, log_probs: As in `rank`.
+            words, probabilities: As in `rank`.
 
         Returns:
-            (The likeliest of a word's forms, log-probability of all its forms, what they add to the score) per word.
+            (The likeliest of a word's forms, probability of all its forms, what they add to the score) per word.
         """
-        likeliest_first = np.argsort(-np.asarray(log_probs, dtype=np.float64), kind="stable")
+        mass_of = np.asarray(probabilities, dtype=np.float64)
+        likeliest_first = np.argsort(-mass_of, kind="stable")
         forms: dict[int, list[int]] = {}
         for i in likeliest_first.tolist():
             forms.setdefault(int(self.group_of_word[words[i]]), []).append(i)
@@ -146,9 +183,9 @@ class Postings:
             begin, end = int(self.group_begin[group]), int(self.group_begin[group + 1])
             at = begin + int(np.searchsorted(self.rows[begin:end], np.int32(row)))
             if at < end and self.rows[at] == row:
-                mass = np.exp(np.asarray(log_probs, dtype=np.float64)[members]).sum()
+                mass = mass_of[members].sum()
                 score = float(word_score(mass) * place_weight(self.places[at]))
-                found.append((int(words[members[0]]), float(np.log(mass)), score))
+                found.append((int(words[members[0]]), float(mass), score))
         return sorted(found, key=lambda each: -each[2])
 
     def filter(

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -55,8 +56,8 @@ class TracedWord:
 
     word: str
     """The likeliest of its forms."""
-    log_prob: float
-    """Natural-log probability of all its forms, over the allowed tokens."""
+    probability: float
+    """Of all its forms, over the allowed tokens; the query's own words have `query_share` of it."""
     score: float
     """What it adds to that of the document."""
 
@@ -230,8 +231,9 @@ class Retriever:
             strategy: One of `zerogr.decoding.STRATEGIES`; None = the index's default.
             seed: Of the sampling strategies.
             batch_size: Queries decoded together. It moves scores by rounding only.
-            **options: `num_words`, how many words are written where the index has postings, at most `beam_width`; the others
-                are passed to `decode`: `normalise`, `beam_width`, `max_temperature`, ...
+            **options: Where the index has postings `num_words`, how many words are written, at most `beam_width`, and
+                `query_share`, how much of the probability the query's own words have. The others are passed to `decode`:
+                `normalise`, `beam_width`, `max_temperature`, ...
 
         Raises:
             ValueError: `queries` is a bare string, `batch_size` is below 1, or an option does not fit the strategy.
@@ -241,8 +243,9 @@ class Retriever:
         strategy = strategy or self._decoding["strategy"]
         options = {"normalise": self._decoding["normalise"], **self._strategy_options(strategy), **options}
         k = k or self._decoding["k"]
-        num_leaves = k
+        num_leaves, query_share = k, 0.0
         if self._postings:
+            query_share = options.pop("query_share", self._decoding["query_share"])
             num_words = options.pop("num_words", self._decoding["num_words"])
             # A beam cannot find more than its width.
             num_leaves = min(num_words, options.get("beam_width") or num_words)
@@ -258,7 +261,8 @@ class Retriever:
                 seed=seed,
                 **options,
             )
-            results += [self._hits(found, k) for found in decoded]
+            asked = queries[begin : begin + batch_size]
+            results += [self._hits(query, found, k, query_share) for query, found in zip(asked, decoded, strict=True)]
         return results
 
     def trace(
@@ -280,11 +284,14 @@ class Retriever:
         """
         rows = {doc_id: self._row_of(doc_id) for wanted in doc_ids for doc_id in wanted}
         prompts = self._prompts(queries, instruction)
-        trace = self._trace_words if self._postings else self._trace_docids
         traced = []
         for begin in range(0, len(prompts), batch_size):
             wanted = [[rows[doc_id] for doc_id in of_query] for of_query in doc_ids[begin : begin + batch_size]]
-            traced += trace(self._model.start(prompts[begin : begin + batch_size]), wanted)
+            scorer = self._model.start(prompts[begin : begin + batch_size])
+            if self._postings:
+                traced += self._trace_words(scorer, queries[begin : begin + batch_size], wanted)
+            else:
+                traced += self._trace_docids(scorer, wanted)
         return traced
 
     def _trace_docids(self, scorer: Scorer, rows: list[list[int]]) -> list[list[Traced]]:
@@ -304,19 +311,23 @@ class Retriever:
             for of_query in zip(rows, docids, steps, strict=True)
         ]
 
-    def _trace_words(self, scorer: Scorer, rows: list[list[int]]) -> list[list[Traced]]:
+    def _trace_words(self, scorer: Scorer, queries: Sequence[str], rows: list[list[int]]) -> list[list[Traced]]:
         """The same where words are written."""
         assert self._postings is not None
         decoded = decode_batch(
             scorer, self._trie, TRACED_WORDS, eos_token_id=self._chat.end_token_id, strategy="beam", normalise="allowed"
         )
         traced = []
-        for of_query, found in zip(rows, decoded, strict=True):
-            texts = {each.row: self._chat.tokenizer.decode(each.tokens).strip() for each in found}
-            words, log_probs = [each.row for each in found], [each.score for each in found]
+        for query, of_query, found in zip(queries, rows, decoded, strict=True):
+            words, probabilities = self._mix(query, found, self._decoding["query_share"])
+            named, rows_of_named, _ = self._postings.named(query)
+            texts = dict(zip(rows_of_named.tolist(), named, strict=True))
+            texts |= {each.row: self._chat.tokenizer.decode(each.tokens).strip() for each in found}
             of_documents = []
             for row in of_query:
-                own = [TracedWord(texts[word], *rest) for word, *rest in self._postings.of_row(row, words, log_probs)]
+                own = [
+                    TracedWord(texts[word], *rest) for word, *rest in self._postings.of_row(row, words, probabilities)
+                ]
                 doc_id, docid = self._doc_ids[row].as_py(), self._docids[row].as_py()
                 of_documents.append(Traced(doc_id, docid, sum(word.score for word in own), words=own))
             traced.append(of_documents)
@@ -346,15 +357,28 @@ class Retriever:
             raise UserError(f"the index holds no document '{doc_id}'")
         return int(row)
 
-    def _hits(self, found: Sequence[Decoded], k: int) -> list[Hit]:
+    def _hits(self, query: str, found: Sequence[Decoded], k: int, query_share: float) -> list[Hit]:
         rows, scores = [each.row for each in found], [each.score for each in found]
-        if self._postings and found:
-            best = self._postings.rank(rows, scores, k)
+        if self._postings:
+            best = self._postings.rank(*self._mix(query, found, query_share), k)
             rows, scores = best[0].tolist(), best[1].tolist()
         return [
             Hit(self._doc_ids[row].as_py(), self._docids[row].as_py(), rank, score)
             for rank, (row, score) in enumerate(zip(rows, scores, strict=True), 1)
         ]
+
+    def _mix(self, query: str, found: Sequence[Decoded], query_share: float) -> tuple[np.ndarray, np.ndarray]:
+        """Returns words and their probabilities: those that were written, and then the query's own."""
+        assert self._postings is not None
+        written = np.array([each.row for each in found], dtype=np.int64)
+        probabilities = np.exp(np.array([each.score for each in found], dtype=np.float64))
+        _, named, shares = self._postings.named(query)
+        if not query_share or not len(named):
+            return written, probabilities
+        if query_share == 1:
+            return named, shares
+        mixed = np.concatenate([(1 - query_share) * probabilities, query_share * shares])
+        return np.concatenate([written, named]), mixed
 
     def _rows_of(self, doc_ids: Sequence[str]) -> Any:
         """Returns the rows (int64) of the doc_ids that are in the index."""

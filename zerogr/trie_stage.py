@@ -23,7 +23,7 @@ from zerogr.progress import Progress
 from zerogr.trie import DocidTrie
 from zerogr.trie_build import offsets_of
 
-VERSION = 3
+VERSION = 4
 POSTINGS = "postings"
 """Folder below that of the trie."""
 _AT_ONCE = 2**16

@@ -14,6 +14,7 @@ shards, and two terms that share a counter (one pair in four million) only look 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import threading
 import unicodedata
@@ -110,6 +111,11 @@ def stem(word: str) -> str:
 
 _stemmers = threading.local()
 """A stemmer is not for two threads at once."""
+
+
+def key_of(text: str) -> int:
+    """Returns 64 bits that stand for a text."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 class DocumentFrequency:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tests.zerogr.test_training import SETTINGS, load, make_examples, pack
+from tests.zerogr.test_training import SETTINGS, computed, load, make_examples, pack
 from zerogr import storage
 from zerogr.errors import UserError
 from zerogr.retriever import Retriever
@@ -50,8 +50,7 @@ class TestPasses:
             assert batch.tokens.numel() <= pass_tokens or len(batch.tokens) == 1
             for tokens, segments in zip(batch.tokens, batch.segments, strict=True):
                 pieces.update(tuple(tokens[segments == i].tolist()) for i in range(1, int(segments.max()) + 1))
-        bounds = zip(examples.offsets, examples.offsets[1:], strict=False)
-        assert pieces == Counter(tuple(examples.tokens[start:end].tolist()) for start, end in bounds)
+        assert pieces == Counter(tuple(computed(examples, i)) for i in range(len(examples)))
 
     def test_the_rows_of_a_pass_are_of_like_lengths(self, tiny_model: Path) -> None:
         examples = make_examples(load(tiny_model)[1])
@@ -252,14 +251,14 @@ class TestChoices:
         _, examples, trie, choices = trained
         batch = pack(examples, range(len(DOCIDS)), 64, choices)
         is_allowed = batch.is_allowed(10_000)
-        for place, number in enumerate(batch.example.tolist()):
-            before = [int(batch.targets[j]) for j in range(place) if batch.example[j] == number]
+        for target, number in enumerate(batch.example.tolist()):
+            before = [int(batch.targets[j]) for j in range(target) if batch.example[j] == number]
             continuations = {
                 tokens[len(before)]
                 for tokens in ([*parts_of(examples, i)[1]] for i in range(len(DOCIDS)))
                 if tokens[: len(before)] == before and len(tokens) > len(before)
             }
-            assert set(is_allowed[place].nonzero().flatten().tolist()) == continuations
+            assert set(is_allowed[batch.place[target]].nonzero().flatten().tolist()) == continuations
 
     def test_the_only_docid_is_learnt_by_its_first_token(self, tiny_model: Path) -> None:
         _, chat = load(tiny_model)
@@ -322,8 +321,8 @@ class TestThroughput:
         monkeypatch.setattr(throughput.time, "monotonic", lambda: now[0])
         cost = Cost(load(tiny_model)[0])
         meter = Meter(cost, torch.device("cpu"), num_ranks=2)
-        meter.add(useful=120, tokens=90, padding=10, targets=20)
-        meter.add(useful=80, tokens=90, padding=10, targets=20)
+        meter.add(useful=120, tokens=90, padding=10, places=20)
+        meter.add(useful=80, tokens=90, padding=10, places=20)
         now[0] += 4
         reading = meter.read()
         assert reading["useful_tokens_per_s"] == 50 and reading["tokens_per_s"] == 50 and reading["padding"] == 0.1

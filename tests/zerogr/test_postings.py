@@ -79,30 +79,59 @@ class TestRank:
         assert words == sorted({word for of_document in each for word in of_document})
         assert postings.num_rows == len(documents)
         found = dict(zip(words, probabilities, strict=False))
-        log_probs = np.log(list(found.values()))
-        rows, scores = postings.rank(range(len(words)), log_probs, k)
+        masses = list(found.values())
+        rows, scores = postings.rank(range(len(words)), masses, k)
         expected = scores_by_hand(documents, num_terms, found)
         order = sorted(range(len(documents)), key=lambda row: (-round(expected[row], 9), row))[:k]
         assert scores == pytest.approx([expected[row] for row in order])
         assert [round(expected[row], 9) for row in rows] == [round(expected[row], 9) for row in order]
         for row, of_document in enumerate(each):
-            parts_of_score = postings.of_row(row, range(len(words)), log_probs)
+            parts_of_score = postings.of_row(row, range(len(words)), masses)
             assert {stem(words[word]) for word, _, _ in parts_of_score} == set(map(stem, of_document))
             assert sum(score for _, _, score in parts_of_score) == pytest.approx(expected[row])
 
     def test_only_documents_with_a_word_that_was_found(self) -> None:
         postings, words = of_docids("lift drag", "heat", "wings heat")
-        rows, _ = postings.rank([words.index("drag"), words.index("wings")], np.log([0.2, 0.5]), 10)
+        rows, _ = postings.rank([words.index("drag"), words.index("wings")], [0.2, 0.5], 10)
         assert rows.tolist() == [2, 0]
 
     def test_forms_of_a_word_are_one_word(self) -> None:
         postings, words = of_docids("wing drag", "wings heat")
-        rows, scores = postings.rank([words.index("wing")], np.log([0.3]), 10)
+        rows, scores = postings.rank([words.index("wing")], [0.3], 10)
         assert rows.tolist() == [0, 1] and scores[0] == scores[1]
 
     def test_equal_scores_in_row_order(self) -> None:
         postings, _ = of_docids(*["heat"] * 9)
-        assert postings.rank([0], [-1.0], 4)[0].tolist() == [0, 1, 2, 3]
+        assert postings.rank([0], [0.4], 4)[0].tolist() == [0, 1, 2, 3]
+
+
+class TestNamed:
+    @settings(deadline=None)
+    @given(DOCUMENTS, st.lists(st.sampled_from([*WORDS, "unheard", "the"]), max_size=5), st.data())
+    def test_as_rare_as_they_are_among_the_documents_that_may_be_found(
+        self, documents: Documents, query: list[str], data: st.DataObject
+    ) -> None:
+        postings, words = build(documents)
+        allow = data.draw(st.none() | st.lists(st.integers(0, len(documents) - 1)))
+        if allow is not None:
+            postings, _ = postings.filter(allow=allow)
+        may = [document for row, document in enumerate(documents) if allow is None or row in allow]
+        stems = [{stem(word) for word in [*docid, *terms]} for docid, terms in may]
+        counts = {one: sum(one in of_document for of_document in stems) for one in map(stem, query)}
+        rarity = {one: math.log((len(may) + 1) / (count + 0.5)) for one, count in counts.items() if count}
+        texts, rows, probabilities = postings.named(" and ".join(query))
+        assert set(texts) <= set(query)
+        assert [stem(text) for text in texts] == [stem(words[row]) for row in rows]
+        expected = {one: each / sum(rarity.values()) for one, each in rarity.items()}
+        assert dict(zip(map(stem, texts), probabilities, strict=True)) == pytest.approx(expected)
+
+    def test_the_form_that_stands_first(self) -> None:
+        assert of_docids("wing", "heat")[0].named("Wings or wing?")[0] == ["wings"]
+
+    def test_nothing_is_named(self) -> None:
+        for postings in (of_docids("wing")[0], build([])[0]):
+            texts, rows, probabilities = postings.named("lift")
+            assert (texts, rows.tolist(), probabilities.tolist()) == ([], [], [])
 
 
 class TestFilter:
@@ -121,8 +150,8 @@ class TestFilter:
         ]
         stems = {stem(word) for row in may for word in sum(documents[row], [])}
         assert [words[i] for i in left] == [word for word in words if stem(word) in stems]
-        every = postings.rank(range(len(words)), np.full(len(words), -2.0), 99)
-        some = view.rank(range(len(words)), np.full(len(words), -2.0), 99)
+        every = postings.rank(range(len(words)), np.full(len(words), 0.1), 99)
+        some = view.rank(range(len(words)), np.full(len(words), 0.1), 99)
         assert [(r, s) for r, s in zip(*every, strict=True) if r in may] == list(zip(*some, strict=True))
 
 
@@ -133,7 +162,7 @@ class TestFiles:
         again = Postings.load(tmp_path)
         assert again.num_rows == 2 and again.nbytes == postings.nbytes
         for one, other in zip(
-            postings.rank(range(len(words)), np.zeros(4), 9), again.rank(range(len(words)), np.zeros(4), 9), strict=True
+            postings.rank(range(len(words)), np.ones(4), 9), again.rank(range(len(words)), np.ones(4), 9), strict=True
         ):
             assert np.array_equal(one, other)
 

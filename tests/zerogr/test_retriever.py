@@ -226,6 +226,29 @@ class TestWords:
             assert set(map(stem, hit.docid.split())) <= {stem(word.word) for word in each.words}
             assert each.score == pytest.approx(hit.score, rel=1e-3) == sum(word.score for word in each.words)
 
+    def test_the_query_s_own_words(self, writer: Retriever) -> None:
+        """What the model makes of a word that it has never met must not decide whether documents with it are found."""
+        postings = writer._postings
+        assert postings
+        [texts, rows, shares] = postings.named("an unheard of sourdough starter")
+        assert texts and "unheard" not in texts
+        [alone] = writer.search(["an unheard of sourdough starter"], k=40, num_words=1, query_share=1)
+        expected = postings.rank(rows, shares, 40)
+        assert [(hit.doc_id, hit.score) for hit in alone] == [
+            (writer._doc_ids[row].as_py(), score) for row, score in zip(*expected, strict=True)
+        ]
+        [model], [mixed], [nothing_named], [same] = (
+            writer.search([query], k=40, num_words=500, query_share=share)
+            for query, share in (
+                ("sourdough starter", 0), ("sourdough starter", 0.5), ("unheard of", 0.5), ("unheard of", 0.0)
+            )
+        )  # fmt: skip
+        own = {hit.doc_id for hit in writer.search(["sourdough starter"], k=40, query_share=1)[0]}
+        assert own < {hit.doc_id for hit in model}
+        places = [sum(hit.rank for hit in hits if hit.doc_id in own) for hits in (model, mixed)]
+        assert places[1] < places[0]
+        assert nothing_named == same
+
     def test_fewer_words_find_fewer_documents(self, writer: Retriever) -> None:
         [few], [many] = (writer.search(QUERIES[:1], k=40, num_words=number) for number in (1, 8))
         assert 0 < len(few) <= len(many) <= 40

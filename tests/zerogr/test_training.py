@@ -65,6 +65,14 @@ def pack(examples: Examples, ids: Iterable[int], row_tokens: int, choices: Choic
     return batch
 
 
+def computed(examples: Examples, i: int) -> list[int]:
+    """What is asked, and of each answer all tokens but the last."""
+    place = slice(examples.offsets[i], examples.offsets[i + 1])
+    own, answer = examples.tokens[place].tolist(), examples.answer[place].tolist()
+    numbered = list(zip(own, answer, [*answer[1:], -1], strict=True))
+    return [token for token, number, following in numbered if number == 0 or number == following]
+
+
 class NoCheckpoints:
     def save(self, weights: Weights, optimizer: torch.optim.Optimizer, step: int) -> None:
         pass
@@ -121,7 +129,7 @@ class TestPacking:
         assert found == Counter(
             (
                 tuple(examples.prefixes[examples.task[i]]),
-                tuple(examples.tokens[examples.offsets[i] : examples.offsets[i + 1]].tolist()),
+                tuple(computed(examples, i)),
             )
             for i in ids
         )
@@ -147,32 +155,32 @@ class TestPacking:
     def test_the_mask_by_hand(self) -> None:
         examples = Examples(
             prefixes=[[9]],
-            tokens=np.array([1, 2, 5, 6, 3, 4], dtype=np.int32),
-            offsets=np.array([0, 4, 6]),
-            answer=np.array([0, 1, 1, 2, 0, 1], dtype=np.uint8),
-            counts=np.array([0, 3, 3, 1, 0, 1], dtype=np.uint8),
-            num_targets=np.array([3, 1], dtype=np.int32),
+            tokens=np.array([1, 2, 5, 6, 7, 8, 3, 4], dtype=np.int32),
+            offsets=np.array([0, 6, 8]),
+            answer=np.array([0, 1, 1, 2, 2, 3, 0, 1], dtype=np.uint8),
+            counts=np.array([0, 3, 3, 1, 1, 2, 0, 1], dtype=np.uint8),
+            num_targets=np.array([5, 1], dtype=np.int32),
             task=np.array([0, 0], dtype=np.int32),
             weights=np.array([1, 2], dtype=np.float32),
         )
         batch = pack(examples, [0, 1], 64)
-        assert batch.tokens.tolist() == [[9, 1, 2, 5, 6, 3, 4]]
-        assert batch.positions.tolist() == [[0, 1, 2, 3, 2, 1, 2]]
+        assert batch.tokens.tolist() == [[9, 1, 2, 6, 3]]  # 5, 7, 8 and 4 end their answers
+        assert batch.positions.tolist() == [[0, 1, 2, 2, 1]]
         assert batch.mask()[0, 0].int().tolist() == [
-            [1, 0, 0, 0, 0, 0, 0],
-            [1, 1, 0, 0, 0, 0, 0],
-            [1, 1, 1, 0, 0, 0, 0],
-            [1, 1, 1, 1, 0, 0, 0],
-            [1, 1, 0, 0, 1, 0, 0],
-            [1, 0, 0, 0, 0, 1, 0],
-            [1, 0, 0, 0, 0, 1, 1],
+            [1, 0, 0, 0, 0],
+            [1, 1, 0, 0, 0],
+            [1, 1, 1, 0, 0],
+            [1, 1, 0, 1, 0],
+            [1, 0, 0, 0, 1],
         ]
-        assert batch.target_index.tolist() == [1, 2, 1, 5]
-        assert batch.weights.tolist() == [3, 3, 1, 2]
-        assert batch.targets.tolist() == [2, 5, 6, 4]
-        assert batch.example.tolist() == [0, 0, 0, 1]
-        assert batch.answer.tolist() == [0, 0, 1, 2]
-        assert examples.num_targets_of(np.array([0, 1])) == 3 + 3 + 1 + 2
+        assert batch.places.tolist() == [1, 2, 3, 4]
+        assert batch.place.tolist() == [0, 1, 0, 2, 0, 3]
+        assert batch.weights.tolist() == [3, 3, 1, 1, 2, 2]
+        assert batch.targets.tolist() == [2, 5, 6, 7, 8, 4]
+        assert batch.example.tolist() == [0, 0, 0, 0, 0, 1]
+        assert batch.answer.tolist() == [0, 0, 1, 1, 2, 3]
+        assert examples.num_targets_of(np.array([0, 1])) == 3 + 3 + 1 + 1 + 2 + 2
+        assert examples.num_places_of(np.array([0, 1])) == 4
 
 
 class TestExamples:

@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from zerogr.progress import Progress
+from zerogr.words import key_of
 
 PART = 2**18
 """Groups that are told apart at a time: about 200 MB of terms."""
@@ -67,11 +68,6 @@ class Assignment:
     `resolved_by_candidate`, `resolved_by_terms`, `resolved_by_ordinal`: how those ended."""
     collisions_per_round: list[int]
     """Groups without a docid of their own after each round of candidates, after terms, and after ordinals, where it is 0."""
-
-
-def key_of(text: str) -> int:
-    """Returns 64 bits that stand for a docid's text."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def content_of(title: str, text: str) -> bytes:

@@ -20,13 +20,14 @@ from zerogr import prompts, storage
 from zerogr.config import Config
 from zerogr.corpus.stage import load_frequency
 from zerogr.docids import report
-from zerogr.docids.resolve import Assignment, Read, content_of, gather, key_of, map_shards, pick, resolve_shards
+from zerogr.docids.resolve import Assignment, Read, content_of, gather, map_shards, pick, resolve_shards
 from zerogr.docids.rules import Limits, Terms, validate
 from zerogr.docids.schemes import Candidate, keyword_candidates, random_candidates, tfidf_candidates, title_candidates
 from zerogr.engines import Engine, Generation, Prompt, Sampling
 from zerogr.generation import Rejection, ShardReport, model_inputs, read_counts, write_shard
 from zerogr.index import Index, shards_in
 from zerogr.seeds import seed_of
+from zerogr.words import key_of
 
 VERSION = 3
 FOLDER = "work/docids"

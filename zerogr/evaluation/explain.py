@@ -242,7 +242,7 @@ def _details(traced: Traced, retriever: Retriever) -> dict[str, Any]:
     if retriever.unit == "word":
         return {
             "words": [
-                {"word": each.word, "log_prob": round(each.log_prob, 4), "score": round(each.score, 4)}
+                {"word": each.word, "probability": round(each.probability, 6), "score": round(each.score, 4)}
                 for each in traced.words
             ]
         }

@@ -22,7 +22,8 @@ from zerogr.errors import UserError
 from zerogr.evaluation.metrics import Run
 from zerogr.trie import DocidTrie
 
-_OF_EVERY_STRATEGY = ("k", "normalise", "num_words")
+_OF_RETRIEVER = ("num_words", "query_share")
+_OF_EVERY_STRATEGY = ("k", "normalise", *_OF_RETRIEVER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,9 @@ class StrategySpec:
         for name, number in (("k", k), ("num_words", options.get("num_words", 1))):
             if not isinstance(number, int) or number < 1:
                 raise UserError(f"'{text}' is no strategy: {name} must be a whole number of at least 1, not {number!r}")
+        share = options.get("query_share", 0.0)
+        if not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise UserError(f"'{text}' is no strategy: query_share must be a number from 0 to 1, not {share!r}")
         if normalise not in NORMALISATIONS:
             raise UserError(
                 f"'{text}' is no strategy: normalise must be {' or '.join(NORMALISATIONS)}, not {normalise!r}"
@@ -64,8 +68,7 @@ class StrategySpec:
 
     def check(self, k: int) -> None:
         """Raises UserError for an option whose value the strategy does not take; `k` is what is asked for without one."""
-        options = {"k": k, **self.options}
-        options.pop("num_words", None)  # of the retriever, not of the strategy
+        options = {"k": k, **{name: value for name, value in self.options.items() if name not in _OF_RETRIEVER}}
         smallest = DocidTrie.build([[0], [1]])
         try:
             decode(

@@ -1,7 +1,8 @@
 """Training examples: (instruction, query) -> answers as token arrays, and batches of them packed into rows.
 
 An answer is a docid, or a word of a document. An example with several answers has its query once and the answers behind it,
-each of which sees the query and itself: the model learns all of them from one pass over the query.
+each of which sees the query and itself: the model learns all of them from one pass over the query. What no token is predicted
+from, the last token of an answer, is not computed; a word of one token costs nothing but its place in the loss.
 
 A row is the shared prefix (chat header and instruction) once, then whole examples one behind the other; an example sees the
 prefix and itself, its positions restart behind the prefix, so a packed example is computed exactly as if it stood alone.
@@ -117,6 +118,16 @@ class Examples:
         prefix_tokens = np.array([len(prefix) for prefix in self.prefixes], dtype=np.int64)
         return int((self.offsets[ids + 1] - self.offsets[ids] + prefix_tokens[self.task[ids]]).sum())
 
+    def num_computed(self, i: int) -> int:
+        """Returns the tokens of an example that go through the model: all but the last of each answer."""
+        begin, end = int(self.offsets[i]), int(self.offsets[i + 1])
+        return end - begin - int(self.answer[end - 1])
+
+    def num_places_of(self, ids: np.ndarray) -> int:
+        """Returns at how many places targets of some examples are predicted; the first tokens of all answers share one."""
+        num_answers = self.answer[self.offsets[ids + 1] - 1].astype(np.int64)
+        return int((self.num_targets[ids] - num_answers + 1).sum())
+
     def split(self, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns (training ids, held-out ids), int64, each ascending; at least one example stays for training.
 
@@ -171,8 +182,10 @@ class PackedBatch:
     """int64 [R, L]: 0 = the shared prefix, 1.. = an example, -1 = padding."""
     branches: torch.Tensor
     """int64 [R, L]: which of its example's answers a token belongs to, from 1; 0 = none."""
-    target_index: torch.Tensor
-    """int64 [M]: flat places in [R * L] whose hidden state predicts a target."""
+    places: torch.Tensor
+    """int64 [P]: flat, in [R * L], where a hidden state predicts a target or several."""
+    place: torch.Tensor
+    """int64 [M]: which of the places a target is predicted at."""
     targets: torch.Tensor
     """int64 [M]"""
     weights: torch.Tensor
@@ -182,7 +195,7 @@ class PackedBatch:
     answer: torch.Tensor
     """int64 [M]: which of the batch's answers, numbered from 0."""
     node: torch.Tensor
-    """int64 [M]: which of the batch's trie nodes, numbered from 0, a target is chosen at; [0] if nothing constrains it."""
+    """int64 [P]: which of the batch's trie nodes, numbered from 0, a place stands at; [0] if nothing constrains it."""
     allowed: torch.Tensor
     """int64 [2, A]: the pairs (node, token) that the trie allows."""
 
@@ -200,7 +213,7 @@ class PackedBatch:
         return (causal & ((key == 0) | ((key == query) & ((other == 0) | (other == own)))))[:, None]
 
     def is_allowed(self, vocabulary_size: int) -> torch.Tensor:
-        """Returns bool [M, V]: which tokens the trie allows in a target's place."""
+        """Returns bool [P, V]: which tokens the trie allows at each place."""
         table = torch.zeros(int(self.node.max()) + 1, vocabulary_size, dtype=torch.bool, device=self.node.device)
         table[self.allowed[0], self.allowed[1]] = True
         return table[self.node]
@@ -222,7 +235,7 @@ def passes(
 ) -> list[PackedBatch]:
     """Returns the examples packed into rows, and the rows, longest first, into batches of at most `pass_tokens` tokens.
 
-    A batch is larger only for a row that needs it. With `choices` it says what the trie allows in each target's place.
+    A batch is larger only for a row that needs it. With `choices` it says what the trie allows at each place.
     """
     found: list[list[_Row]] = []
     for row in sorted(_rows(examples, ids, row_tokens), key=lambda row: -row.num_tokens):
@@ -236,7 +249,7 @@ def passes(
 def _rows(examples: Examples, ids: Iterable[int], row_tokens: int) -> list[_Row]:
     """First-fit decreasing: the longest example first, each into the first row of its task with room for it."""
     rows: list[_Row] = []
-    sizes = {int(i): int(examples.offsets[i + 1] - examples.offsets[i]) for i in ids}
+    sizes = {int(i): examples.num_computed(int(i)) for i in ids}
     for i in sorted(sizes, key=lambda i: (-sizes[i], i)):
         task = int(examples.task[i])
         room = (row for row in rows if row.task == task and row.num_tokens + sizes[i] <= row_tokens)
@@ -254,7 +267,8 @@ def _batch(examples: Examples, rows: list[_Row], choices: Choices | None) -> Pac
     tokens = np.zeros((len(rows), length), dtype=np.int64)
     positions, branches = np.zeros_like(tokens), np.zeros_like(tokens)
     segments = np.full_like(tokens, -1)
-    target_index, targets, weights = [], [], []
+    places, place, targets, weights = [], [], [], []
+    num_places = 0
     numbers: list[np.ndarray] = []
     answers: list[np.ndarray] = []
     paths: list[list[int]] = []
@@ -270,21 +284,30 @@ def _batch(examples: Examples, rows: list[_Row], choices: Choices | None) -> Pac
             # How far each token is from the first of its answer, or of what is asked.
             first = np.flatnonzero(np.diff(branch, prepend=-1))
             depth = np.arange(len(piece)) - np.repeat(first, np.diff(first, append=len(piece)))
-            place = slice(start, start + len(piece))
-            tokens[number, place], segments[number, place], branches[number, place] = piece, segment, branch
-            positions[number, place] = len(prefix) + np.where(is_target, num_asked, 0) + depth
-            # An answer's first token is predicted from the last that is asked.
+            is_computed = (branch == 0) | (branch == np.append(branch[1:], -1))
+            at = slice(start, start + int(is_computed.sum()))
+            tokens[number, at], segments[number, at] = piece[is_computed], segment
+            branches[number, at] = branch[is_computed]
+            positions[number, at] = len(prefix) + (np.where(is_target, num_asked, 0) + depth)[is_computed]
+            # An answer's first token is predicted from the last that is asked, the others each from the one before.
             before = np.where(depth == 0, num_asked - 1, np.arange(len(piece)) - 1)[is_target]
-            target_index.append(number * length + start + before)
+            before, own_place = np.unique((np.cumsum(is_computed) - 1)[before], return_inverse=True)
+            places.append(number * length + start + before)
+            place.append(num_places + own_place)
+            num_places += len(before)
             targets.append(piece[is_target].astype(np.int64))
             weights.append(examples.weights[i] * examples.counts[begin:end][is_target].astype(np.float32))
-            numbers.append(np.full(len(before), len(numbers), dtype=np.int64))
+            numbers.append(np.full(len(own_place), len(numbers), dtype=np.int64))
             answers.append(len(paths) + branch[is_target] - 1)
             paths += [path.tolist() for path in np.split(targets[-1], np.flatnonzero(np.diff(branch[is_target])) + 1)]
-            start += len(piece)
-    node, allowed = choices.along(paths) if choices else (np.empty(0, np.int64), np.empty((2, 0), np.int64))
+            start = at.stop
     arrays = [tokens, positions, segments, branches]
-    arrays += [np.concatenate(each) for each in (target_index, targets, weights, numbers, answers)]
+    arrays += [np.concatenate(each) for each in (places, place, targets, weights, numbers, answers)]
+    node, allowed = np.empty(0, np.int64), np.empty((2, 0), np.int64)
+    if choices:
+        along, allowed = choices.along(paths)
+        node = np.empty(num_places, np.int64)
+        node[arrays[5]] = along  # all that is chosen at a place is chosen at one node
     return PackedBatch(*map(torch.from_numpy, [*arrays, node, allowed]))
 
 

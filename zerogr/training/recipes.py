@@ -43,7 +43,7 @@ from zerogr.training.loop import train
 from zerogr.training.pairs import Pair, pairs_for, pairs_inputs
 from zerogr.trie import DocidTrie
 
-VERSION = 5
+VERSION = 6
 
 logger = logging.getLogger(__name__)
 

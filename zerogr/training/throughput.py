@@ -43,7 +43,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 class Cost:
     """The products of a model's training step: 6 per parameter and token, 4 where only adapters are trained.
 
-    The output head counts for the targets alone, attention scores and padding do not.
+    The output head counts where something is predicted, attention scores and padding do not.
     """
 
     def __init__(self, model: Any) -> None:
@@ -54,9 +54,9 @@ class Cost:
         trains_all = all(parameter.requires_grad for parameter in model.parameters())
         self._factor = 6 if trains_all else 4
 
-    def flops(self, num_tokens: float, num_targets: float) -> float:
-        """Returns products and sums of the given tokens through the body and targets through the head."""
-        return self._factor * (self._body * num_tokens + self._head * num_targets)
+    def flops(self, num_tokens: float, num_places: float) -> float:
+        """Returns products and sums of the given tokens through the body and places through the head."""
+        return self._factor * (self._body * num_tokens + self._head * num_places)
 
 
 class Meter:
@@ -72,14 +72,14 @@ class Meter:
     def skip(self) -> None:
         """Forgets what was counted, and the time, since the last reading."""
         self._start = time.monotonic()
-        self._useful = self._tokens = self._padding = self._targets = 0
+        self._useful = self._tokens = self._padding = self._places = 0
 
-    def add(self, *, useful: int, tokens: int, padding: int, targets: int) -> None:
-        """Counts one step: its examples' tokens as each stands alone, those of the model, padding, targets."""
+    def add(self, *, useful: int, tokens: int, padding: int, places: int) -> None:
+        """Counts one step: its examples' tokens as each stands alone, those of the model, padding, places in the loss."""
         self._useful += useful
         self._tokens += tokens
         self._padding += padding
-        self._targets += targets
+        self._places += places
 
     def read(self) -> dict[str, float]:
         """Returns the rates since the last reading, and the most memory so far."""
@@ -91,7 +91,7 @@ class Meter:
             "memory_bytes": peak_memory_bytes(self._device),
         }
         if self._peak:
-            readings["mfu"] = round(self._cost.flops(self._tokens, self._targets) / seconds / self._peak, 4)
+            readings["mfu"] = round(self._cost.flops(self._tokens, self._places) / seconds / self._peak, 4)
         self._all_useful += self._useful
         self._all_seconds += seconds
         self.skip()
