@@ -271,12 +271,13 @@ class Retriever:
         doc_ids: Sequence[Sequence[str]],
         *,
         instruction: str | Sequence[str | None] | None = None,
+        query_share: float | None = None,
         batch_size: int = 16,
     ) -> list[list[Traced]]:
         """Returns what the model thought of some documents, token by token or word by word, query by query.
 
         Args:
-            queries, instruction, batch_size: As in `search`.
+            queries, instruction, query_share, batch_size: As in `search`.
             doc_ids: For each query the documents that are traced.
 
         Raises:
@@ -289,7 +290,8 @@ class Retriever:
             wanted = [[rows[doc_id] for doc_id in of_query] for of_query in doc_ids[begin : begin + batch_size]]
             scorer = self._model.start(prompts[begin : begin + batch_size])
             if self._postings:
-                traced += self._trace_words(scorer, queries[begin : begin + batch_size], wanted)
+                share = self._decoding["query_share"] if query_share is None else query_share
+                traced += self._trace_words(scorer, queries[begin : begin + batch_size], wanted, share)
             else:
                 traced += self._trace_docids(scorer, wanted)
         return traced
@@ -311,7 +313,9 @@ class Retriever:
             for of_query in zip(rows, docids, steps, strict=True)
         ]
 
-    def _trace_words(self, scorer: Scorer, queries: Sequence[str], rows: list[list[int]]) -> list[list[Traced]]:
+    def _trace_words(
+        self, scorer: Scorer, queries: Sequence[str], rows: list[list[int]], query_share: float
+    ) -> list[list[Traced]]:
         """The same where words are written."""
         assert self._postings is not None
         decoded = decode_batch(
@@ -319,7 +323,7 @@ class Retriever:
         )
         traced = []
         for query, of_query, found in zip(queries, rows, decoded, strict=True):
-            words, probabilities = self._mix(query, found, self._decoding["query_share"])
+            words, probabilities = self._mix(query, found, query_share)
             named, rows_of_named, _ = self._postings.named(query)
             texts = dict(zip(rows_of_named.tolist(), named, strict=True))
             texts |= {each.row: self._chat.tokenizer.decode(each.tokens).strip() for each in found}

@@ -89,6 +89,8 @@ class TestStrategySpec:
             ("beam:width=3", "unknown option of beam 'width'; did you mean 'beam_width'"),
             ("beam:beam_width", "OPTION=VALUE, separated by commas, not 'beam_width'"),
             ("beam:k=0", "k must be a whole number of at least 1, not 0"),
+            ("beam:query_share=half", "query_share must be a number from 0 to 1, not 'half'"),
+            ("greedy:query_share=1.5", "query_share must be a number from 0 to 1, not 1.5"),
             ("beam:normalise=all", "normalise must be allowed or vocabulary, not 'all'"),
         ],
     )

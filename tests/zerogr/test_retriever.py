@@ -217,10 +217,11 @@ class TestWords:
             assert [hit.rank for hit in hits] == list(range(1, 41))
             assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
 
-    def test_scores_are_the_sums_over_the_words(self, writer: Retriever) -> None:
+    @pytest.mark.parametrize("options", [{}, {"query_share": 0.0}, {"query_share": 0.8}])
+    def test_scores_are_the_sums_over_the_words(self, writer: Retriever, options: dict[str, float]) -> None:
         """Every word of the index is written, so that a trace and a search see the same."""
-        [hits] = writer.search(QUERIES[:1], k=40, num_words=500)
-        [traced] = writer.trace(QUERIES[:1], [[hit.doc_id for hit in hits]])
+        [hits] = writer.search(QUERIES[:1], k=40, num_words=500, **options)
+        [traced] = writer.trace(QUERIES[:1], [[hit.doc_id for hit in hits]], **options)
         for hit, each in zip(hits, traced, strict=True):
             assert (each.doc_id, each.docid, each.steps) == (hit.doc_id, hit.docid, [])
             assert set(map(stem, hit.docid.split())) <= {stem(word.word) for word in each.words}

@@ -183,7 +183,8 @@ def compare_systems(
     answers = []
     for spec in strategies:
         answers.append(run_strategy(retriever, collection, spec, k=k, seed=seed, seconds_to_index=seconds))
-    errors = count_errors(retriever, index, collection, answers[0].run)
+    query_share = answers[0].options.get("query_share")
+    errors = count_errors(retriever, index, collection, answers[0].run, query_share=query_share)
     for name in baselines:
         answers.append(run_baseline(name, documents, collection, k, answers))
     answers += foreign

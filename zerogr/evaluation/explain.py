@@ -129,7 +129,9 @@ def explain(
     [hits] = retriever.search([query], instruction=instruction, **options)
     if not hits:
         raise UserError("the search found no document at all; is the index empty?")
-    [[wanted, first]] = retriever.trace([query], [[doc_id, hits[0].doc_id]], instruction=instruction)
+    [[wanted, first]] = retriever.trace(
+        [query], [[doc_id, hits[0].doc_id]], instruction=instruction, query_share=options.get("query_share")
+    )
     texts = training_queries(index, {doc_id, first.doc_id})
     support = {each: _support(query, texts.get(each, [])) for each in (doc_id, first.doc_id)}
     lost_at, verdict = classify(query, wanted, first, support[doc_id])
@@ -146,11 +148,13 @@ def explain(
     )
 
 
-def count_errors(retriever: Retriever, index: Index, collection: Collection, run: Run) -> dict[str, Any]:
+def count_errors(
+    retriever: Retriever, index: Index, collection: Collection, run: Run, *, query_share: float | None = None
+) -> dict[str, Any]:
     """Returns how many queries were answered right at the first place, how many not, and why.
 
     Of a query's relevant documents the likeliest is held against the first hit; at most `MOST_RELEVANT` are looked at. A query
-    without a relevant document or without an answer is wrong and in no class.
+    without a relevant document or without an answer is wrong and in no class. `query_share` is that of the run's search.
 
     Returns:
         {"right", "wrong", one number per class, "queries": {query id: {"verdict", "doc_id", "docid", "first",
@@ -169,6 +173,7 @@ def count_errors(retriever: Retriever, index: Index, collection: Collection, run
             [query.text for query in queries],
             [[*relevant[query_id], run[query_id][0]] for query_id in batch],
             instruction=[query.instruction for query in queries],
+            query_share=query_share,
         )
         texts = training_queries(index, {each.doc_id for of_query in traced for each in of_query[:-1]})
         for query, (*candidates, first) in zip(queries, traced, strict=True):

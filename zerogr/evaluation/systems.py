@@ -4,7 +4,7 @@
     beam:beam_width=200                     options of the strategy, see `zerogr.decoding.strategies`
     reverse_annealing:max_temperature=1,k=20,normalise=vocabulary
 
-`k` and `normalise` are options of every strategy.
+`k`, `normalise` and, where words are written, `num_words` and `query_share` are options of every strategy.
 """
 
 from __future__ import annotations
