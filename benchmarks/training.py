@@ -150,7 +150,7 @@ def run(name: str, model_name: str, index: str | None, settings: dict[str, Any])
         "mfu": mfu(
             model,
             sum(timed_tokens) / len(timed),
-            float(examples.num_targets[ids].sum()) / settings["num_steps"],
+            examples.num_places_of(ids) / settings["num_steps"] if normalise == "vocabulary" else 0.0,
             median(timed),
         ),
     }

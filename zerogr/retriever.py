@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from zerogr.filtered_trie import FilteredTrie
 
 
+OF_WORDS = frozenset({"num_words", "query_share"})
+"""Options of a search that mean something where words are written."""
 TRACED_WORDS = 512
 """Words among which a trace looks for those of a document; the rest is too unlikely to matter."""
 
@@ -236,6 +238,7 @@ class Retriever:
                 `normalise`, `beam_width`, `max_temperature`, ...
 
         Raises:
+            UserError: `num_words` or `query_share` where docids are written whole.
             ValueError: `queries` is a bare string, `batch_size` is below 1, or an option does not fit the strategy.
         """
         if batch_size < 1:
@@ -249,6 +252,8 @@ class Retriever:
             num_words = options.pop("num_words", self._decoding["num_words"])
             # A beam cannot find more than its width.
             num_leaves = min(num_words, options.get("beam_width") or num_words)
+        elif of_words := sorted(OF_WORDS & options.keys()):
+            raise UserError(f"{of_words[0]} is for an index whose retriever writes words; this one writes docids whole")
         prompts = self._prompts(queries, instruction)
         results = []
         for begin in range(0, len(prompts), batch_size):

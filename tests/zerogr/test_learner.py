@@ -186,7 +186,7 @@ class TestGreedyHits:
             prompt, target = parts_of(examples, i)
             expected.append(self.decoded(model, prompt, trie, target[-1]) == target)
         assert 0 < sum(expected) < len(expected)
-        module = SelectedTargets(model)
+        module = SelectedTargets(model, "allowed")
         with torch.no_grad():
             for i, is_hit in enumerate(expected):
                 batch = pack(examples, [i], 64, choices)
@@ -205,7 +205,7 @@ class TestGreedyHits:
         ids = np.arange(len(examples))
         batch = pack(trained[1], ids, 64, choices)
         with torch.no_grad():
-            hits = greedy_hits(SelectedTargets(model)(batch), batch)
+            hits = greedy_hits(SelectedTargets(model, "allowed")(batch), batch)
         found = Learner(model, replace(SETTINGS, normalise=normalise)).evaluate(examples, ids, choices)
         assert found["evaluation_acc@1"] == round(hits / len(ids), 4)
 
@@ -250,7 +250,7 @@ class TestChoices:
     def test_nothing_else_is_allowed(self, trained: Trained) -> None:
         _, examples, trie, choices = trained
         batch = pack(examples, range(len(DOCIDS)), 64, choices)
-        is_allowed = batch.is_allowed(10_000)
+        is_allowed = batch.is_allowed()
         for target, number in enumerate(batch.example.tolist()):
             before = [int(batch.targets[j]) for j in range(target) if batch.example[j] == number]
             continuations = {
@@ -258,7 +258,8 @@ class TestChoices:
                 for tokens in ([*parts_of(examples, i)[1]] for i in range(len(DOCIDS)))
                 if tokens[: len(before)] == before and len(tokens) > len(before)
             }
-            assert set(is_allowed[batch.place[target]].nonzero().flatten().tolist()) == continuations
+            assert set(batch.columns[is_allowed[batch.place[target]]].tolist()) == continuations
+            assert batch.columns[batch.column[target]] == batch.targets[target]
 
     def test_the_only_docid_is_learnt_by_its_first_token(self, tiny_model: Path) -> None:
         _, chat = load(tiny_model)

@@ -276,11 +276,12 @@ class TestWords:
         with pytest.raises(UserError, match="is not that of its 39 docids; run `zerogr index` with --rebuild trie"):
             Retriever.load(index.uri, device="cpu")
 
-    def test_a_setting_of_words_is_unknown_where_docids_are_written(
-        self, built_and_trained: tuple[str, dict[str, torch.Tensor]]
+    @pytest.mark.parametrize("option", ["num_words", "query_share"])
+    def test_a_setting_of_words_is_named_where_docids_are_written(
+        self, built_and_trained: tuple[str, dict[str, torch.Tensor]], option: str
     ) -> None:
-        with pytest.raises(ValueError, match="unknown option of beam 'num_words'"):
-            Retriever.load(built_and_trained[0], device="cpu").search(QUERIES[:1], num_words=8)
+        with pytest.raises(UserError, match=f"{option} is for an index whose retriever writes words"):
+            Retriever.load(built_and_trained[0], device="cpu").search(QUERIES[:1], **{option: 1})
 
 
 class TestLoad:

@@ -20,10 +20,10 @@ from zerogr.decoding import NORMALISATIONS, decode
 from zerogr.decoding.decoder import policy
 from zerogr.errors import UserError
 from zerogr.evaluation.metrics import Run
+from zerogr.retriever import OF_WORDS
 from zerogr.trie import DocidTrie
 
-_OF_RETRIEVER = ("num_words", "query_share")
-_OF_EVERY_STRATEGY = ("k", "normalise", *_OF_RETRIEVER)
+_OF_EVERY_STRATEGY = ("k", "normalise", *OF_WORDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class StrategySpec:
 
     def check(self, k: int) -> None:
         """Raises UserError for an option whose value the strategy does not take; `k` is what is asked for without one."""
-        options = {"k": k, **{name: value for name, value in self.options.items() if name not in _OF_RETRIEVER}}
+        options = {"k": k, **{name: value for name, value in self.options.items() if name not in OF_WORDS}}
         smallest = DocidTrie.build([[0], [1]])
         try:
             decode(

@@ -196,8 +196,12 @@ class PackedBatch:
     """int64 [M]: which of the batch's answers, numbered from 0."""
     node: torch.Tensor
     """int64 [P]: which of the batch's trie nodes, numbered from 0, a place stands at; [0] if nothing constrains it."""
+    columns: torch.Tensor
+    """int64 [C]: the tokens, ascending, that the trie allows at any of the nodes."""
+    column: torch.Tensor
+    """int64 [M]: which of the columns a target is; [0] if nothing constrains it."""
     allowed: torch.Tensor
-    """int64 [2, A]: the pairs (node, token) that the trie allows."""
+    """int64 [2, A]: the pairs (node, column) that the trie allows."""
 
     @property
     def num_tokens(self) -> int:
@@ -212,9 +216,9 @@ class PackedBatch:
         own, other = self.branches[:, :, None], self.branches[:, None, :]
         return (causal & ((key == 0) | ((key == query) & ((other == 0) | (other == own)))))[:, None]
 
-    def is_allowed(self, vocabulary_size: int) -> torch.Tensor:
-        """Returns bool [P, V]: which tokens the trie allows at each place."""
-        table = torch.zeros(int(self.node.max()) + 1, vocabulary_size, dtype=torch.bool, device=self.node.device)
+    def is_allowed(self) -> torch.Tensor:
+        """Returns bool [P, C]: which of the columns the trie allows at each place."""
+        table = torch.zeros(int(self.node.max()) + 1, len(self.columns), dtype=torch.bool, device=self.node.device)
         table[self.allowed[0], self.allowed[1]] = True
         return table[self.node]
 
@@ -303,12 +307,16 @@ def _batch(examples: Examples, rows: list[_Row], choices: Choices | None) -> Pac
             start = at.stop
     arrays = [tokens, positions, segments, branches]
     arrays += [np.concatenate(each) for each in (places, place, targets, weights, numbers, answers)]
-    node, allowed = np.empty(0, np.int64), np.empty((2, 0), np.int64)
+    node = columns = column = np.empty(0, np.int64)
+    allowed = np.empty((2, 0), np.int64)
     if choices:
-        along, allowed = choices.along(paths)
+        node_of_target, (nodes, allowed_tokens) = choices.along(paths)
+        columns, allowed_columns = np.unique(allowed_tokens, return_inverse=True)
+        column = np.searchsorted(columns, np.concatenate(targets))
+        allowed = np.stack([nodes, allowed_columns])
         node = np.empty(num_places, np.int64)
-        node[arrays[5]] = along  # all that is chosen at a place is chosen at one node
-    return PackedBatch(*map(torch.from_numpy, [*arrays, node, allowed]))
+        node[np.concatenate(place)] = node_of_target  # all that is chosen at a place is chosen at one node
+    return PackedBatch(*map(torch.from_numpy, [*arrays, node, columns, column, allowed]))
 
 
 def batches(order: np.ndarray, batch_size: int, start: int = 0) -> Iterator[np.ndarray]:

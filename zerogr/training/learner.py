@@ -1,7 +1,8 @@
 """One optimiser step, on one rank or on one of several under FSDP2.
 
-Only the hidden states that predict an answer's token reach the output head, each once: with a 49k vocabulary and 2 targets
-among 30 tokens that saves nine tenths of its products and of the logits' memory. In bf16 the model computes with bf16 weights,
+Only the hidden states that predict an answer's token reach the output head, each once, and where the trie constrains them only
+the tokens that it allows anywhere: with a 49k vocabulary and 2 targets among 30 tokens that saves nine tenths and more of the
+head's products and of the logits' memory. In bf16 the model computes with bf16 weights,
 of which the optimiser moves fp32 masters; gradients are summed in fp32, over the passes of a step and over the ranks. Under
 autocast, which keeps fp32 activations and casts them for every product, a step took 1.4 times the time of one CPU core.
 """
@@ -79,17 +80,22 @@ class Work:
 class SelectedTargets(nn.Module):
     """A causal LM that returns the logits of the places alone where something is predicted."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, normalise: Literal["allowed", "vocabulary"] = "vocabulary") -> None:
         super().__init__()
         self.model = model
+        self._normalise = normalise
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
-        """Returns the logits [P, V] of the batch's places."""
+        """Returns the logits of the batch's places over the vocabulary, [P, V], or what the trie allows, [P, C]."""
         decoder, head = self.model.get_decoder(), self.model.get_output_embeddings()
         states = decoder(
             input_ids=batch.tokens, position_ids=batch.positions, attention_mask=batch.mask(), use_cache=False
         )
-        return head(states.last_hidden_state.flatten(0, 1)[batch.places])
+        selected = states.last_hidden_state.flatten(0, 1)[batch.places]
+        if self._normalise == "vocabulary":
+            return head(selected)
+        bias = None if head.bias is None else head.bias[batch.columns]
+        return functional.linear(selected, functional.embedding(batch.columns, head.weight), bias)
 
 
 def summed_loss(
@@ -97,12 +103,13 @@ def summed_loss(
 ) -> torch.Tensor:
     """Returns the sum over the batch's targets of weight x -log p(target), fp32 scalar.
 
-    p is over the whole vocabulary, or over what the trie allows, as `decoding.normalise` says of decoding.
+    p is over the whole vocabulary, or over what the trie allows, as `decoding.normalise` says of decoding; `logits` are what
+    `SelectedTargets` returns for the same.
     """
-    logits = logits.float()
+    logits, chosen = logits.float(), batch.targets
     if normalise == "allowed":
-        logits = logits.masked_fill(~batch.is_allowed(logits.shape[1]), -torch.inf)
-    log_probs = functional.log_softmax(logits, -1)[batch.place, batch.targets]
+        logits, chosen = logits.masked_fill(~batch.is_allowed(), -torch.inf), batch.column
+    log_probs = functional.log_softmax(logits, -1)[batch.place, chosen]
     return -(log_probs * batch.weights).sum()
 
 
@@ -120,7 +127,7 @@ class Learner:
     ) -> None:
         """Takes over `model`, a causal LM in fp32; with several ranks its parameters become DTensors."""
         self._settings, self._device, self._rank, self._num_ranks = settings, torch.device(device), rank, num_ranks
-        self._module = SelectedTargets(model.to(device).train())
+        self._module = SelectedTargets(model.to(device).train(), settings.normalise)
         self._attention = model.config._attn_implementation
         if self._device.type == "cpu" and self._attention == "sdpa":  # a model that needs another kind keeps it
             register_packed()
@@ -203,7 +210,9 @@ class Learner:
                     batch = batch.to(self._device)
                     logits = self._module(batch)
                     total += float(summed_loss(logits, batch, self._settings.normalise))
-                    num_hits += greedy_hits(logits, batch) if choices else 0
+                    if choices:
+                        is_over_columns = self._settings.normalise == "allowed"
+                        num_hits += greedy_hits(logits if is_over_columns else logits[:, batch.columns], batch)
                 num_targets += work.num_targets
         if self._num_ranks > 1:
             # Without a backward pass FSDP leaves the root's parameters gathered: plain tensors the optimiser has never seen.
@@ -262,11 +271,11 @@ def greedy_hits(logits: torch.Tensor, batch: PackedBatch) -> int:
     likeliest of the allowed tokens is its next one.
 
     Args:
-        logits: [P, V], as `SelectedTargets` returns them.
+        logits: [P, C], over the batch's columns.
         batch: What they were computed from, packed with the trie's choices. Examples of weight 0 are no hits.
     """
-    allowed = logits.float().masked_fill(~batch.is_allowed(logits.shape[1]), -torch.inf)
-    is_wrong = (allowed.argmax(-1)[batch.place] != batch.targets) | (batch.weights == 0)
+    allowed = logits.float().masked_fill(~batch.is_allowed(), -torch.inf)
+    is_wrong = (allowed.argmax(-1)[batch.place] != batch.column) | (batch.weights == 0)
     wrong = set(batch.answer[is_wrong].tolist())
     pairs = zip(batch.example.tolist(), batch.answer.tolist(), strict=True)
     return len({example for example, answer in pairs if answer not in wrong})

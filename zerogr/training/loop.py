@@ -134,7 +134,7 @@ def train(
             useful=examples.num_tokens_of(ids),
             tokens=taken.num_tokens,
             padding=taken.num_padding,
-            places=examples.num_places_of(ids),
+            places=0 if learnt_among else examples.num_places_of(ids),
         )
         must_evaluate = step % settings.evaluate_every == 0 or step == num_steps
         if must_evaluate or step % REPORT_EVERY == 0:

@@ -43,7 +43,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 class Cost:
     """The products of a model's training step: 6 per parameter and token, 4 where only adapters are trained.
 
-    The output head counts where something is predicted, attention scores and padding do not.
+    The output head counts where it gives logits over the whole vocabulary; attention scores and padding do not.
     """
 
     def __init__(self, model: Any) -> None:
@@ -75,7 +75,7 @@ class Meter:
         self._useful = self._tokens = self._padding = self._places = 0
 
     def add(self, *, useful: int, tokens: int, padding: int, places: int) -> None:
-        """Counts one step: its examples' tokens as each stands alone, those of the model, padding, places in the loss."""
+        """Counts a step: its examples' tokens as each stands alone, those of the model, padding, places that `Cost` counts."""
         self._useful += useful
         self._tokens += tokens
         self._padding += padding
