@@ -20,6 +20,7 @@ Five bytes per word of each document and 16 per word, as memory maps. A search r
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Self
 
@@ -108,10 +109,15 @@ class Postings:
     def named(self, query: str) -> tuple[list[str], np.ndarray, np.ndarray]:
         """Returns the words of a query that any document has: texts, words (int64 [n]), probabilities (float64 [n], sum 1).
 
-        Words of one stem count once. Each is as probable as it is rare, ln((N + 1) / (df + 0.5)), over the documents that may
-        be found.
+        Words of one stem are one. Each is as probable as it is rare, ln((N + 1) / (df + 0.5)) over the documents that may be
+        found, times how often the query has it.
         """
-        texts = {key_of(stem(word)): word for word in reversed(words_in(query))}
+        texts: dict[int, str] = {}
+        times = Counter[int]()
+        for word in words_in(query):
+            key = key_of(stem(word))
+            texts.setdefault(key, word)
+            times[key] += 1
         keys = np.array(sorted(texts), dtype=np.uint64)
         at = np.searchsorted(self.stems, keys)
         groups = [
@@ -121,11 +127,13 @@ class Postings:
         ]
         counts = {group: count for group in groups if (count := self._num_documents(group))}
         num_rows = self.num_rows if self._allowed is None else int(self._allowed.sum())
+        found = [int(self.stems[group]) for group in counts]
         rarity = np.log((num_rows + 1) / (np.array(list(counts.values()), dtype=np.float64) + 0.5))
+        weights = rarity * [times[key] for key in found]
         return (
-            [texts[int(self.stems[group])] for group in counts],
+            [texts[key] for key in found],
             self.word_of_group[list(counts)].astype(np.int64),
-            rarity / rarity.sum(),
+            weights / weights.sum(),
         )
 
     def _num_documents(self, group: int) -> int:

@@ -118,7 +118,10 @@ class TestNamed:
         may = [document for row, document in enumerate(documents) if allow is None or row in allow]
         stems = [{stem(word) for word in [*docid, *terms]} for docid, terms in may]
         counts = {one: sum(one in of_document for of_document in stems) for one in map(stem, query)}
-        rarity = {one: math.log((len(may) + 1) / (count + 0.5)) for one, count in counts.items() if count}
+        times = [stem(word) for word in query]
+        rarity = {
+            one: times.count(one) * math.log((len(may) + 1) / (count + 0.5)) for one, count in counts.items() if count
+        }
         texts, rows, probabilities = postings.named(" and ".join(query))
         assert set(texts) <= set(query)
         assert [stem(text) for text in texts] == [stem(words[row]) for row in rows]
