@@ -2,7 +2,7 @@
 
 The first process that asks writes them, one part of the corpus at a time, so that memory stays flat; the others wait for
 it. A run that is resumed finds them where it left them. An example takes 6 bytes per token and 24 more: 30 queries for each
-of 10M documents, 42 tokens each with their answers, are 83 GB.
+of 10M documents, 60 tokens each with their answers, are 115 GB.
 """
 
 from __future__ import annotations
