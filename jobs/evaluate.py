@@ -17,7 +17,7 @@ from zerogr.evaluation.report import provenance_of
 from zerogr.evaluation.runs import read_runs
 from zerogr.evaluation.systems import StrategySpec
 from zerogr.index import Index, StageRecord
-from zerogr.retriever import Retriever
+from zerogr.retriever import Retriever, check_options_of_docids
 
 VERSION = 2
 
@@ -34,7 +34,10 @@ def check(config: Config) -> None:
     evaluation = config.evaluation
     assert evaluation.dataset is not None
     for text in evaluation.strategies:
-        StrategySpec.parse(text).check(evaluation.k)
+        spec = StrategySpec.parse(text)
+        spec.check(evaluation.k)
+        if config.docids.unit == "docid":
+            check_options_of_docids(spec.options)
     if "doc2query" in evaluation.baselines and not config.queries.num_queries_per_document:
         raise UserError(
             "evaluation.baselines has doc2query, which needs the LM's pseudo-queries, and "

@@ -11,7 +11,7 @@ The model sits on one device, trie and postings are memory maps, doc_ids and doc
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -37,6 +37,12 @@ OF_WORDS = frozenset({"num_words", "query_share"})
 """Options of a search that mean something where words are written."""
 TRACED_WORDS = 512
 """Words among which a trace looks for those of a document; the rest is too unlikely to matter."""
+
+
+def check_options_of_docids(options: Iterable[str]) -> None:
+    """Raises UserError for an option of a search that means nothing where docids are written whole."""
+    for option in sorted(OF_WORDS & set(options)):
+        raise UserError(f"{option} is for an index whose retriever writes words; this one writes docids whole")
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,8 +258,8 @@ class Retriever:
             num_words = options.pop("num_words", self._decoding["num_words"])
             # A beam cannot find more than its width.
             num_leaves = min(num_words, options.get("beam_width") or num_words)
-        elif of_words := sorted(OF_WORDS & options.keys()):
-            raise UserError(f"{of_words[0]} is for an index whose retriever writes words; this one writes docids whole")
+        else:
+            check_options_of_docids(options)
         prompts = self._prompts(queries, instruction)
         results = []
         for begin in range(0, len(prompts), batch_size):

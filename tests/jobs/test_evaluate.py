@@ -147,17 +147,19 @@ class TestEvaluate:
                 "evaluation.strategies=[beam:beam_width=5]",
                 "the strategy beam+beam_width=5 cannot run: beam_width must be",
             ),
+            (["docids.unit=docid", "evaluation.strategies=[beam:query_share=0]"], "query_share is for an index whose"),
             ("evaluation.baselines=[doc2query]", "queries.num_queries_per_document is 0"),
             ("evaluation.split=dev", "no split 'dev'"),
             ("evaluation.dataset=nowhere", "there is no folder"),
         ],
     )
     def test_mistakes_are_found_before_the_work(
-        self, change: str, message: str, config: Path, collection: Path, tmp_path: Path,
+        self, change: str | list[str], message: str, config: Path, collection: Path, tmp_path: Path,
         capsys: pytest.CaptureFixture[str],
     ) -> None:  # fmt: skip
         index = tmp_path / "index"
-        changes = [f"index={index}", f"evaluation.dataset={collection}", "queries.num_queries_per_document=0", change]
+        changes = [f"index={index}", f"evaluation.dataset={collection}", "queries.num_queries_per_document=0"]
+        changes += [change] if isinstance(change, str) else change
         assert main(["index", str(config), *(word for each in changes for word in ("--set", each))]) == 2
         assert message in capsys.readouterr().err
         assert not index.exists()

@@ -229,7 +229,7 @@ class TestClassOfALoss:
 
     def test_each_where_words_are_written(self) -> None:
         def traced(doc_id: str, docid: str, *scores: float) -> Traced:
-            words = [TracedWord(word, -1.0, score) for word, score in zip(docid.split(), scores, strict=True)]
+            words = [TracedWord(word, 0.1, score) for word, score in zip(docid.split(), scores, strict=True)]
             return Traced(doc_id, docid, sum(scores), words=words)
 
         query, first = "Does a wing lift?", traced("x", "wing lift flow", 2.0, 1.0, 0.5)
