@@ -23,7 +23,7 @@ from zerogr.corpus.sampling import judged_doc_ids, sample
 from zerogr.errors import UserError
 from zerogr.index import Index, shards_in
 from zerogr.progress import Progress
-from zerogr.words import DocumentFrequency, words
+from zerogr.words import DocumentFrequency, key_of, words
 
 VERSION = 3
 FREQUENCY = "work/document_frequency.bin"
@@ -151,7 +151,7 @@ class _SeenIds:
 
     def add(self, doc_id: str) -> bool:
         """Returns whether the id is new, and remembers it."""
-        key = int.from_bytes(hashlib.blake2b(doc_id.encode(), digest_size=8).digest(), "little")
+        key = key_of(doc_id)
         place = int(np.searchsorted(self._sorted, np.uint64(key)))
         if key in self._recent or (place < len(self._sorted) and int(self._sorted[place]) == key):
             return False
