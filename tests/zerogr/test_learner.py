@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tests.zerogr.test_training import SETTINGS, computed, load, make_examples, pack
+from tests.zerogr.test_examples import computed, load, make_examples, pack
+from tests.zerogr.test_training import SETTINGS
 from zerogr import storage
 from zerogr.errors import UserError
 from zerogr.retriever import Retriever
