@@ -40,7 +40,7 @@ from zerogr.config_file import validate_config
 from zerogr.corpus.document import Document
 from zerogr.corpus.pystdlib import read_pystdlib
 from zerogr.docids.resolve import key_of
-from zerogr.docids.stage import FOLDER, MIN_TERMS, PROPOSAL_SCHEMA, assign_docids
+from zerogr.docids.stage import FOLDER, MIN_TERMS, MOST_COUNTED, PROPOSAL_SCHEMA, assign_docids
 from zerogr.generation import COUNTS_KEY
 from zerogr.index import Index, shards_in
 from zerogr.words import FUNCTION_WORDS, words
@@ -252,6 +252,8 @@ def write_proposals(folder: str, num_rows: int, piece: int) -> None:
     content = [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in source]
     is_repaired = random.random(len(rows)) < 0.5
     sources = np.repeat(np.where(is_repaired, "repaired", "lm"), NUM_CANDIDATES)
+    terms = texts_of(drawn, MIN_TERMS)
+    times = random.geometric(0.5, size=len(terms.values)).clip(max=MOST_COUNTED)
     table = pa.table(
         [
             rows,
@@ -262,7 +264,8 @@ def write_proposals(folder: str, num_rows: int, piece: int) -> None:
             per_candidate(pa.array(sources, pa.string())),
             per_candidate(pa.array(random.random(len(candidates)), pa.float32())),
             pa.array([["too_few_words"] if repaired else [] for repaired in is_repaired], pa.list_(pa.string())),
-            texts_of(drawn, MIN_TERMS),
+            terms,
+            pa.ListArray.from_arrays(terms.offsets, pa.array(times, pa.uint8())),
         ],
         schema=PROPOSAL_SCHEMA,
     )

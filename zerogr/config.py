@@ -173,11 +173,11 @@ class DecodingConfig(Section):
         description="Words that a search writes, of which documents are made; where docids.unit is word.",
     )
     query_share: float = Field(
-        0.3,
+        0.6,
         ge=0,
         le=1,
-        description="How much of the probability the words have that the query itself names, rare ones first; the model's "
-        "words have the rest. Where docids.unit is word.",
+        description="How much of a document's score is for its words that the query itself names, rare ones first; the rest is "
+        "for the model's. Where docids.unit is word.",
     )
     max_temperature: float = Field(1.5, gt=0, description="T_max of reverse annealing.")
     top_p: float = Field(0.9, gt=0, le=1, description="Mass of the nucleus strategy.")

@@ -1,20 +1,23 @@
-"""Postings: which documents have a word, and at which place.
+"""Postings: which documents have a word, at which place and how often; and how words become a ranking of documents.
 
 The words of a document are those of its docid and then its heaviest terms, each stem once (`words_of`). Where the retriever
-writes single words (`docids.unit: word`), a search ends with some words and their probabilities p: the model's, and with a
-share of them (`decoding.query_share`) the words that the query itself names, rare ones first (`Postings.named`). A document's
-score is the sum over those that it has
+writes single words (`docids.unit: word`), a search ends with the words that it wrote and their probabilities p, and with the
+words that the query itself names, of which df among N documents have each. A document's score is, over those that it has,
 
-    log(1 + p / 0.003) / (1 + place / 16)
+    (1 - share) x sum of log(1 + p / 0.003) / (1 + place / 16)
+        + share x sum of times in the query x ln((N + 1) / (df + 0.5)) x count / (count + 0.9) / (1 + place / 64)
 
-Words of one stem are one word, with the sum of their probabilities: `wing` finds the document that says `wings`. The logarithm
-keeps one word from deciding alone (as in SPLADE, Formal et al. 2021); what a document is most about stands first, and weighs
-more. To mix a relevance model with the query's own words is RM3 (Abdul-Jaleel et al. 2004, "UMass at TREC 2004: Novelty and
-HARD"), here with a language model for the relevance model: a name that it has never met still finds its documents. Documents as
-sets of generated terms are from Zhang et al. 2023, "Term-Sets Can Be Strong Document Identifiers For Auto-Regressive Search
-Engines", the sum over what was generated from Bevilacqua et al. 2022, "Autoregressive Search Engines".
+with `decoding.query_share` for the share. Words of one stem are one word, with the sum of their probabilities: `wing` finds the
+document that says `wings`. What a document is most about stands first, and weighs more.
 
-Five bytes per word of each document and 16 per word, as memory maps. A search reads the postings of its words alone.
+The first sum is what the model knows. Its logarithm keeps one word from deciding alone (as in SPLADE, Formal et al. 2021).
+Documents as sets of generated terms are from Zhang et al. 2023, "Term-Sets Can Be Strong Document Identifiers For
+Auto-Regressive Search Engines", the sum over what was generated from Bevilacqua et al. 2022, "Autoregressive Search Engines".
+The second sum is BM25's without a norm of length (Robertson and Zaragoza 2009): a name that the model has never met still finds
+its documents. That the two add up is the convex combination of Bruch et al. 2023, "An Analysis of Fusion Functions for Hybrid
+Retrieval".
+
+Six bytes per word of each document and 16 per word, as memory maps. A search reads the postings of its words alone.
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Self
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -36,9 +40,34 @@ from zerogr.words import words as words_in
 SMALL_PROBABILITY = 3e-3
 """Below it a word's score is in proportion to its probability, above it to the logarithm."""
 HALF_PLACE = 16
-"""The place, from 0, at which a word counts half as much as at the first."""
+"""The place, from 0, at which a written word counts half as much as at the first."""
+HALF_PLACE_OF_NAMED = 64
+"""The same of a word that the query names."""
+HALF_COUNT = 0.9
+"""With so many occurrences a word that the query names counts half as much as it can; BM25's k1."""
 MOST_PLACES = 256
-ARRAYS = ("group_of_word", "word_of_group", "stems", "group_begin", "rows", "places")
+ARRAYS = ("group_of_word", "word_of_group", "stems", "group_begin", "rows", "places", "counts")
+
+
+class Weighted(NamedTuple):
+    """Words, and what each of them weighs."""
+
+    words: np.ndarray
+    """int64 [n]"""
+    weights: np.ndarray
+    """float64 [n]: probabilities of written words, rarities of named ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartOfScore:
+    """A word of a document in its score."""
+
+    word: int
+    """The likeliest of its forms, or one that the query names."""
+    probability: float
+    """Of all its written forms."""
+    score: float
+    """What it adds to that of the document."""
 
 
 class Postings:
@@ -58,24 +87,27 @@ class Postings:
         self.group_begin = arrays["group_begin"]  # int64 [G + 1] into the next two
         self.rows = arrays["rows"]  # int32 [P], ascending within a group
         self.places = arrays["places"]  # uint8 [P]
+        self.counts = arrays["counts"]  # uint8 [P], at least 1
         self.num_rows = num_rows
         self._allowed = allowed
 
     @classmethod
-    def build(cls, documents: Iterable[tuple[pa.Array, pa.Array]], num_terms: int) -> tuple[Self, list[str]]:
+    def build(cls, documents: Iterable[tuple[pa.Array, pa.Array, pa.Array]], num_terms: int) -> tuple[Self, list[str]]:
         """Returns the postings of documents, and the words that occur, sorted; word i is row i of the trie.
 
         Args:
-            documents: Parts of (docids string [n], terms list<string> [n]); the documents are numbered through.
+            documents: Parts of (docids string [n], terms list<string> [n], how often a document has each of its terms
+                list<uint8> [n]); the documents are numbered through. A word of a docid that is none of the terms counts once.
             num_terms: As in `words_of`.
         """
-        columns, rows, sizes, num_rows = [], [], [], 0
-        for docids, terms in documents:
+        columns, counts, rows, sizes, num_rows = [], [], [], [], 0
+        for docids, terms, term_counts in documents:
             texts = pc.binary_join_element_wise(docids, pc.binary_join(terms, " "), " ")
             lists = pc.split_pattern(pc.utf8_rtrim(texts, " "), " ")
             columns.append(pc.list_flatten(lists).dictionary_encode())
             rows.append(np.arange(num_rows, num_rows + len(docids)).repeat(pc.list_value_length(lists).to_numpy()))
             sizes.append(pc.count_substring(docids, " ").to_numpy() + 1)
+            counts.append(pc.list_flatten(term_counts).to_numpy())
             num_rows += len(docids)
         written = pa.chunked_array(columns, pa.dictionary(pa.int32(), pa.string())).unify_dictionaries()
         words = written.chunk(0).dictionary.to_pylist() if written.num_chunks else []
@@ -86,11 +118,13 @@ class Postings:
         row = np.concatenate([np.empty(0, np.int64), *rows]).astype(np.int32)
         place = _place_in_row(row)
         is_of_docid = place < np.concatenate([np.empty(0, np.int64), *sizes])[row]
-        is_first = _is_first(group_of_word[word], row)
-        word, row, is_of_docid = word[is_first], row[is_first], is_of_docid[is_first]
+        count = np.ones(len(word), np.uint8)
+        count[~is_of_docid] = np.concatenate([np.empty(0, np.uint8), *counts])
+        first, count = _first_of_each(group_of_word[word], row, count)
+        word, row, is_of_docid = word[first], row[first], is_of_docid[first]
         place = _place_in_row(row)
         is_kept = is_of_docid | (place < num_terms)
-        word, row, place = word[is_kept], row[is_kept], place[is_kept]
+        word, row, place, count = word[is_kept], row[is_kept], place[is_kept], count[is_kept]
 
         used = sorted(np.unique(word).tolist(), key=words.__getitem__)
         groups, word_of_group, group_of_used = np.unique(group_of_word[used], return_index=True, return_inverse=True)
@@ -103,14 +137,14 @@ class Postings:
             "group_begin": offsets_of(np.bincount(group, minlength=len(groups))),
             "rows": row[by_group],
             "places": np.minimum(place, MOST_PLACES - 1).astype(np.uint8)[by_group],
+            "counts": count[by_group],
         }
         return cls(arrays, num_rows), [words[i] for i in used]
 
-    def named(self, query: str) -> tuple[list[str], np.ndarray, np.ndarray]:
-        """Returns the words of a query that any document has: texts, words (int64 [n]), probabilities (float64 [n], sum 1).
+    def named(self, query: str) -> tuple[Weighted, list[str]]:
+        """Returns the words of a query that any document has, and their texts; words of one stem are one.
 
-        Words of one stem are one. Each is as probable as it is rare, ln((N + 1) / (df + 0.5)) over the documents that may be
-        found, times how often the query has it.
+        A word weighs ln((N + 1) / (df + 0.5)) over the documents that may be found, times how often the query has it.
         """
         texts: dict[int, str] = {}
         times = Counter[int]()
@@ -129,35 +163,33 @@ class Postings:
         num_rows = self.num_rows if self._allowed is None else int(self._allowed.sum())
         found = [int(self.stems[group]) for group in counts]
         rarity = np.log((num_rows + 1) / (np.array(list(counts.values()), dtype=np.float64) + 0.5))
-        weights = rarity * [times[key] for key in found]
-        return (
-            [texts[key] for key in found],
-            self.word_of_group[list(counts)].astype(np.int64),
-            weights / weights.sum(),
-        )
+        named = Weighted(self.word_of_group[list(counts)].astype(np.int64), rarity * [times[key] for key in found])
+        return named, [texts[key] for key in found]
 
     def _num_documents(self, group: int) -> int:
         """Returns how many documents that may be found have a word."""
         rows = self.rows[int(self.group_begin[group]) : int(self.group_begin[group + 1])]
         return len(rows) if self._allowed is None else int(self._allowed[rows].sum())
 
-    def rank(
-        self, words: Sequence[int] | np.ndarray, probabilities: Sequence[float] | np.ndarray, k: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def rank(self, written: Weighted, named: Weighted, query_share: float, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the k best documents that have any of some words: rows (int64 [<= k]) and scores (float64), best first.
 
         Args:
-            words: int [n]; of one that is there twice the probabilities are added.
-            probabilities: float [n], above 0.
+            written: Words and their probabilities, above 0; of one that is there twice they are added.
+            named: As `named` returns them.
+            query_share: In [0, 1]; see the module.
             k: At least 1. Documents with the same score come out in row order.
         """
-        groups, number = np.unique(self.group_of_word[np.asarray(words, dtype=np.int64)], return_inverse=True)
-        mass = np.bincount(number, np.asarray(probabilities, dtype=np.float64), minlength=len(groups))
-        begin = self.group_begin[groups]
-        count = self.group_begin[groups + 1] - begin
-        postings = np.repeat(begin - offsets_of(count)[:-1], count) + np.arange(count.sum())
+        parts = []
+        if query_share < 1:
+            groups, masses = self._masses(written)
+            postings, number = self._postings_of(groups)
+            parts.append((postings, (1 - query_share) * self._written_scores(masses[number], postings)))
+        if query_share > 0:
+            postings, number = self._postings_of(self.group_of_word[named.words])
+            parts.append((postings, query_share * self._named_scores(named.weights[number], postings)))
+        postings, scores = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         rows = self.rows[postings]
-        scores = np.repeat(word_score(mass), count) * place_weight(self.places[postings])
         if self._allowed is not None:
             is_allowed = self._allowed[rows]
             rows, scores = rows[is_allowed], scores[is_allowed]
@@ -169,32 +201,48 @@ class Postings:
         best = np.lexsort((found, -total))[:k]
         return found[best].astype(np.int64), total[best]
 
-    def of_row(
-        self, row: int, words: Sequence[int] | np.ndarray, probabilities: Sequence[float] | np.ndarray
-    ) -> list[tuple[int, float, float]]:
+    def of_row(self, row: int, written: Weighted, named: Weighted, query_share: float) -> list[PartOfScore]:
         """Returns which of some words a document has, what adds most to its score first.
 
         Args:
             row: Of the document.
-            words, probabilities: As in `rank`.
-
-        Returns:
-            (The likeliest of a word's forms, probability of all its forms, what they add to the score) per word.
+            written, named, query_share: As in `rank`.
         """
-        mass_of = np.asarray(probabilities, dtype=np.float64)
-        likeliest_first = np.argsort(-mass_of, kind="stable")
-        forms: dict[int, list[int]] = {}
-        for i in likeliest_first.tolist():
-            forms.setdefault(int(self.group_of_word[words[i]]), []).append(i)
+        likeliest_last = written.words[np.argsort(written.weights, kind="stable")]
+        shown = {int(self.group_of_word[word]): int(word) for word in [*named.words, *likeliest_last]}
+        probability = dict(zip(*(array.tolist() for array in self._masses(written)), strict=True))
+        rarity = dict(zip(self.group_of_word[named.words].tolist(), named.weights.tolist(), strict=True))
         found = []
-        for group, members in forms.items():
+        for group, word in shown.items():
             begin, end = int(self.group_begin[group]), int(self.group_begin[group + 1])
             at = begin + int(np.searchsorted(self.rows[begin:end], np.int32(row)))
             if at < end and self.rows[at] == row:
-                mass = mass_of[members].sum()
-                score = float(word_score(mass) * place_weight(self.places[at]))
-                found.append((int(words[members[0]]), float(mass), score))
-        return sorted(found, key=lambda each: -each[2])
+                mass = probability.get(group, 0.0)
+                score = (1 - query_share) * self._written_scores(mass, at)
+                score += query_share * self._named_scores(rarity.get(group, 0.0), at)
+                found.append(PartOfScore(word, mass, float(score)))
+        return sorted(found, key=lambda part: -part.score)
+
+    def _masses(self, written: Weighted) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the groups (int [g], ascending) of written words, and the probability of each."""
+        groups, number = np.unique(self.group_of_word[written.words], return_inverse=True)
+        return groups, np.bincount(number, written.weights, minlength=len(groups))
+
+    def _postings_of(self, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns all postings (int64 [p]) of groups (int [g]), and the number in `groups` of each."""
+        begin = self.group_begin[groups]
+        count = self.group_begin[groups + 1] - begin
+        number = np.arange(len(groups)).repeat(count)
+        return (begin - offsets_of(count)[:-1])[number] + np.arange(len(number)), number
+
+    def _written_scores(self, mass: Any, postings: Any) -> Any:
+        """Returns what written words of some probability (float [p]) add at postings (int [p])."""
+        return np.log1p(mass / SMALL_PROBABILITY) * place_weight(self.places[postings])
+
+    def _named_scores(self, rarity: Any, postings: Any) -> Any:
+        """Returns what words that the query names add at postings (int [p])."""
+        count = self.counts[postings].astype(np.float64)
+        return rarity * count / (count + HALF_COUNT) * place_weight(self.places[postings], HALF_PLACE_OF_NAMED)
 
     def filter(
         self, *, allow: Sequence[int] | np.ndarray | None = None, deny: Sequence[int] | np.ndarray | None = None
@@ -246,14 +294,9 @@ def words_of(docid: str, terms: Sequence[str], num_terms: int) -> list[str]:
     return list(found.values())
 
 
-def word_score(probability: np.ndarray) -> np.ndarray:
-    """Returns what a word of some probability (float [n]) adds to a document that begins with it."""
-    return np.log1p(probability / SMALL_PROBABILITY)
-
-
-def place_weight(places: np.ndarray) -> np.ndarray:
-    """Returns how much words count at places (int [n], from 0) of a docid."""
-    return 1.0 / (1.0 + places / HALF_PLACE)
+def place_weight(places: np.ndarray, half_place: int = HALF_PLACE) -> np.ndarray:
+    """Returns how much words count at places (int [n], from 0) of a document."""
+    return 1.0 / (1.0 + places / half_place)
 
 
 def _place_in_row(row: np.ndarray) -> np.ndarray:
@@ -261,9 +304,14 @@ def _place_in_row(row: np.ndarray) -> np.ndarray:
     return np.arange(len(row)) - offsets_of(np.bincount(row))[row]
 
 
-def _is_first(group: np.ndarray, row: np.ndarray) -> np.ndarray:
-    """Returns which entries (bool [n]) are the first of their group in their row; rows (int [n]) never fall."""
+def _first_of_each(group: np.ndarray, row: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which entries (int64 [m], ascending) are the first of their group in their row, and the highest count ([m]) of
+    that group there; rows (int [n]) never fall."""
     by_group = np.argsort(group, kind="stable")
     is_first = np.ones(len(group), dtype=bool)
-    is_first[by_group[1:]] = (np.diff(group[by_group]) != 0) | (np.diff(row[by_group]) != 0)
-    return is_first
+    is_first[1:] = (np.diff(group[by_group]) != 0) | (np.diff(row[by_group]) != 0)
+    begin = np.flatnonzero(is_first)
+    highest = np.maximum.reduceat(count[by_group], begin) if len(begin) else count
+    first = by_group[begin]
+    order = np.argsort(first)
+    return first[order], highest[order]

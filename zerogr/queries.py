@@ -24,7 +24,7 @@ from zerogr.engines import Engine, Generation, Prompt, Sampling
 from zerogr.generation import Rejection, ShardReport, model_inputs, read_counts, write_shard
 from zerogr.index import Index
 from zerogr.seeds import seed_of
-from zerogr.words import DocumentFrequency, is_topical, rank_terms, stem, stretches, words
+from zerogr.words import DocumentFrequency, Term, is_topical, rank_terms, stem, stretches, words
 
 VERSION = 3
 SCHEMA = pa.schema(
@@ -182,10 +182,10 @@ def make_spans(title: str, text: str, frequency: DocumentFrequency, count: int, 
     return list(spans)[:count]
 
 
-def _draw_terms(ranked: list[tuple[str, float]], count: int, draw: random.Random) -> list[str]:
+def _draw_terms(ranked: list[Term], count: int, draw: random.Random) -> list[str]:
     """Returns `count` different terms, heavy ones more often (exponential keys: Efraimidis and Spirakis, 2006)."""
-    keyed = sorted(ranked, key=lambda pair: draw.expovariate(1.0) / max(pair[1], 1e-6))
-    return [term for term, _ in keyed[:count]]
+    keyed = sorted(ranked, key=lambda term: draw.expovariate(1.0) / max(term.weight, 1e-6))
+    return [term.word for term in keyed[:count]]
 
 
 def _counts_of(rows: list[dict[str, Any]]) -> dict[str, int]:

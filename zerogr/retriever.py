@@ -26,7 +26,7 @@ from zerogr.decoding.scoring import Scorer
 from zerogr.decoding.trace import Step, trace_batch
 from zerogr.errors import UserError
 from zerogr.index import Index
-from zerogr.postings import Postings
+from zerogr.postings import Postings, Weighted
 from zerogr.trie import DocidTrie
 
 if TYPE_CHECKING:
@@ -65,9 +65,9 @@ class TracedWord:
     word: str
     """The likeliest of its forms."""
     probability: float
-    """Of all its forms, over the allowed tokens; the query's own words have `query_share` of it."""
+    """Of all its forms, over the allowed tokens; 0 if the model did not write it but the query names it."""
     score: float
-    """What it adds to that of the document."""
+    """What it adds to that of the document, from the model and because the query names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,8 +240,8 @@ class Retriever:
             seed: Of the sampling strategies.
             batch_size: Queries decoded together. It moves scores by rounding only.
             **options: Where the index has postings `num_words`, how many words are written, at most `beam_width`, and
-                `query_share`, how much of the probability the query's own words have. The others are passed to `decode`:
-                `normalise`, `beam_width`, `max_temperature`, ...
+                `query_share`, how much of the score is for the words that the query itself names. The others are passed to
+                `decode`: `normalise`, `beam_width`, `max_temperature`, ...
 
         Raises:
             UserError: `num_words` or `query_share` where docids are written whole.
@@ -334,14 +334,14 @@ class Retriever:
         )
         traced = []
         for query, of_query, found in zip(queries, rows, decoded, strict=True):
-            words, probabilities = self._mix(query, found, query_share)
-            named, rows_of_named, _ = self._postings.named(query)
-            texts = dict(zip(rows_of_named.tolist(), named, strict=True))
+            named, names = self._postings.named(query)
+            texts = dict(zip(named.words.tolist(), names, strict=True))
             texts |= {each.row: self._chat.tokenizer.decode(each.tokens).strip() for each in found}
             of_documents = []
             for row in of_query:
                 own = [
-                    TracedWord(texts[word], *rest) for word, *rest in self._postings.of_row(row, words, probabilities)
+                    TracedWord(texts[part.word], part.probability, part.score)
+                    for part in self._postings.of_row(row, _written(found), named, query_share)
                 ]
                 doc_id, docid = self._doc_ids[row].as_py(), self._docids[row].as_py()
                 of_documents.append(Traced(doc_id, docid, sum(word.score for word in own), words=own))
@@ -375,25 +375,13 @@ class Retriever:
     def _hits(self, query: str, found: Sequence[Decoded], k: int, query_share: float) -> list[Hit]:
         rows, scores = [each.row for each in found], [each.score for each in found]
         if self._postings:
-            best = self._postings.rank(*self._mix(query, found, query_share), k)
+            named, _ = self._postings.named(query)
+            best = self._postings.rank(_written(found), named, query_share, k)
             rows, scores = best[0].tolist(), best[1].tolist()
         return [
             Hit(self._doc_ids[row].as_py(), self._docids[row].as_py(), rank, score)
             for rank, (row, score) in enumerate(zip(rows, scores, strict=True), 1)
         ]
-
-    def _mix(self, query: str, found: Sequence[Decoded], query_share: float) -> tuple[np.ndarray, np.ndarray]:
-        """Returns words and their probabilities: those that were written, and then the query's own."""
-        assert self._postings is not None
-        written = np.array([each.row for each in found], dtype=np.int64)
-        probabilities = np.exp(np.array([each.score for each in found], dtype=np.float64))
-        _, named, shares = self._postings.named(query)
-        if not query_share or not len(named):
-            return written, probabilities
-        if query_share == 1:
-            return named, shares
-        mixed = np.concatenate([(1 - query_share) * probabilities, query_share * shares])
-        return np.concatenate([written, named]), mixed
 
     def _rows_of(self, doc_ids: Sequence[str]) -> Any:
         """Returns the rows (int64) of the doc_ids that are in the index."""
@@ -404,3 +392,11 @@ class Retriever:
         """Returns the index's settings that mean something to this strategy."""
         keys = {"reverse_annealing": ("max_temperature",), "nucleus": ("top_p",)}.get(strategy, ())
         return {key: self._decoding[key] for key in keys}
+
+
+def _written(found: Sequence[Decoded]) -> Weighted:
+    """Returns the words that were written, and their probabilities."""
+    return Weighted(
+        np.array([each.row for each in found], dtype=np.int64),
+        np.exp(np.array([each.score for each in found], dtype=np.float64)),
+    )

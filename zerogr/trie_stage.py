@@ -23,7 +23,7 @@ from zerogr.progress import Progress
 from zerogr.trie import DocidTrie
 from zerogr.trie_build import offsets_of
 
-VERSION = 4
+VERSION = 5
 POSTINGS = "postings"
 """Folder below that of the trie."""
 _AT_ONCE = 2**16
@@ -49,7 +49,8 @@ def build_trie(config: Config, index: Index) -> dict[str, Any]:
     chat = ChatFormat.of(load_tokenizer(folder))
     postings = None
     if config.docids.unit == "word":
-        parts = ((part.column("docid"), part.column("terms")) for part in _docids(index, ["docid", "terms"]))
+        columns = ["docid", "terms", "term_counts"]
+        parts = (tuple(map(part.column, columns)) for part in _docids(index, columns))
         postings, words = Postings.build(parts, config.docids.num_terms)
         texts: Iterable[list[str]] = (words[i : i + _AT_ONCE] for i in range(0, len(words), _AT_ONCE))
     else:

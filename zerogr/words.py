@@ -20,6 +20,7 @@ import threading
 import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import regex
@@ -161,21 +162,30 @@ class DocumentFrequency:
         return table
 
 
-def rank_terms(
-    title: str, text: str, frequency: DocumentFrequency, *, title_weight: float = 3.0
-) -> list[tuple[str, float]]:
-    """Returns the document's topical terms with their TF-IDF weights, heaviest first, ties in order of appearance.
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A topical word of a document."""
 
-    The weight is (1 + ln tf) x idf, where an occurrence in the title counts `title_weight` times. The forms of a word are one
-    term, named by the form that counts most.
+    word: str
+    """The form that the document has most often."""
+    weight: float
+    """TF-IDF, (1 + ln count) x idf."""
+    count: float
+    """How often the document has any of its forms."""
+
+
+def rank_terms(title: str, text: str, frequency: DocumentFrequency, *, title_weight: float = 3.0) -> list[Term]:
+    """Returns the document's topical terms, heaviest first, ties in order of appearance.
+
+    The forms of a word are one term. An occurrence in the title counts `title_weight` times.
     """
     counts: dict[str, dict[str, float]] = {}
     for part, weight in ((title, title_weight), (text, 1.0)):
         for word in filter(is_topical, words(part)):
             forms = counts.setdefault(stem(word), {})
             forms[word] = forms.get(word, 0.0) + weight
-    ranked = (
-        (max(forms, key=forms.__getitem__), (1 + math.log(sum(forms.values()))) * frequency.idf(term))
-        for term, forms in counts.items()
-    )
-    return sorted(ranked, key=lambda pair: -pair[1])
+    ranked = []
+    for term, forms in counts.items():
+        count = sum(forms.values())
+        ranked.append(Term(max(forms, key=forms.__getitem__), (1 + math.log(count)) * frequency.idf(term), count))
+    return sorted(ranked, key=lambda term: -term.weight)

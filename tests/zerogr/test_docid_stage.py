@@ -292,6 +292,15 @@ class TestStage:
         assert rows == []
         assert (counts["rows"], counts["rejected"]) == (0, 2)
 
+    def test_terms_have_their_counts(self, tmp_path: Path) -> None:
+        """In the title three times; a byte each."""
+        source = tmp_path / "corpus.jsonl"
+        text = "an oven, two ovens " + 300 * "salt "
+        source.write_text(json.dumps({"_id": "a", "title": "Bread", "text": text}) + "\n")
+        [row], _ = assigned(config_of(tmp_path, source, index="index", scheme="tfidf"))
+        counts = dict(zip(row["terms"], row["term_counts"], strict=True))
+        assert counts == {"bread": 3, "oven": 2, "salt": 255}
+
     def test_proposals_keep_their_columns(self, tmp_path: Path, collection: Path) -> None:
         config = config_of(tmp_path, collection, index="index")
         assigned(config)

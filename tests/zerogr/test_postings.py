@@ -12,17 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zerogr.errors import UserError
-from zerogr.postings import HALF_PLACE, Postings, words_of
+from zerogr.postings import Postings, Weighted, words_of
 from zerogr.words import stem
 
 WORDS = "wing wings lift lifting drag heat flow slab slabs".split()
 DOCUMENTS = st.lists(
-    st.tuples(st.lists(st.sampled_from(WORDS), min_size=1, max_size=4), st.lists(st.sampled_from(WORDS), max_size=5)),
+    st.tuples(
+        st.lists(st.sampled_from(WORDS), min_size=1, max_size=4),
+        st.dictionaries(st.sampled_from(WORDS), st.integers(1, 255), max_size=5),
+    ),
     min_size=1,
     max_size=9,
 )
-"""Docids and terms."""
-Documents = list[tuple[list[str], list[str]]]
+"""Docids, and terms with their counts."""
+Documents = list[tuple[list[str], dict[str, int]]]
+UNNAMED = Weighted(np.empty(0, np.int64), np.empty(0))
 
 
 def build(documents: Documents, num_terms: int = 99, parts: int = 1) -> tuple[Postings, list[str]]:
@@ -31,7 +35,8 @@ def build(documents: Documents, num_terms: int = 99, parts: int = 1) -> tuple[Po
         (
             (
                 pa.array([" ".join(docid) for docid, _ in documents[first:last]], pa.string()),
-                pa.array([terms for _, terms in documents[first:last]], pa.list_(pa.string())),
+                pa.array([list(terms) for _, terms in documents[first:last]], pa.list_(pa.string())),
+                pa.array([list(terms.values()) for _, terms in documents[first:last]], pa.list_(pa.uint8())),
             )
             for first, last in zip(bounds, bounds[1:], strict=False)
         ),
@@ -40,17 +45,29 @@ def build(documents: Documents, num_terms: int = 99, parts: int = 1) -> tuple[Po
 
 
 def of_docids(*docids: str) -> tuple[Postings, list[str]]:
-    return build([(docid.split(), []) for docid in docids])
+    return build([(docid.split(), {}) for docid in docids])
 
 
-def scores_by_hand(documents: Documents, num_terms: int, probabilities: dict[str, float]) -> list[float]:
+def weighted(weights: dict[int, float]) -> Weighted:
+    return Weighted(np.array(list(weights), dtype=np.int64), np.array(list(weights.values()), dtype=np.float64))
+
+
+def scores_by_hand(
+    documents: Documents, num_terms: int, written: dict[str, float], query: list[str], share: float
+) -> list[float]:
     """The formula of the module, word by word."""
+    documents_words = [words_of(" ".join(docid), list(terms), num_terms) for docid, terms in documents]
     scores = []
-    for docid, terms in documents:
+    for (_, terms), of_document in zip(documents, documents_words, strict=True):
         score = 0.0
-        for place, word in enumerate(words_of(" ".join(docid), terms, num_terms)):
-            mass = sum(p for other, p in probabilities.items() if stem(other) == stem(word))
-            score += math.log(1 + mass / 0.003) / (1 + place / HALF_PLACE)
+        for place, word in enumerate(of_document):
+            mass = sum(p for other, p in written.items() if stem(other) == stem(word))
+            score += (1 - share) * math.log(1 + mass / 0.003) / (1 + place / 16)
+            times = sum(stem(other) == stem(word) for other in query)
+            having = sum(stem(word) in map(stem, others) for others in documents_words)
+            rarity = math.log((len(documents) + 1) / (having + 0.5))
+            count = max((count for term, count in terms.items() if stem(term) == stem(word)), default=1)
+            score += share * times * rarity * count / (count + 0.9) / (1 + place / 64)
         scores.append(score)
     return scores
 
@@ -68,41 +85,65 @@ class TestRank:
         DOCUMENTS,
         st.integers(0, 7),
         st.lists(st.floats(0.0001, 1), min_size=9, max_size=9),
+        st.lists(st.sampled_from([*WORDS, "unheard"]), max_size=4),
+        st.sampled_from([0.0, 0.3, 1.0]),
         st.integers(1, 12),
         st.integers(1, 2),
     )
     def test_against_the_formula(
-        self, documents: Documents, num_terms: int, probabilities: list[float], k: int, parts: int
+        self,
+        documents: Documents,
+        num_terms: int,
+        probabilities: list[float],
+        query: list[str],
+        share: float,
+        k: int,
+        parts: int,
     ) -> None:
         postings, words = build(documents, num_terms, parts)
-        each = [words_of(" ".join(docid), terms, num_terms) for docid, terms in documents]
+        each = [words_of(" ".join(docid), list(terms), num_terms) for docid, terms in documents]
         assert words == sorted({word for of_document in each for word in of_document})
         assert postings.num_rows == len(documents)
-        found = dict(zip(words, probabilities, strict=False))
-        masses = list(found.values())
-        rows, scores = postings.rank(range(len(words)), masses, k)
-        expected = scores_by_hand(documents, num_terms, found)
-        order = sorted(range(len(documents)), key=lambda row: (-round(expected[row], 9), row))[:k]
+        written = weighted(dict(enumerate(probabilities[: len(words)])))
+        named, _ = postings.named(" ".join(query))
+        rows, scores = postings.rank(written, named, share, k)
+        by_word = dict(zip(words, probabilities, strict=False))
+        expected = scores_by_hand(documents, num_terms, by_word, query, share)
+        order = sorted(range(len(documents)), key=lambda row: (-round(expected[row], 9), row))
+        order = [row for row in order if expected[row] > 0][:k]
         assert scores == pytest.approx([expected[row] for row in order])
         assert [round(expected[row], 9) for row in rows] == [round(expected[row], 9) for row in order]
         for row, of_document in enumerate(each):
-            parts_of_score = postings.of_row(row, range(len(words)), masses)
-            assert {stem(words[word]) for word, _, _ in parts_of_score} == set(map(stem, of_document))
-            assert sum(score for _, _, score in parts_of_score) == pytest.approx(expected[row])
+            parts_of_score = postings.of_row(row, written, named, share)
+            assert {stem(words[part.word]) for part in parts_of_score} == set(map(stem, of_document))
+            assert sum(part.score for part in parts_of_score) == pytest.approx(expected[row])
+            for part in parts_of_score:
+                mass = sum(p for word, p in by_word.items() if stem(word) == stem(words[part.word]))
+                assert part.probability == pytest.approx(mass)
 
     def test_only_documents_with_a_word_that_was_found(self) -> None:
         postings, words = of_docids("lift drag", "heat", "wings heat")
-        rows, _ = postings.rank([words.index("drag"), words.index("wings")], [0.2, 0.5], 10)
-        assert rows.tolist() == [2, 0]
+        written = weighted({words.index("drag"): 0.2, words.index("wings"): 0.5})
+        assert postings.rank(written, UNNAMED, 0, 10)[0].tolist() == [2, 0]
+        assert postings.rank(written, UNNAMED, 0.5, 10)[0].tolist() == [2, 0]
+        assert postings.rank(written, UNNAMED, 1, 10)[0].tolist() == []
+        assert postings.rank(written, postings.named("lift")[0], 1, 10)[0].tolist() == [0]
+        assert postings.rank(written, postings.named("heat")[0], 0.99, 10)[0].tolist() == [2, 1, 0]
 
     def test_forms_of_a_word_are_one_word(self) -> None:
         postings, words = of_docids("wing drag", "wings heat")
-        rows, scores = postings.rank([words.index("wing")], [0.3], 10)
+        rows, scores = postings.rank(weighted({words.index("wing"): 0.3}), postings.named("wing")[0], 0.5, 10)
         assert rows.tolist() == [0, 1] and scores[0] == scores[1]
+
+    def test_a_word_of_the_docid_has_the_count_of_the_term(self) -> None:
+        """Whichever form stands first; one that is no term is there once."""
+        postings, _ = build([(["wings", "drag"], {"wing": 7}), (["wing", "drag"], {})])
+        named, _ = postings.named("wings")
+        assert postings.rank(UNNAMED, named, 1, 10)[1] / named.weights == pytest.approx([7 / 7.9, 1 / 1.9])
 
     def test_equal_scores_in_row_order(self) -> None:
         postings, _ = of_docids(*["heat"] * 9)
-        assert postings.rank([0], [0.4], 4)[0].tolist() == [0, 1, 2, 3]
+        assert postings.rank(weighted({0: 0.4}), UNNAMED, 0, 4)[0].tolist() == [0, 1, 2, 3]
 
 
 class TestNamed:
@@ -122,19 +163,18 @@ class TestNamed:
         rarity = {
             one: times.count(one) * math.log((len(may) + 1) / (count + 0.5)) for one, count in counts.items() if count
         }
-        texts, rows, probabilities = postings.named(" and ".join(query))
+        (rows, weights), texts = postings.named(" and ".join(query))
         assert set(texts) <= set(query)
         assert [stem(text) for text in texts] == [stem(words[row]) for row in rows]
-        expected = {one: each / sum(rarity.values()) for one, each in rarity.items()}
-        assert dict(zip(map(stem, texts), probabilities, strict=True)) == pytest.approx(expected)
+        assert dict(zip(map(stem, texts), weights, strict=True)) == pytest.approx(rarity)
 
     def test_the_form_that_stands_first(self) -> None:
-        assert of_docids("wing", "heat")[0].named("Wings or wing?")[0] == ["wings"]
+        assert of_docids("wing", "heat")[0].named("Wings or wing?")[1] == ["wings"]
 
     def test_nothing_is_named(self) -> None:
         for postings in (of_docids("wing")[0], build([])[0]):
-            texts, rows, probabilities = postings.named("lift")
-            assert (texts, rows.tolist(), probabilities.tolist()) == ([], [], [])
+            (rows, weights), texts = postings.named("lift")
+            assert (rows.tolist(), weights.tolist(), texts) == ([], [], [])
 
 
 class TestFilter:
@@ -151,10 +191,10 @@ class TestFilter:
             for row in range(len(documents))
             if (allow is None or row in allow) and row not in (deny or []) and row not in later
         ]
-        stems = {stem(word) for row in may for word in sum(documents[row], [])}
+        stems = {stem(word) for row in may for word in [*documents[row][0], *documents[row][1]]}
         assert [words[i] for i in left] == [word for word in words if stem(word) in stems]
-        every = postings.rank(range(len(words)), np.full(len(words), 0.1), 99)
-        some = view.rank(range(len(words)), np.full(len(words), 0.1), 99)
+        written = weighted(dict.fromkeys(range(len(words)), 0.1))
+        every, some = (each.rank(written, UNNAMED, 0, 99) for each in (postings, view))
         assert [(r, s) for r, s in zip(*every, strict=True) if r in may] == list(zip(*some, strict=True))
 
 
@@ -164,9 +204,8 @@ class TestFiles:
         postings.save(tmp_path)
         again = Postings.load(tmp_path)
         assert again.num_rows == 2 and again.nbytes == postings.nbytes
-        for one, other in zip(
-            postings.rank(range(len(words)), np.ones(4), 9), again.rank(range(len(words)), np.ones(4), 9), strict=True
-        ):
+        written, named = weighted(dict.fromkeys(range(len(words)), 0.1)), postings.named("wings")[0]
+        for one, other in zip(*(each.rank(written, named, 0.5, 9) for each in (postings, again)), strict=True):
             assert np.array_equal(one, other)
 
     def test_a_missing_file_is_named(self, tmp_path: Path) -> None:

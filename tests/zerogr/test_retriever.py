@@ -231,10 +231,10 @@ class TestWords:
         """What the model makes of a word that it has never met must not decide whether documents with it are found."""
         postings = writer._postings
         assert postings
-        [texts, rows, shares] = postings.named("an unheard of sourdough starter")
+        named, texts = postings.named("an unheard of sourdough starter")
         assert texts and "unheard" not in texts
         [alone] = writer.search(["an unheard of sourdough starter"], k=40, num_words=1, query_share=1)
-        expected = postings.rank(rows, shares, 40)
+        expected = postings.rank(named, named, 1, 40)
         assert [(hit.doc_id, hit.score) for hit in alone] == [
             (writer._doc_ids[row].as_py(), score) for row, score in zip(*expected, strict=True)
         ]
@@ -248,7 +248,7 @@ class TestWords:
         assert own < {hit.doc_id for hit in model}
         places = [sum(hit.rank for hit in hits if hit.doc_id in own) for hits in (model, mixed)]
         assert places[1] < places[0]
-        assert nothing_named == same
+        assert [(hit.doc_id, 2 * hit.score) for hit in nothing_named] == [(hit.doc_id, hit.score) for hit in same]
 
     def test_fewer_words_find_fewer_documents(self, writer: Retriever) -> None:
         [few], [many] = (writer.search(QUERIES[:1], k=40, num_words=number) for number in (1, 8))

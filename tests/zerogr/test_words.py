@@ -10,6 +10,7 @@ from zerogr.words import (
     FUNCTION_WORDS,
     MAX_WORD_CHARACTERS,
     DocumentFrequency,
+    Term,
     is_topical,
     rank_terms,
     stretches,
@@ -120,12 +121,12 @@ class TestRankTerms:
         frequency.add(["bread"])
         ranked = rank_terms("Oven", "the bread and the bread", frequency)
         assert ranked == [
-            ("oven", pytest.approx((1 + math.log(3)) * math.log(3 / 1.5))),
-            ("bread", pytest.approx((1 + math.log(2)) * math.log(3 / 2.5))),
+            Term("oven", pytest.approx((1 + math.log(3)) * math.log(3 / 1.5)), 3),
+            Term("bread", pytest.approx((1 + math.log(2)) * math.log(3 / 2.5)), 2),
         ]
 
     def test_ties_keep_the_order_of_appearance(self) -> None:
-        assert [term for term, _ in rank_terms("", "pear apple fig", DocumentFrequency())] == ["pear", "apple", "fig"]
+        assert [term.word for term in rank_terms("", "pear apple fig", DocumentFrequency())] == ["pear", "apple", "fig"]
 
     def test_nothing_topical(self) -> None:
         assert rank_terms("", "to be or not to be", DocumentFrequency()) == []

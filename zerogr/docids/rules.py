@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from zerogr.words import DocumentFrequency, is_topical, rank_terms, words
+from zerogr.words import DocumentFrequency, Term, is_topical, rank_terms, words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,13 +34,20 @@ class Terms:
     """Every word it holds."""
     weights: dict[str, float]
     """TF-IDF weight of each word in `ranked`; all alike if none is topical."""
+    counts: list[int]
+    """How often the document has each word in `ranked`, as `zerogr.words.Term` counts; 1 if none is topical."""
 
     @classmethod
     def of(cls, title: str, text: str, frequency: DocumentFrequency) -> Terms:
         """Returns the terms of a document; `ranked` is empty only if it holds no word at all."""
         own = dict.fromkeys(words(f"{title}\n{text}"))
-        weights = dict(rank_terms(title, text, frequency)) or dict.fromkeys(own, 1.0)
-        return cls(list(weights), frozenset(own), weights)
+        ranked = rank_terms(title, text, frequency) or [Term(word, 1.0, 1) for word in own]
+        return cls(
+            [term.word for term in ranked],
+            frozenset(own),
+            {term.word: term.weight for term in ranked},
+            [round(term.count) for term in ranked],
+        )
 
     def coverage(self, docid: Iterable[str]) -> float:
         """Returns the share (0 to 1) of the weight of all `ranked` words that the docid's words have; 0 without words."""

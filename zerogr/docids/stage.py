@@ -29,10 +29,12 @@ from zerogr.index import Index, shards_in
 from zerogr.seeds import seed_of
 from zerogr.words import key_of
 
-VERSION = 3
+VERSION = 4
 FOLDER = "work/docids"
 MIN_TERMS = 32
 """Ranked terms kept per document at least, to tell colliding documents apart."""
+MOST_COUNTED = 255
+"""Occurrences of a term in a document."""
 
 PROPOSAL_SCHEMA = pa.schema(
     [
@@ -45,6 +47,7 @@ PROPOSAL_SCHEMA = pa.schema(
         ("coverage", pa.list_(pa.float32())),  # of the candidates
         ("violations", pa.list_(pa.string())),
         ("terms", pa.list_(pa.string())),
+        ("term_counts", pa.list_(pa.uint8())),
     ]
 )
 SCHEMA = pa.schema(
@@ -55,6 +58,7 @@ SCHEMA = pa.schema(
         ("source", pa.string()),
         ("candidates", pa.list_(pa.string())),
         ("terms", pa.list_(pa.string())),
+        ("term_counts", pa.list_(pa.uint8())),
     ]
 )
 
@@ -104,6 +108,7 @@ class DocidProposer:
         candidates = self._candidates(document, terms, generation.texts)
         if not candidates or not candidates[0].docid:
             return Rejection("no_words", "title and text hold no letter and no digit")
+        num_terms = max(MIN_TERMS, self._config.docids.num_terms)
         return {
             "row_id": document["row_id"],
             "doc_id": document["doc_id"],
@@ -113,7 +118,8 @@ class DocidProposer:
             "sources": [candidate.source for candidate in candidates],
             "coverage": [terms.coverage(candidate.docid.split(" ")) for candidate in candidates],
             "violations": list(candidates[0].violations),
-            "terms": terms.ranked[: max(MIN_TERMS, self._config.docids.num_terms)],
+            "terms": terms.ranked[:num_terms],
+            "term_counts": [min(count, MOST_COUNTED) for count in terms.counts[:num_terms]],
         }
 
     def _generate(self, documents: list[dict[str, Any]]) -> list[Generation]:
@@ -207,7 +213,7 @@ class _DocidWriter:
 
     def docids(self, place: int) -> tuple[pa.Table, report.Sums]:
         """Returns the rows of a docid shard, and their sums."""
-        columns = ["row_id", "doc_id", "candidates", "sources", "coverage", "violations", "terms"]
+        columns = ["row_id", "doc_id", "candidates", "sources", "coverage", "violations", "terms", "term_counts"]
         proposals = self.read(place, columns)
         rows = np.arange(*self.assignment.starts[place : place + 2])
         group, choice = self.assignment.group[rows], self.assignment.choice[rows]
@@ -222,8 +228,8 @@ class _DocidWriter:
         )
         docid, source, coverage = (chosen.column(name).combine_chunks() for name in _CHOSEN.names)
         kept = [proposals.column(name) for name in ("row_id", "doc_id", "candidates")]
-        terms = pc.list_slice(proposals.column("terms"), 0, self.num_terms)
-        table = pa.table([*kept[:2], docid, source, kept[2], terms], schema=SCHEMA)
+        terms, counts = (pc.list_slice(proposals.column(name), 0, self.num_terms) for name in ("terms", "term_counts"))
+        table = pa.table([*kept[:2], docid, source, kept[2], terms, counts], schema=SCHEMA)
         return table, report.Sums.of(docid, source, coverage, proposals)
 
 
