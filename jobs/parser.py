@@ -50,7 +50,7 @@ copied. Run it again after a fault, or with more grids: what is done is kept.
   ablation:
     out: ablation
     grids:
-      - docids.scheme: [title, tfidf, random]
+      - docids.scheme: [keywords, title, random]
       - queries.num_queries_per_document: [1, 2, 4, 8, 16]
       - {docids.min_words: [2], docids.max_words: [4, 8]}
 

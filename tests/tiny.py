@@ -93,7 +93,7 @@ def settings(index: str, collection: Path, model: Path, **changes: Any) -> dict[
         "index": index,
         "instruction": "Find the text that answers.",
         "corpus": {"source": str(collection), "shard_size": 8},
-        "docids": {"engine": "fake", "model": str(model), "min_words": 6, "max_words": 8},
+        "docids": {"scheme": "keywords", "engine": "fake", "model": str(model), "min_words": 6, "max_words": 8},
         "queries": {"engine": "fake", "model": str(model), "num_queries_per_document": 3, "num_spans_per_document": 4},
         "retriever": {"model": str(model)},
         "training": {

@@ -63,7 +63,7 @@ def config_of(tmp_path: Path, collection: Path, *, index: str, shard_size: int =
         {
             "index": str(tmp_path / index),
             "corpus": {"source": str(collection), "shard_size": shard_size},
-            "docids": {"engine": "fake", "min_words": 6, "max_words": 8, **docids},
+            "docids": {"scheme": "keywords", "engine": "fake", "min_words": 6, "max_words": 8, **docids},
         }
     )
 
