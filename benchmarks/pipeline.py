@@ -266,6 +266,7 @@ def write_proposals(folder: str, num_rows: int, piece: int) -> None:
             pa.array([["too_few_words"] if repaired else [] for repaired in is_repaired], pa.list_(pa.string())),
             terms,
             pa.ListArray.from_arrays(terms.offsets, pa.array(times, pa.uint8())),
+            np.add.reduceat(times, terms.offsets.to_numpy()[:-1]),
         ],
         schema=PROPOSAL_SCHEMA,
     )

@@ -36,8 +36,8 @@ class GenerationConfig(EngineConfig):
 class DocidsConfig(GenerationConfig):
     scheme: Literal["keywords", "title", "tfidf", "random"] = Field(
         "tfidf",
-        description="tfidf = the heaviest terms; title; random; keywords = proposed by the LM, validated and repaired: the only one "
-        "that needs an LM, for ones of 1B and more, or where the unit is docid.",
+        description="tfidf = the heaviest terms; title; random; keywords = proposed by the LM, validated and repaired: the only "
+        "one that needs an LM, for ones of 1B and more, or where the unit is docid.",
     )
     prompt_style: Literal["brief", "rules"] = Field(
         "brief",
@@ -174,7 +174,7 @@ class DecodingConfig(Section):
         description="Words that a search writes, of which documents are made; where docids.unit is word.",
     )
     query_share: float = Field(
-        0.6,
+        0.5,
         ge=0,
         le=1,
         description="How much of a document's score is for its words that the query itself names, rare ones first; the rest is "

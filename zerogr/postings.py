@@ -5,19 +5,21 @@ writes single words (`docids.unit: word`), a search ends with the words that it 
 words that the query itself names, of which df among N documents have each. A document's score is, over those that it has,
 
     (1 - share) x sum of log(1 + p / 0.003) / (1 + place / 16)
-        + share x sum of times in the query x ln((N + 1) / (df + 0.5)) x count / (count + 0.9) / (1 + place / 64)
+        + share x sum of times in the query x ln((N + 1) / (df + 0.5)) x count / (count + norm) / (1 + place / 64)
 
-with `decoding.query_share` for the share. Words of one stem are one word, with the sum of their probabilities: `wing` finds the
-document that says `wings`. What a document is most about stands first, and weighs more.
+with `decoding.query_share` for the share and norm = 0.9 x (0.6 + 0.4 x length / average length). Words of one stem are one word,
+with the sum of their probabilities: `wing` finds the document that says `wings`. What a document is most about stands first, and
+weighs more.
 
 The first sum is what the model knows. Its logarithm keeps one word from deciding alone (as in SPLADE, Formal et al. 2021).
 Documents as sets of generated terms are from Zhang et al. 2023, "Term-Sets Can Be Strong Document Identifiers For
 Auto-Regressive Search Engines", the sum over what was generated from Bevilacqua et al. 2022, "Autoregressive Search Engines".
-The second sum is BM25's without a norm of length (Robertson and Zaragoza 2009): a name that the model has never met still finds
+The second sum is that of BM25 (Robertson and Zaragoza 2009) over these words: a name that the model has never met still finds
 its documents. That the two add up is the convex combination of Bruch et al. 2023, "An Analysis of Fusion Functions for Hybrid
 Retrieval".
 
-Six bytes per word of each document and 16 per word, as memory maps. A search reads the postings of its words alone.
+Six bytes per word of each document, four per document and 16 per word, as memory maps. A search reads the postings of its words
+and the norms of their documents alone.
 """
 
 from __future__ import annotations
@@ -43,10 +45,11 @@ HALF_PLACE = 16
 """The place, from 0, at which a written word counts half as much as at the first."""
 HALF_PLACE_OF_NAMED = 64
 """The same of a word that the query names."""
-HALF_COUNT = 0.9
-"""With so many occurrences a word that the query names counts half as much as it can; BM25's k1."""
+K1, B = 0.9, 0.4
+"""Of BM25: in a document of average length a word that is there `K1` times counts half as much as it can; in a longer one it
+takes more, `B` says how much."""
 MOST_PLACES = 256
-ARRAYS = ("group_of_word", "word_of_group", "stems", "group_begin", "rows", "places", "counts")
+ARRAYS = ("group_of_word", "word_of_group", "stems", "group_begin", "rows", "places", "counts", "norms")
 
 
 class Weighted(NamedTuple):
@@ -88,26 +91,29 @@ class Postings:
         self.rows = arrays["rows"]  # int32 [P], ascending within a group
         self.places = arrays["places"]  # uint8 [P]
         self.counts = arrays["counts"]  # uint8 [P], at least 1
+        self.norms = arrays["norms"]  # float32 [N], above 0
         self.num_rows = num_rows
         self._allowed = allowed
 
     @classmethod
-    def build(cls, documents: Iterable[tuple[pa.Array, pa.Array, pa.Array]], num_terms: int) -> tuple[Self, list[str]]:
+    def build(cls, documents: Iterable[tuple[pa.Array, ...]], num_terms: int) -> tuple[Self, list[str]]:
         """Returns the postings of documents, and the words that occur, sorted; word i is row i of the trie.
 
         Args:
             documents: Parts of (docids string [n], terms list<string> [n], how often a document has each of its terms
-                list<uint8> [n]); the documents are numbered through. A word of a docid that is none of the terms counts once.
+                list<uint8> [n], its length int [n]); the documents are numbered through. A word of a docid that is none of the
+                terms counts once.
             num_terms: As in `words_of`.
         """
-        columns, counts, rows, sizes, num_rows = [], [], [], [], 0
-        for docids, terms, term_counts in documents:
+        columns, counts, lengths, rows, sizes, num_rows = [], [], [], [], [], 0
+        for docids, terms, term_counts, length in documents:
             texts = pc.binary_join_element_wise(docids, pc.binary_join(terms, " "), " ")
             lists = pc.split_pattern(pc.utf8_rtrim(texts, " "), " ")
             columns.append(pc.list_flatten(lists).dictionary_encode())
             rows.append(np.arange(num_rows, num_rows + len(docids)).repeat(pc.list_value_length(lists).to_numpy()))
             sizes.append(pc.count_substring(docids, " ").to_numpy() + 1)
             counts.append(pc.list_flatten(term_counts).to_numpy())
+            lengths.append(length.to_numpy())
             num_rows += len(docids)
         written = pa.chunked_array(columns, pa.dictionary(pa.int32(), pa.string())).unify_dictionaries()
         words = written.chunk(0).dictionary.to_pylist() if written.num_chunks else []
@@ -138,6 +144,7 @@ class Postings:
             "rows": row[by_group],
             "places": np.minimum(place, MOST_PLACES - 1).astype(np.uint8)[by_group],
             "counts": count[by_group],
+            "norms": _norms(np.concatenate([np.empty(0, np.int32), *lengths])),
         }
         return cls(arrays, num_rows), [words[i] for i in used]
 
@@ -242,7 +249,8 @@ class Postings:
     def _named_scores(self, rarity: Any, postings: Any) -> Any:
         """Returns what words that the query names add at postings (int [p])."""
         count = self.counts[postings].astype(np.float64)
-        return rarity * count / (count + HALF_COUNT) * place_weight(self.places[postings], HALF_PLACE_OF_NAMED)
+        saturated = count / (count + self.norms[self.rows[postings]])
+        return rarity * saturated * place_weight(self.places[postings], HALF_PLACE_OF_NAMED)
 
     def filter(
         self, *, allow: Sequence[int] | np.ndarray | None = None, deny: Sequence[int] | np.ndarray | None = None
@@ -297,6 +305,11 @@ def words_of(docid: str, terms: Sequence[str], num_terms: int) -> list[str]:
 def place_weight(places: np.ndarray, half_place: int = HALF_PLACE) -> np.ndarray:
     """Returns how much words count at places (int [n], from 0) of a document."""
     return 1.0 / (1.0 + places / half_place)
+
+
+def _norms(lengths: np.ndarray) -> np.ndarray:
+    """Returns what documents of some lengths (int [N], at least 1) add to a count before it is half of what it can be."""
+    return (K1 * (1 - B + B * lengths / lengths.mean() if len(lengths) else lengths)).astype(np.float32)
 
 
 def _place_in_row(row: np.ndarray) -> np.ndarray:

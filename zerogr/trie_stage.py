@@ -49,7 +49,7 @@ def build_trie(config: Config, index: Index) -> dict[str, Any]:
     chat = ChatFormat.of(load_tokenizer(folder))
     postings = None
     if config.docids.unit == "word":
-        columns = ["docid", "terms", "term_counts"]
+        columns = ["docid", "terms", "term_counts", "length"]
         parts = (tuple(map(part.column, columns)) for part in _docids(index, columns))
         postings, words = Postings.build(parts, config.docids.num_terms)
         texts: Iterable[list[str]] = (words[i : i + _AT_ONCE] for i in range(0, len(words), _AT_ONCE))

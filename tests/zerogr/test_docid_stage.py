@@ -300,6 +300,7 @@ class TestStage:
         [row], _ = assigned(config_of(tmp_path, source, index="index", scheme="tfidf"))
         counts = dict(zip(row["terms"], row["term_counts"], strict=True))
         assert counts == {"bread": 3, "oven": 2, "salt": 255}
+        assert row["length"] == 305
 
     def test_proposals_keep_their_columns(self, tmp_path: Path, collection: Path) -> None:
         config = config_of(tmp_path, collection, index="index")

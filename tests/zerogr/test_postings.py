@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -37,11 +38,16 @@ def build(documents: Documents, num_terms: int = 99, parts: int = 1) -> tuple[Po
                 pa.array([" ".join(docid) for docid, _ in documents[first:last]], pa.string()),
                 pa.array([list(terms) for _, terms in documents[first:last]], pa.list_(pa.string())),
                 pa.array([list(terms.values()) for _, terms in documents[first:last]], pa.list_(pa.uint8())),
+                pa.array([length_of(terms) for _, terms in documents[first:last]], pa.int32()),
             )
             for first, last in zip(bounds, bounds[1:], strict=False)
         ),
         num_terms,
     )
+
+
+def length_of(terms: dict[str, int]) -> int:
+    return sum(terms.values()) or 1
 
 
 def of_docids(*docids: str) -> tuple[Postings, list[str]]:
@@ -67,7 +73,8 @@ def scores_by_hand(
             having = sum(stem(word) in map(stem, others) for others in documents_words)
             rarity = math.log((len(documents) + 1) / (having + 0.5))
             count = max((count for term, count in terms.items() if stem(term) == stem(word)), default=1)
-            score += share * times * rarity * count / (count + 0.9) / (1 + place / 64)
+            length = length_of(terms) / statistics.mean(length_of(others) for _, others in documents)
+            score += share * times * rarity * count / (count + 0.9 * (0.6 + 0.4 * length)) / (1 + place / 64)
         scores.append(score)
     return scores
 
@@ -139,7 +146,9 @@ class TestRank:
         """Whichever form stands first; one that is no term is there once."""
         postings, _ = build([(["wings", "drag"], {"wing": 7}), (["wing", "drag"], {})])
         named, _ = postings.named("wings")
-        assert postings.rank(UNNAMED, named, 1, 10)[1] / named.weights == pytest.approx([7 / 7.9, 1 / 1.9])
+        long, short = 0.9 * (0.6 + 0.4 * 7 / 4), 0.9 * (0.6 + 0.4 * 1 / 4)
+        scores = postings.rank(UNNAMED, named, 1, 10)[1] / named.weights
+        assert scores == pytest.approx([7 / (7 + long), 1 / (1 + short)])
 
     def test_equal_scores_in_row_order(self) -> None:
         postings, _ = of_docids(*["heat"] * 9)

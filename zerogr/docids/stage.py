@@ -48,6 +48,7 @@ PROPOSAL_SCHEMA = pa.schema(
         ("violations", pa.list_(pa.string())),
         ("terms", pa.list_(pa.string())),
         ("term_counts", pa.list_(pa.uint8())),
+        ("length", pa.int32()),  # the sum of the counts of all its terms
     ]
 )
 SCHEMA = pa.schema(
@@ -59,6 +60,7 @@ SCHEMA = pa.schema(
         ("candidates", pa.list_(pa.string())),
         ("terms", pa.list_(pa.string())),
         ("term_counts", pa.list_(pa.uint8())),
+        ("length", pa.int32()),
     ]
 )
 
@@ -120,6 +122,7 @@ class DocidProposer:
             "violations": list(candidates[0].violations),
             "terms": terms.ranked[:num_terms],
             "term_counts": [min(count, MOST_COUNTED) for count in terms.counts[:num_terms]],
+            "length": sum(terms.counts),
         }
 
     def _generate(self, documents: list[dict[str, Any]]) -> list[Generation]:
@@ -213,7 +216,17 @@ class _DocidWriter:
 
     def docids(self, place: int) -> tuple[pa.Table, report.Sums]:
         """Returns the rows of a docid shard, and their sums."""
-        columns = ["row_id", "doc_id", "candidates", "sources", "coverage", "violations", "terms", "term_counts"]
+        columns = [
+            "row_id",
+            "doc_id",
+            "candidates",
+            "sources",
+            "coverage",
+            "violations",
+            "terms",
+            "term_counts",
+            "length",
+        ]
         proposals = self.read(place, columns)
         rows = np.arange(*self.assignment.starts[place : place + 2])
         group, choice = self.assignment.group[rows], self.assignment.choice[rows]
@@ -229,7 +242,8 @@ class _DocidWriter:
         docid, source, coverage = (chosen.column(name).combine_chunks() for name in _CHOSEN.names)
         kept = [proposals.column(name) for name in ("row_id", "doc_id", "candidates")]
         terms, counts = (pc.list_slice(proposals.column(name), 0, self.num_terms) for name in ("terms", "term_counts"))
-        table = pa.table([*kept[:2], docid, source, kept[2], terms, counts], schema=SCHEMA)
+        length = proposals.column("length")
+        table = pa.table([*kept[:2], docid, source, kept[2], terms, counts, length], schema=SCHEMA)
         return table, report.Sums.of(docid, source, coverage, proposals)
 
 
