@@ -36,8 +36,8 @@ class GenerationConfig(EngineConfig):
 class DocidsConfig(GenerationConfig):
     scheme: Literal["keywords", "title", "tfidf", "random"] = Field(
         "tfidf",
-        description="tfidf = the heaviest terms; title; random; keywords = proposed by the LM, validated and repaired: the only "
-        "one that needs an LM, for ones of 1B and more, or where the unit is docid.",
+        description="tfidf = the heaviest terms; title; random; keywords = proposed by the LM, validated and repaired. Only "
+        "keywords needs an LM; it is for ones of 1B and more, or where the unit is docid.",
     )
     prompt_style: Literal["brief", "rules"] = Field(
         "brief",

@@ -7,9 +7,9 @@ words that the query itself names, of which df among N documents have each. A do
     (1 - share) x sum of log(1 + p / 0.003) / (1 + place / 16)
         + share x sum of times in the query x ln((N + 1) / (df + 0.5)) x count / (count + norm) / (1 + place / 64)
 
-with `decoding.query_share` for the share and norm = 0.9 x (0.6 + 0.4 x length / average length). Words of one stem are one word,
-with the sum of their probabilities: `wing` finds the document that says `wings`. What a document is most about stands first, and
-weighs more.
+with `decoding.query_share` for the share and norm = 0.9 x (0.6 + 0.4 x length / average length). Words of one stem are one
+word, with the sum of their probabilities: `wing` finds the document that says `wings`. What a document is most about stands
+first, and weighs more.
 
 The first sum is what the model knows. Its logarithm keeps one word from deciding alone (as in SPLADE, Formal et al. 2021).
 Documents as sets of generated terms are from Zhang et al. 2023, "Term-Sets Can Be Strong Document Identifiers For
