@@ -32,9 +32,9 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from zerogr.array_files import load_arrays, save_arrays
+from zerogr.postings_build import build_arrays
 from zerogr.trie_build import offsets_of
 from zerogr.words import key_of, stem
 from zerogr.words import words as words_in
@@ -45,10 +45,6 @@ HALF_PLACE = 16
 """The place, from 0, at which a written word counts half as much as at the first."""
 HALF_PLACE_OF_NAMED = 64
 """The same of a word that the query names."""
-K1, B = 0.9, 0.4
-"""Of BM25: in a document of average length a word that is there `K1` times counts half as much as it can; in a longer one it
-takes more, `B` says how much."""
-MOST_PLACES = 256
 ARRAYS = ("group_of_word", "word_of_group", "stems", "group_begin", "rows", "places", "counts", "norms")
 
 
@@ -105,48 +101,8 @@ class Postings:
                 terms counts once.
             num_terms: As in `words_of`.
         """
-        columns, counts, lengths, rows, sizes, num_rows = [], [], [], [], [], 0
-        for docids, terms, term_counts, length in documents:
-            texts = pc.binary_join_element_wise(docids, pc.binary_join(terms, " "), " ")
-            lists = pc.split_pattern(pc.utf8_rtrim(texts, " "), " ")
-            columns.append(pc.list_flatten(lists).dictionary_encode())
-            rows.append(np.arange(num_rows, num_rows + len(docids)).repeat(pc.list_value_length(lists).to_numpy()))
-            sizes.append(pc.count_substring(docids, " ").to_numpy() + 1)
-            counts.append(pc.list_flatten(term_counts).to_numpy())
-            lengths.append(length.to_numpy())
-            num_rows += len(docids)
-        written = pa.chunked_array(columns, pa.dictionary(pa.int32(), pa.string())).unify_dictionaries()
-        words = written.chunk(0).dictionary.to_pylist() if written.num_chunks else []
-        keys = np.array([key_of(stem(word)) for word in words], dtype=np.uint64)
-        stems, group_of_word = np.unique(keys, return_inverse=True)
-
-        word = np.concatenate([np.empty(0, np.int32), *(chunk.indices.to_numpy() for chunk in written.chunks)])
-        row = np.concatenate([np.empty(0, np.int64), *rows]).astype(np.int32)
-        place = _place_in_row(row)
-        is_of_docid = place < np.concatenate([np.empty(0, np.int64), *sizes])[row]
-        count = np.ones(len(word), np.uint8)
-        count[~is_of_docid] = np.concatenate([np.empty(0, np.uint8), *counts])
-        first, count = _first_of_each(group_of_word[word], row, count)
-        word, row, is_of_docid = word[first], row[first], is_of_docid[first]
-        place = _place_in_row(row)
-        is_kept = is_of_docid | (place < num_terms)
-        word, row, place, count = word[is_kept], row[is_kept], place[is_kept], count[is_kept]
-
-        used = sorted(np.unique(word).tolist(), key=words.__getitem__)
-        groups, word_of_group, group_of_used = np.unique(group_of_word[used], return_index=True, return_inverse=True)
-        group = np.searchsorted(groups, group_of_word[word]).astype(np.int32)
-        by_group = np.argsort(group, kind="stable")  # rows ascend within a group
-        arrays = {
-            "group_of_word": group_of_used.astype(np.int32),
-            "word_of_group": word_of_group.astype(np.int32),
-            "stems": stems[groups],
-            "group_begin": offsets_of(np.bincount(group, minlength=len(groups))),
-            "rows": row[by_group],
-            "places": np.minimum(place, MOST_PLACES - 1).astype(np.uint8)[by_group],
-            "counts": count[by_group],
-            "norms": _norms(np.concatenate([np.empty(0, np.int32), *lengths])),
-        }
-        return cls(arrays, num_rows), [words[i] for i in used]
+        arrays, words = build_arrays(documents, num_terms)
+        return cls(arrays, len(arrays["norms"])), words
 
     def named(self, query: str) -> tuple[Weighted, list[str]]:
         """Returns the words of a query that any document has, and their texts; words of one stem are one.
@@ -305,26 +261,3 @@ def words_of(docid: str, terms: Sequence[str], num_terms: int) -> list[str]:
 def place_weight(places: np.ndarray, half_place: int = HALF_PLACE) -> np.ndarray:
     """Returns how much words count at places (int [n], from 0) of a document."""
     return 1.0 / (1.0 + places / half_place)
-
-
-def _norms(lengths: np.ndarray) -> np.ndarray:
-    """Returns what documents of some lengths (int [N], at least 1) add to a count before it is half of what it can be."""
-    return (K1 * (1 - B + B * lengths / lengths.mean() if len(lengths) else lengths)).astype(np.float32)
-
-
-def _place_in_row(row: np.ndarray) -> np.ndarray:
-    """Returns how many entries of the same row stand before each (int64 [n]); rows (int [n]) never fall."""
-    return np.arange(len(row)) - offsets_of(np.bincount(row))[row]
-
-
-def _first_of_each(group: np.ndarray, row: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns which entries (int64 [m], ascending) are the first of their group in their row, and the highest count ([m]) of
-    that group there; rows (int [n]) never fall."""
-    by_group = np.argsort(group, kind="stable")
-    is_first = np.ones(len(group), dtype=bool)
-    is_first[1:] = (np.diff(group[by_group]) != 0) | (np.diff(row[by_group]) != 0)
-    begin = np.flatnonzero(is_first)
-    highest = np.maximum.reduceat(count[by_group], begin) if len(begin) else count
-    first = by_group[begin]
-    order = np.argsort(first)
-    return first[order], highest[order]
