@@ -72,12 +72,11 @@ class PartOfScore:
 class Postings:
     """G groups of words with one stem, W words, P postings, N documents. Read-only; make one with `build` or `load`."""
 
-    def __init__(self, arrays: dict[str, np.ndarray], num_rows: int, allowed: np.ndarray | None = None) -> None:
+    def __init__(self, arrays: dict[str, np.ndarray], allowed: np.ndarray | None = None) -> None:
         """Wraps the arrays named in `ARRAYS`.
 
         Args:
             arrays: See the comments.
-            num_rows: N.
             allowed: bool [N]; None = all documents may be found.
         """
         self.group_of_word = arrays["group_of_word"]  # int32 [W]
@@ -88,7 +87,7 @@ class Postings:
         self.places = arrays["places"]  # uint8 [P]
         self.counts = arrays["counts"]  # uint8 [P], at least 1
         self.norms = arrays["norms"]  # float32 [N], above 0
-        self.num_rows = num_rows
+        self.num_rows = len(self.norms)
         self._allowed = allowed
 
     @classmethod
@@ -102,7 +101,7 @@ class Postings:
             num_terms: As in `words_of`.
         """
         arrays, words = build_arrays(documents, num_terms)
-        return cls(arrays, len(arrays["norms"])), words
+        return cls(arrays), words
 
     def named(self, query: str) -> tuple[Weighted, list[str]]:
         """Returns the words of a query that any document has, and their texts; words of one stem are one.
@@ -224,7 +223,7 @@ class Postings:
             allowed &= self._allowed
         has_any = np.logical_or.reduceat(allowed[self.rows], self.group_begin[:-1]) if len(self.rows) else self.rows
         arrays = {name: getattr(self, name) for name in ARRAYS}
-        return type(self)(arrays, self.num_rows, allowed), np.flatnonzero(has_any[self.group_of_word])
+        return type(self)(arrays, allowed), np.flatnonzero(has_any[self.group_of_word])
 
     @property
     def nbytes(self) -> int:
@@ -233,7 +232,7 @@ class Postings:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the arrays into the local folder `path`."""
-        save_arrays(path, {name: getattr(self, name) for name in ARRAYS}, {"num_rows": self.num_rows})
+        save_arrays(path, {name: getattr(self, name) for name in ARRAYS}, {})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -242,8 +241,8 @@ class Postings:
         Raises:
             UserError: A file is missing or not what was written.
         """
-        arrays, meta = load_arrays(path, ARRAYS, "postings")
-        return cls(arrays, meta["num_rows"])
+        arrays, _ = load_arrays(path, ARRAYS, "postings")
+        return cls(arrays)
 
 
 def words_of(docid: str, terms: Sequence[str], num_terms: int) -> list[str]:
