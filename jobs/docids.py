@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import Any
 
 from jobs.shards import run_shards
 from jobs.stages import run_stage
 from zerogr.config import Config
-from zerogr.docids.stage import FOLDER, DocidProposer, assign_docids, docids_inputs
+from zerogr.docids.stage import FOLDER, DocidProposer, assign_docids, docids_inputs, idle_settings
 from zerogr.generation import load_generator
 from zerogr.index import Index, StageRecord
+
+logger = logging.getLogger(__name__)
 
 
 def run(config: Config) -> StageRecord:
@@ -20,6 +23,12 @@ def run(config: Config) -> StageRecord:
 
 
 def _build(config: Config, index: Index) -> dict[str, Any]:
+    if idle := idle_settings(config):
+        logger.warning(
+            "docids: %s without effect, since docids.scheme is %s; with keywords the language model proposes docids",
+            ", ".join(idle),
+            config.docids.scheme,
+        )
     needs_engine = config.docids.scheme == "keywords"
     run_shards("docids", index, FOLDER, partial(make_worker, config), config.compute, needs_engine=needs_engine)
     return assign_docids(config, index)

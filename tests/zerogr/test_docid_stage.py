@@ -16,7 +16,15 @@ from zerogr.config import Config
 from zerogr.config_file import validate_config
 from zerogr.corpus.stage import build_corpus, load_frequency
 from zerogr.docids.rules import Terms
-from zerogr.docids.stage import FOLDER, PROPOSAL_SCHEMA, DocidProposer, assign_docids, check_docids, docids_inputs
+from zerogr.docids.stage import (
+    FOLDER,
+    PROPOSAL_SCHEMA,
+    DocidProposer,
+    assign_docids,
+    check_docids,
+    docids_inputs,
+    idle_settings,
+)
 from zerogr.engines import Generation, Prompt, Sampling
 from zerogr.engines.fake import FakeEngine
 from zerogr.index import Index, shards_in
@@ -308,6 +316,15 @@ class TestStage:
         table = storage.read_parquet(Index(config.index).shard(FOLDER, 0))
         assert table.schema.remove_metadata() == PROPOSAL_SCHEMA
         assert all(earlier < later for earlier, later in pairwise(table.column("row_id").to_pylist()))
+
+
+def test_settings_of_a_language_model_that_is_not_asked_are_named() -> None:
+    def idle(**docids: Any) -> list[str]:
+        return idle_settings(validate_config({"index": "x", "corpus": {"source": "y"}, "docids": docids}))
+
+    assert idle() == idle(max_words=12, unit="docid", num_terms=8) == []
+    assert idle(model="large", temperature=1) == ["docids.model", "docids.temperature"]
+    assert idle(scheme="keywords", model="large", temperature=1) == []
 
 
 def test_inputs_without_a_language_model_hold_none_of_its_settings(tmp_path: Path, collection: Path) -> None:

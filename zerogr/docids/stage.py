@@ -65,11 +65,17 @@ SCHEMA = pa.schema(
 )
 
 
+OF_EVERY_SCHEME = frozenset(
+    {"scheme", "min_words", "max_words", "min_core_terms", "max_foreign_words", "num_terms", "unit"}
+)
+"""Settings of the section; the others say how the LM is asked."""
+
+
 def docids_inputs(config: Config, index: Index) -> dict[str, Any]:
     """Returns what the docid stage is made from; without an LM, nothing of the LM's settings."""
     docids = config.docids
     inputs = {"corpus": index.require("corpus").fingerprint, "seed": config.seed, "version": VERSION}
-    keys = {"scheme", "min_words", "max_words", "min_core_terms", "max_foreign_words", "num_terms"}
+    keys = set(OF_EVERY_SCHEME - {"unit"})
     if docids.scheme == "keywords":
         keys = set(type(docids).model_fields) - {"model", "unit"}
         inputs |= {
@@ -77,6 +83,16 @@ def docids_inputs(config: Config, index: Index) -> dict[str, Any]:
             **model_inputs("docids", docids),
         }
     return inputs | {f"docids.{key}": getattr(docids, key) for key in sorted(keys)}
+
+
+def idle_settings(config: Config) -> list[str]:
+    """Returns the settings of the section that differ from their defaults and have no effect, because no LM is asked."""
+    docids = config.docids
+    if docids.scheme == "keywords":
+        return []
+    usual = type(docids)()
+    of_model = [key for key in type(docids).model_fields if key not in OF_EVERY_SCHEME]
+    return [f"docids.{key}" for key in of_model if getattr(docids, key) != getattr(usual, key)]
 
 
 def limits_of(config: Config) -> Limits:
