@@ -11,7 +11,7 @@ score. The loss is put into one of these classes, the first that fits:
     first_token   docids: it had lost with its first token
     late          docids: it lost at a later token
     unnamed       words: it has fewer of the query's topical words than the first hit
-    outweighed    words: it has as many, but the retriever found those of the first hit likelier
+    outweighed    words: it has as many, but those of the first hit weigh more
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MEANINGS = {
     "first_token": "already its first token is less likely than the first hit's whole docid",
     "late": "it fell behind the first hit's docid at a later token",
     "unnamed": "fewer of the query's words are among its words than among the first hit's",
-    "outweighed": "it has as many of the query's words as the first hit, but the words of that one are likelier",
+    "outweighed": "it has as many of the query's words as the first hit, but the words of that one weigh more",
 }
 """What each class says of the relevant document."""
 REMEDIES = {
