@@ -5,11 +5,13 @@ writes single words (`docids.unit: word`), a search ends with the words that it 
 words that the query itself names, of which df among N documents have each. A document's score is, over those that it has,
 
     (1 - share) x sum of log(1 + p / 0.003) / (1 + place / 16)
-        + share x sum of times in the query x ln((N + 1) / (df + 0.5)) x count / (count + norm) / (1 + place / 64)
+        + share x covered x sum of times in the query x rarity x count / (count + norm) / (1 + place / 64)
 
-with `decoding.query_share` for the share and norm = 0.9 x (0.6 + 0.4 x length / average length). Words of one stem are one
-word, with the sum of their probabilities: `wing` finds the document that says `wings`. What a document is most about stands
-first, and weighs more.
+with `decoding.query_share` for the share, rarity = ln((N + 1) / (df + 0.5)), norm = 0.9 x (0.6 + 0.4 x length / average
+length), and covered for how much of the query, by times and rarity, is in words that any document has: where a query speaks in
+other words than the documents, those that they share with it by chance say little. Words of one stem are one word, with the
+sum of their probabilities: `wing` finds the document that says `wings`. What a document is most about stands first, and weighs
+more.
 
 The first sum is what the model knows. Its logarithm keeps one word from deciding alone (as in SPLADE, Formal et al. 2021).
 Documents as sets of generated terms are from Zhang et al. 2023, "Term-Sets Can Be Strong Document Identifiers For
@@ -24,6 +26,7 @@ and the norms of their documents alone.
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -36,7 +39,7 @@ import pyarrow as pa
 from zerogr.array_files import load_arrays, save_arrays
 from zerogr.postings_build import build_arrays
 from zerogr.trie_build import offsets_of
-from zerogr.words import key_of, stem
+from zerogr.words import is_topical, key_of, stem
 from zerogr.words import words as words_in
 
 SMALL_PROBABILITY = 3e-3
@@ -106,7 +109,8 @@ class Postings:
     def named(self, query: str) -> tuple[Weighted, list[str]]:
         """Returns the words of a query that any document has, and their texts; words of one stem are one.
 
-        A word weighs ln((N + 1) / (df + 0.5)) over the documents that may be found, times how often the query has it.
+        A word weighs ln((N + 1) / (df + 0.5)) over the documents that may be found, times how often the query has it, times the
+        share of such weights that these words have among all of the query's topical words.
         """
         texts: dict[int, str] = {}
         times = Counter[int]()
@@ -125,8 +129,10 @@ class Postings:
         num_rows = self.num_rows if self._allowed is None else int(self._allowed.sum())
         found = [int(self.stems[group]) for group in counts]
         rarity = np.log((num_rows + 1) / (np.array(list(counts.values()), dtype=np.float64) + 0.5))
-        named = Weighted(self.word_of_group[list(counts)].astype(np.int64), rarity * [times[key] for key in found])
-        return named, [texts[key] for key in found]
+        weights = rarity * [times[key] for key in found]
+        num_unheard = sum(times[key] for key in texts.keys() - set(found) if is_topical(texts[key]))
+        covered = weights.sum() / (weights.sum() + num_unheard * math.log((num_rows + 1) / 0.5)) if found else 0.0
+        return Weighted(self.word_of_group[list(counts)].astype(np.int64), covered * weights), [texts[k] for k in found]
 
     def _num_documents(self, group: int) -> int:
         """Returns how many documents that may be found have a word."""

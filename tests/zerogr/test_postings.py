@@ -63,6 +63,17 @@ def scores_by_hand(
 ) -> list[float]:
     """The formula of the module, word by word."""
     documents_words = [words_of(" ".join(docid), list(terms), num_terms) for docid, terms in documents]
+
+    def rarity_of(word: str) -> float:
+        having = sum(stem(word) in map(stem, others) for others in documents_words)
+        return math.log((len(documents) + 1) / (having + 0.5))
+
+    everything = [
+        (rarity_of(word), any(stem(word) in map(stem, others) for others in documents_words)) for word in query
+    ]
+    covered = sum(rarity for rarity, is_there in everything if is_there) / (
+        sum(rarity for rarity, _ in everything) or 1
+    )
     scores = []
     for (_, terms), of_document in zip(documents, documents_words, strict=True):
         score = 0.0
@@ -70,11 +81,17 @@ def scores_by_hand(
             mass = sum(p for other, p in written.items() if stem(other) == stem(word))
             score += (1 - share) * math.log(1 + mass / 0.003) / (1 + place / 16)
             times = sum(stem(other) == stem(word) for other in query)
-            having = sum(stem(word) in map(stem, others) for others in documents_words)
-            rarity = math.log((len(documents) + 1) / (having + 0.5))
             count = max((count for term, count in terms.items() if stem(term) == stem(word)), default=1)
             length = length_of(terms) / statistics.mean(length_of(others) for _, others in documents)
-            score += share * times * rarity * count / (count + 0.9 * (0.6 + 0.4 * length)) / (1 + place / 64)
+            score += (
+                share
+                * covered
+                * times
+                * rarity_of(word)
+                * count
+                / (count + 0.9 * (0.6 + 0.4 * length))
+                / (1 + place / 64)
+            )
         scores.append(score)
     return scores
 
@@ -175,7 +192,18 @@ class TestNamed:
         (rows, weights), texts = postings.named(" and ".join(query))
         assert set(texts) <= set(query)
         assert [stem(text) for text in texts] == [stem(words[row]) for row in rows]
-        assert dict(zip(map(stem, texts), weights, strict=True)) == pytest.approx(rarity)
+        unheard = sum(one != "the" and not counts[one] for one in times) * math.log((len(may) + 1) / 0.5)
+        covered = sum(rarity.values()) / (sum(rarity.values()) + unheard) if rarity else 0
+        expected = {one: covered * each for one, each in rarity.items()}
+        assert dict(zip(map(stem, texts), weights, strict=True)) == pytest.approx(expected)
+
+    def test_words_that_no_document_has_take_from_the_others(self) -> None:
+        postings, _ = of_docids("wing", "heat")
+        known = postings.named("the wings")[0].weights
+        assert known == pytest.approx([math.log(3 / 1.5)])
+        rare = math.log(3 / 0.5)
+        for query in ("wings unheard", "unheard of wings"):
+            assert postings.named(query)[0].weights == pytest.approx(known * known / (known + rare))
 
     def test_the_form_that_stands_first(self) -> None:
         assert of_docids("wing", "heat")[0].named("Wings or wing?")[1] == ["wings"]
