@@ -227,7 +227,7 @@ def main() -> None:
             {
                 "index": folder,
                 "corpus": corpus,
-                "docids": sampling,
+                "docids": {"scheme": "keywords", **sampling},
                 "queries": {**sampling, "num_queries_per_document": 16, "num_spans_per_document": 16},
             }
         )

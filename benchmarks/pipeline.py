@@ -343,7 +343,7 @@ def config_of(folder: str, *, shard_size: int) -> Config:
         {
             "index": str(Path(folder) / "index"),
             "corpus": {"source": str(Path(folder) / "corpus"), "shard_size": shard_size},
-            "docids": {"engine": "fake", "candidates": NUM_CANDIDATES, "max_words": DOCID_WORDS},
+            "docids": {"scheme": "keywords", "engine": "fake", "candidates": NUM_CANDIDATES, "max_words": DOCID_WORDS},
             "queries": {"engine": "fake", "num_queries_per_document": 4, "num_spans_per_document": 4},
             "compute": {"num_engine_workers": 2},
         }

@@ -122,7 +122,12 @@ class TrainingConfig(Section):
         1, ge=1, le=1000, description="Passes over the (query, docid) pairs; more different pairs beat more passes."
     )
     batch_size: int = Field(32, ge=1, description="Examples per optimiser step, over all workers.")
-    learning_rate: float = Field(5e-4, gt=0, lt=1, description="Peak of AdamW; 5e-5 for models of 1B and more.")
+    learning_rate: float = Field(
+        2e-4,
+        gt=0,
+        lt=1,
+        description="Peak of AdamW; 5e-4 where there are fewer than a hundred steps, 5e-5 for models of 1B and more.",
+    )
     schedule: Literal["constant", "linear"] = Field(
         "linear", description="After the warm-up: constant, or linear decay to zero."
     )
