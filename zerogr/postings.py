@@ -107,14 +107,16 @@ class Postings:
         return cls(arrays), words
 
     def named(self, query: str) -> tuple[Weighted, list[str]]:
-        """Returns the words of a query that any document has, and their texts; words of one stem are one.
+        """Returns the topical words of a query that any document has, and their texts; words of one stem are one.
 
         A word weighs ln((N + 1) / (df + 0.5)) over the documents that may be found, times how often the query has it, times the
-        share of such weights that these words have among all of the query's topical words.
+        share of such weights that these words have among all of the query's topical words. A query without a topical word is
+        taken by all its words.
         """
         texts: dict[int, str] = {}
         times = Counter[int]()
-        for word in words_in(query):
+        every = words_in(query)
+        for word in list(filter(is_topical, every)) or every:
             key = key_of(stem(word))
             texts.setdefault(key, word)
             times[key] += 1
@@ -130,7 +132,7 @@ class Postings:
         found = [int(self.stems[group]) for group in counts]
         rarity = np.log((num_rows + 1) / (np.array(list(counts.values()), dtype=np.float64) + 0.5))
         weights = rarity * [times[key] for key in found]
-        num_unheard = sum(times[key] for key in texts.keys() - set(found) if is_topical(texts[key]))
+        num_unheard = sum(times[key] for key in texts.keys() - set(found))
         covered = weights.sum() / (weights.sum() + num_unheard * math.log((num_rows + 1) / 0.5)) if found else 0.0
         return Weighted(self.word_of_group[list(counts)].astype(np.int64), covered * weights), [texts[k] for k in found]
 

@@ -189,10 +189,13 @@ class TestNamed:
         rarity = {
             one: times.count(one) * math.log((len(may) + 1) / (count + 0.5)) for one, count in counts.items() if count
         }
+        is_topical = any(word != "the" for word in query)
         (rows, weights), texts = postings.named(" and ".join(query))
         assert set(texts) <= set(query)
         assert [stem(text) for text in texts] == [stem(words[row]) for row in rows]
-        unheard = sum(one != "the" and not counts[one] for one in times) * math.log((len(may) + 1) / 0.5)
+        unheard = sum((one != "the" or not is_topical) and not counts[one] for one in times) * math.log(
+            (len(may) + 1) / 0.5
+        )
         covered = sum(rarity.values()) / (sum(rarity.values()) + unheard) if rarity else 0
         expected = {one: covered * each for one, each in rarity.items()}
         assert dict(zip(map(stem, texts), weights, strict=True)) == pytest.approx(expected)
@@ -207,6 +210,11 @@ class TestNamed:
 
     def test_the_form_that_stands_first(self) -> None:
         assert of_docids("wing", "heat")[0].named("Wings or wing?")[1] == ["wings"]
+
+    def test_function_words_count_where_there_are_no_others(self) -> None:
+        postings, _ = of_docids("useful wing", "heat")
+        assert postings.named("use the wing")[1] == ["wing"]
+        assert postings.named("use the")[1] == ["use"]
 
     def test_nothing_is_named(self) -> None:
         for postings in (of_docids("wing")[0], build([])[0]):
