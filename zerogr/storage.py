@@ -270,8 +270,8 @@ def read_parquet(uri: str, columns: list[str] | None = None) -> pa.Table:
     """Returns the file as a table, with only `columns` if given."""
     with open_binary(uri) as file:
         # Without threads of Arrow's: an interpreter that ends soon after they were started is aborted by them (pyarrow 26, four
-        # times in five), and whoever wants many files at once reads many files at once.
-        return pq.read_table(file, columns=columns, use_threads=False)
+        # times in five), and whoever wants many files at once reads many files at once. pre_buffer has threads of its own.
+        return pq.read_table(file, columns=columns, use_threads=False, pre_buffer=False)
 
 
 def parquet_footer(uri: str) -> pq.FileMetaData:
