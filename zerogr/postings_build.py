@@ -1,8 +1,8 @@
 """How postings are built: one part of the documents after the other, and then sorted by word.
 
-A part is turned into postings as it comes, eleven bytes each, so that the documents themselves are never all in memory. Then
-every part is dealt out to its words' places in the final arrays, for which a count of postings per word is enough, and
-forgotten. At the peak about twelve bytes per posting are held, and the vocabulary.
+A part is turned into postings as it comes, ten bytes each, so that the documents themselves are never all in memory. Then every
+part is dealt out to its words' places in the final arrays, six bytes each, for which a count of postings per word is enough,
+and forgotten. At the peak about sixteen bytes per posting are held, and the vocabulary.
 """
 
 from __future__ import annotations
