@@ -160,7 +160,8 @@ def _dealt_out(parts: list[_Part], group_begin: np.ndarray) -> dict[str, np.ndar
 
 
 def _norms(lengths: np.ndarray) -> np.ndarray:
-    """Returns what documents of some lengths (int [N], at least 1) add to a count before it is half of what it can be."""
+    """Returns what documents of some lengths (int [N]) add to a count before it is half of what it can be."""
+    lengths = np.maximum(lengths, 1)  # one without a word may still have a random docid
     return (K1 * (1 - B + B * lengths / lengths.mean() if len(lengths) else lengths)).astype(np.float32)
 
 
