@@ -45,7 +45,7 @@ def write_collection(folder: Path, rows: list[dict[str, Any]] | None = None) -> 
     return folder
 
 
-def save_model(folder: Path, *, seed: int = 0) -> Path:
+def save_model(folder: Path, *, seed: int = 0, initializer_range: float = 0.02) -> Path:
     """Saves a Llama of two layers with a byte-pair tokenizer of 512 tokens in ChatML; returns its folder."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -77,6 +77,7 @@ def save_model(folder: Path, *, seed: int = 0) -> Path:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=2048,
+        initializer_range=initializer_range,
         tie_word_embeddings=True,
         bos_token_id=1,
         eos_token_id=2,
