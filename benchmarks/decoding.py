@@ -49,8 +49,7 @@ from benchmarks.peers import (
     truncated_trie,
 )
 from benchmarks.report import report
-from zerogr import storage
-from zerogr.chat import SETTINGS_FILE, ChatFormat
+from zerogr.config.names import EMBEDDED_MODEL
 from zerogr.corpus.document import Document
 from zerogr.corpus.pystdlib import read_pystdlib
 from zerogr.corpus.sampling import sample
@@ -60,11 +59,14 @@ from zerogr.decoding.schedule import temperature
 from zerogr.docids.resolve import resolve
 from zerogr.docids.rules import Limits, Terms
 from zerogr.docids.schemes import tfidf_candidates
-from zerogr.index import Index
-from zerogr.models import EMBEDDED_MODEL, load_model, resolve_model
+from zerogr.index.index import Index
+from zerogr.llm.chat import SETTINGS_FILE, ChatFormat
+from zerogr.llm.models import load_model, resolve_model
+from zerogr.store import cache, storage
+from zerogr.text.terms import DocumentFrequency
+from zerogr.text.words import words
 from zerogr.trie import DocidTrie
-from zerogr.trie_stage import read_docids
-from zerogr.words import DocumentFrequency, words
+from zerogr.trie.stage import read_docids
 
 QUESTIONS = File(__file__).parents[1] / "examples" / "pystdlib" / "queries.jsonl"
 INSTRUCTION = "Given a programmer's question about Python, find the documentation that answers it."
@@ -116,7 +118,7 @@ class Bench:
         """Loads everything; `arguments` are the command line's, `num_docids` those of the built-in corpus."""
         if arguments.index:
             index = Index(arguments.index)
-            folder = str(storage.local_folder(index.path("retriever")))
+            folder = str(cache.local_folder(index.path("retriever")))
             instruction = storage.read_json(str(File(folder) / SETTINGS_FILE))["instruction"]
             self.texts = read_docids(index).column("docid").to_pylist()
         else:

@@ -17,9 +17,9 @@ from typing import Any
 
 from benchmarks.quality import COLUMNS, METRICS, publish
 from benchmarks.report import commit, hardware
-from zerogr import storage
 from zerogr.errors import UserError
 from zerogr.evaluation.ablation import BASE, RESULTS
+from zerogr.store import storage
 
 
 def main() -> None:

@@ -33,15 +33,16 @@ from unittest import mock
 import torch
 
 from benchmarks.report import report
-from zerogr.config import Config
+from zerogr.config.names import EMBEDDED_MODEL
+from zerogr.config.tree import Config
 from zerogr.corpus.stage import build_corpus
 from zerogr.docids.stage import DocidProposer
-from zerogr.engines import ENGINES, Engine, Generation, Prompt, Sampling, load_engine
-from zerogr.engines.fake import FakeEngine
-from zerogr.generation import ShardReport
-from zerogr.index import Index, shards_in
-from zerogr.models import EMBEDDED_MODEL
-from zerogr.queries import QueryWriter
+from zerogr.index.index import Index, shards_in
+from zerogr.llm.engines.engine import Engine, Generation, Prompt, Sampling
+from zerogr.llm.engines.fake import FakeEngine
+from zerogr.llm.engines.loading import ENGINES, load_engine
+from zerogr.llm.generation import ShardReport
+from zerogr.queries.stage import QueryWriter
 
 WORKERS: dict[str, Callable[[Config, Index, Engine], Callable[[int], ShardReport]]] = {
     "docids": DocidProposer,
@@ -180,7 +181,7 @@ def timed(engine: Engine, work: Callable[[], Sequence[Any]]) -> tuple[float, Seq
 @contextmanager
 def no_shared_prefixes(engine: Engine) -> Iterator[None]:
     """Every request encodes its whole prompt."""
-    from zerogr.engines import transformers, vllm
+    from zerogr.llm.engines import transformers, vllm
 
     plain = vllm._sampling_params
 

@@ -34,16 +34,16 @@ import pyarrow.compute as pc
 
 from benchmarks.report import report
 from benchmarks.trie import peak_resident_bytes
-from zerogr import storage
-from zerogr.config import Config
-from zerogr.config_file import validate_config
+from zerogr.config.file import validate_config
+from zerogr.config.tree import Config
 from zerogr.corpus.document import Document
 from zerogr.corpus.pystdlib import read_pystdlib
 from zerogr.docids.resolve import key_of
 from zerogr.docids.stage import FOLDER, MIN_TERMS, MOST_COUNTED, PROPOSAL_SCHEMA, assign_docids
-from zerogr.generation import COUNTS_KEY
-from zerogr.index import Index, shards_in
-from zerogr.words import FUNCTION_WORDS, words
+from zerogr.index.index import Index, shards_in
+from zerogr.llm.generation import COUNTS_KEY
+from zerogr.store import storage
+from zerogr.text.words import FUNCTION_WORDS, words
 
 DOCUMENTS_PER_TOPIC, TOPIC_WORDS, TOPIC_DISTANCE, ZIPF_EXPONENT = 25_000, 1000, 37, 1.4
 NUM_CANDIDATES, DOCID_WORDS, TERM_DRAWS = 2, 8, 64

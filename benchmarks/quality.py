@@ -20,10 +20,10 @@ from typing import Any
 from benchmarks.report import command, commit, hardware, table
 from jobs import index
 from jobs.evaluate import dataset_name
-from zerogr import storage
-from zerogr.config import Config
-from zerogr.config_file import load_config
-from zerogr.index import Index
+from zerogr.config.file import load_config
+from zerogr.config.tree import Config
+from zerogr.index.index import Index
+from zerogr.store import storage
 
 COLLECTIONS = {
     "adi": ("test", "Given a question about information science, find the abstracts that answer it."),

@@ -30,23 +30,26 @@ import numpy as np
 import torch
 
 from benchmarks.report import report
-from zerogr.chat import ChatFormat
-from zerogr.config_file import validate_config
+from zerogr.config.file import validate_config
+from zerogr.config.names import EMBEDDED_MODEL
 from zerogr.corpus.document import Document
 from zerogr.corpus.pystdlib import read_pystdlib
 from zerogr.docids.rules import Limits, Terms
 from zerogr.docids.schemes import tfidf_candidates
-from zerogr.models import EMBEDDED_MODEL, load_model, resolve_model
-from zerogr.queries import make_spans
+from zerogr.llm.chat import ChatFormat
+from zerogr.llm.models import load_model, resolve_model
+from zerogr.queries.spans import make_spans
+from zerogr.text.terms import DocumentFrequency
+from zerogr.text.words import words
 from zerogr.training import learner
 from zerogr.training.choices import Choices
-from zerogr.training.examples import Examples, Row, epoch_order, passes
+from zerogr.training.examples import Examples, Row, epoch_order
 from zerogr.training.learner import TrainingSettings
 from zerogr.training.loop import train
-from zerogr.training.recipes import RetrieverRecipe
+from zerogr.training.packing import passes
+from zerogr.training.recipes.retriever import RetrieverRecipe
 from zerogr.training.throughput import Cost, peak_flops, peak_memory_bytes
 from zerogr.trie import DocidTrie
-from zerogr.words import DocumentFrequency, words
 
 SEED, WARM_UP = 0, 2
 

@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.report import report
-from zerogr.filtered_trie import FilteredTrie
 from zerogr.trie import DocidTrie
+from zerogr.trie.filtered import FilteredTrie
 
 NUM_TOPICS, TOPIC_WORDS, TOPIC_DISTANCE, ZIPF_EXPONENT = 400, 1000, 37, 1.05
 PIECE = 100_000  # docids generated at a time

@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 from typing import Any
 
 from jobs import index
+from jobs.command import run_module
 from jobs.evaluate import dataset_name
-from zerogr import storage
-from zerogr.config import Config
+from jobs.tables import print_ablation
+from zerogr.config.tree import Config
 from zerogr.evaluation.ablation import publish, results_of, variant_config, variants
-from zerogr.index import Index
+from zerogr.index.index import Index
+from zerogr.store import storage
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +44,14 @@ def _read_lines(uri: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in storage.read_bytes(uri).decode().splitlines()]
 
 
-if __name__ == "__main__":
-    from jobs.cli import run_module
+def command(options: argparse.Namespace) -> None:
+    """Builds and measures the variants, and prints the table."""
+    rows = run(options.config)
+    if options.json:
+        print(json.dumps({"rows": rows}, indent=2))
+    else:
+        print_ablation(rows)
 
-    run_module("ablate")
+
+if __name__ == "__main__":
+    run_module("ablate", command)

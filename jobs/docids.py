@@ -7,19 +7,21 @@ import logging
 from functools import partial
 from typing import Any
 
+from jobs.command import run_module
 from jobs.shards import run_shards
-from jobs.stages import run_stage
-from zerogr.config import Config
+from jobs.stages import run_stage, stage_command
+from zerogr.config.tree import Config
 from zerogr.docids.stage import FOLDER, DocidProposer, assign_docids, docids_inputs, idle_settings
-from zerogr.generation import load_generator
-from zerogr.index import Index, StageRecord
+from zerogr.index.index import Index, StageRecord
+from zerogr.index.stage import DOCIDS
+from zerogr.llm.generation import load_generator
 
 logger = logging.getLogger(__name__)
 
 
 def run(config: Config) -> StageRecord:
     """Runs the docid stage."""
-    return run_stage("docids", config, docids_inputs(config, Index(config.index)), _build)
+    return run_stage(DOCIDS, config, docids_inputs(config, Index(config.index)), _build)
 
 
 def _build(config: Config, index: Index) -> dict[str, Any]:
@@ -44,7 +46,7 @@ def make_worker(config: Config) -> DocidProposer:
     return DocidProposer(config, Index(config.index), engine)
 
 
-if __name__ == "__main__":
-    from jobs.cli import run_module
+command = stage_command(DOCIDS, run)
 
-    run_module("docids")
+if __name__ == "__main__":
+    run_module("docids", command)

@@ -3,21 +3,28 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Sequence
 from typing import Any
 
+from jobs.command import run_module
 from jobs.stages import run_stage
-from zerogr import storage
-from zerogr.config import Config
+from jobs.tables import print_comparison, print_differences, print_errors
+from zerogr.config.tree import Config
 from zerogr.corpus.collection import Collection
 from zerogr.errors import UserError
-from zerogr.evaluation.compare import Comparison, compare_systems
-from zerogr.evaluation.dense import load_encoder
-from zerogr.evaluation.report import provenance_of
+from zerogr.evaluation.baselines.dense import load_encoder
+from zerogr.evaluation.compare import compare_systems
+from zerogr.evaluation.comparison import Comparison
+from zerogr.evaluation.publish import publish
+from zerogr.evaluation.report.report import provenance_of
 from zerogr.evaluation.runs import read_runs
 from zerogr.evaluation.systems import StrategySpec
-from zerogr.index import Index, StageRecord
+from zerogr.index.index import Index, StageRecord
+from zerogr.index.stage import EVALUATION
 from zerogr.retriever import Retriever, check_options_of_docids
+from zerogr.store import storage
 
 VERSION = 2
 
@@ -26,7 +33,7 @@ def run(config: Config) -> StageRecord:
     """Runs the evaluation stage of an index."""
     if config.evaluation.dataset is None:
         raise UserError("evaluation.dataset is null; name a BEIR folder with judgements")
-    return run_stage("evaluation", config, _inputs(config), _build)
+    return run_stage(EVALUATION, config, _inputs(config), _build)
 
 
 def check(config: Config) -> None:
@@ -99,7 +106,7 @@ def evaluate(
     Args:
         positions: Of the queries in their file: all, even or odd.
         strategies: As `zerogr.evaluation.systems` reads them.
-        baselines: Of `zerogr.config_evaluation.BASELINES`.
+        baselines: Of `zerogr.config.evaluation.BASELINES`.
         run_files: TREC runs of other systems.
 
     Raises:
@@ -126,7 +133,7 @@ def evaluate(
     )
     if out is not None:
         made_of = provenance_of(Index(index_uri), dataset=dataset, split=split, positions=positions, k=k, seed=seed)
-        comparison.publish(out, title=f"Evaluation on {dataset_name(dataset)}", provenance=made_of)
+        publish(comparison, out, title=f"Evaluation on {dataset_name(dataset)}", provenance=made_of)
     return comparison
 
 
@@ -135,7 +142,30 @@ def dataset_name(dataset: str) -> str:
     return storage.join(dataset).rstrip("/").rpartition("/")[2] or "dataset"
 
 
-if __name__ == "__main__":
-    from jobs.cli import run_module
+def command(options: argparse.Namespace) -> None:
+    """Measures an index and prints the tables."""
+    comparison = evaluate(
+        options.index,
+        options.dataset,
+        split=options.split,
+        positions=options.positions,
+        k=options.k,
+        strategies=options.strategy or ["beam", "reverse_annealing"],
+        baselines=["bm25"] if options.baseline is None else options.baseline,
+        run_files=options.runs,
+        seed=options.seed,
+        out=options.out,
+    )
+    if options.json:
+        print(json.dumps(comparison.tables, indent=2))
+        return
+    print_comparison(comparison.rows)
+    for kind, rows in comparison.by_kind.items():
+        print(f"\n{kind}")
+        print_comparison(rows)
+    print_differences(comparison.differences)
+    print_errors(comparison.errors)
 
-    run_module("evaluate")
+
+if __name__ == "__main__":
+    run_module("evaluate", command)

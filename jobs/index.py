@@ -2,40 +2,48 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import importlib
 
-from zerogr.config import Config
-from zerogr.index import Index, StageRecord
+from jobs.cluster import ray_session
+from jobs.command import run_module
+from jobs.evaluate import check
+from jobs.stages import rebuild
+from jobs.tables import print_comparison, print_stages
+from zerogr.config.tree import Config
+from zerogr.index.index import Index, StageRecord
+from zerogr.index.stage import EVALUATION, INDEX
 
 
 def run(config: Config) -> dict[str, StageRecord]:
     """Runs all stages; returns their records in order. Ray is started only when a stage that needs it has work left."""
-    from jobs import corpus, docids, evaluate, queries, train, trie
-    from jobs.cluster import ray_session
-
-    steps = {
-        "corpus": corpus.run,
-        "docids": docids.run,
-        "queries": queries.run,
-        "trie": trie.run,
-        "retriever": train.run,
-    }
-    if config.evaluation.dataset is not None:
-        evaluate.check(config)  # what is wrong there must not be found out after days of training
-        steps["evaluation"] = evaluate.run
+    stages = [stage for stage in INDEX.stages if stage.is_wanted(config)]
+    if EVALUATION in stages:
+        check(config)  # what is wrong there must not be found out after days of training
+    index = Index(config.index)
+    needs_ray = any(stage.uses_ray and index.record(stage.name) is None for stage in stages)
     records: dict[str, StageRecord] = {}
     with contextlib.ExitStack() as session:
-        needs_ray = any(Index(config.index).record(stage) is None for stage in ("docids", "queries", "retriever"))
-        for stage, step in steps.items():
-            if stage == "docids" and needs_ray:
+        for stage in stages:
+            if stage.uses_ray and needs_ray:
                 session.enter_context(ray_session())
-            if stage == "evaluation":
+                needs_ray = False
+            if stage is EVALUATION:
                 session.close()  # the decoder wants the machine for itself
-            records[stage] = step(config)
+            records[stage.name] = importlib.import_module(f"jobs.{stage.command}").run(config)
     return records
 
 
-if __name__ == "__main__":
-    from jobs.cli import run_module
+def command(options: argparse.Namespace) -> None:
+    """Runs the stages and prints what they did."""
+    rebuild(options)
+    records = run(options.config)
+    print_stages(options.config.index, records)
+    if EVALUATION.name in records:
+        print()
+        print_comparison(records[EVALUATION.name].counts["rows_compared"])
 
-    run_module("index")
+
+if __name__ == "__main__":
+    run_module("index", command)

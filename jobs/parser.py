@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from typing import Any
 
-STAGE_NAMES = ("corpus", "docids", "queries", "trie", "retriever", "evaluation")
-RECIPE_NAMES = ("retriever", "docid_generator", "query_generator")
+from zerogr.index.stage import DISTIL, EVALUATION, GENERATORS, INDEX, RETRIEVER, TEACHER_DATA, Stage
+
+POSITIONAL = {"config": "a YAML file; `zerogr config` prints the documented default"}
+"""What the help says of a positional argument."""
 BASELINE_NAMES = ("bm25", "doc2query", "minilm", "rrf")
 STRATEGY_NAMES = ("greedy", "beam", "nucleus", "reverse_annealing", "stochastic_beam", "best_first")
 
@@ -70,44 +74,86 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--verbose", action="store_true", help="show what the libraries underneath have to say")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands = Commands(parser.add_subparsers(dest="command", metavar="COMMAND"))
+    _add_stages(commands)
+    _add_experiments(commands)
+    commands.add("status", "show the stages of an index, their counts and fingerprints", "index", as_json=True)
+    _add_queries(commands)
+    _add_evaluate(commands)
+    sub = commands.add("serve", "serve an index over HTTP with Ray Serve", "index")
+    sub.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
+    sub.add_argument("--port", type=int, help="default: 8000")
+    sub.add_argument("--config", metavar="FILE", help="a Ray Serve config file instead of serve/config.yaml")
+    commands.add("config", "print the documented default configuration")
+    return parser
 
-    def command(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
 
-    def config_command(name: str, text: str, stages: tuple[str, ...] = STAGE_NAMES) -> argparse.ArgumentParser:
-        sub = command(name, text)
-        sub.add_argument("config", metavar="CONFIG", help="a YAML file; `zerogr config` prints the documented default")
-        _add_set(sub)
+class Commands:
+    """The commands as they are added, and what several of them have in common."""
+
+    def __init__(self, subparsers: Any) -> None:
+        self._subparsers = subparsers
+
+    def add(
+        self, name: str, text: str, *positional: str, as_json: bool = False, epilog: str | None = None
+    ) -> argparse.ArgumentParser:
+        """Returns the parser of a new command with the given positional arguments."""
+        sub: argparse.ArgumentParser = self._subparsers.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        for argument in positional:
+            sub.add_argument(argument, metavar=argument.upper(), help=POSITIONAL.get(argument))
+        if "config" in positional:
+            sub.add_argument(
+                "--set", action="append", default=[], metavar="KEY.SUB=VALUE",
+                help="override one key; may be given several times",
+            )  # fmt: skip
+        if as_json:
+            sub.add_argument("--json", action="store_true", help="print one JSON document")
+        return sub
+
+    def add_stage(
+        self, name: str, text: str, stages: Sequence[Stage] = INDEX.stages, epilog: str | None = None
+    ) -> argparse.ArgumentParser:
+        """Returns the parser of a command that runs stages, which may be forgotten first."""
+        sub = self.add(name, text, "config", epilog=epilog)
+        names = [stage.name for stage in stages]
         sub.add_argument(
-            "--rebuild", action="append", default=[], choices=stages, metavar="STAGE",
-            **({"nargs": "?", "const": stages[0]} if len(stages) == 1 else {}),
-            help=f"forget a stage and all that was made from it, then run ({', '.join(stages)})",
+            "--rebuild", action="append", default=[], choices=names, metavar="STAGE",
+            **({"nargs": "?", "const": names[0]} if len(names) == 1 else {}),
+            help=f"forget a stage and all that was made from it, then run ({', '.join(names)})",
         )  # fmt: skip
         return sub
 
-    config_command("index", "build or complete an index: every stage in order, resumable")
-    for name, text in {
-        "corpus": "read the corpus into numbered shards",
-        "docids": "give every document its docid",
-        "queries": "write pseudo-queries for every document",
-        "trie": "build the trie of the docids",
-    }.items():
-        config_command(name, text)
-    sub = config_command("train", "train the retriever, or a generator", (*STAGE_NAMES, *RECIPE_NAMES[1:]))
+
+def _add_stages(commands: Commands) -> None:
+    commands.add_stage("index", "build or complete an index: every stage in order, resumable")
+    for stage in INDEX.stages:
+        if stage.command not in ("train", "evaluate"):
+            commands.add_stage(stage.command, stage.help)
+    sub = commands.add_stage("train", RETRIEVER.help, (*INDEX.stages, *GENERATORS.stages))
+    recipes = [RETRIEVER.name, *(stage.name for stage in GENERATORS.stages)]
     sub.add_argument(
-        "--recipe", choices=RECIPE_NAMES, default="retriever",
+        "--recipe", choices=recipes, default=RETRIEVER.name,
         help="what to train: the index's retriever (default), or from the pairs of section tuning a docid_generator or a "
         "query_generator; then name its folder, TUNING.OUT/RECIPE, as docids.model or queries.model",
     )  # fmt: skip
-    sub = config_command("distil", "have a stronger model write pairs for fine-tuning the generators", ("distil",))
-    sub.epilog, sub.formatter_class = DISTIL_EPILOG, argparse.RawDescriptionHelpFormatter
-    sub = command("ablate", "index and measure variants of a configuration, one index each")
-    sub.add_argument("config", metavar="CONFIG", help="a YAML file with the sections evaluation and ablation")
-    _add_set(sub)
-    sub.add_argument("--json", action="store_true", help="print one JSON document")
-    sub.epilog, sub.formatter_class = ABLATE_EPILOG, argparse.RawDescriptionHelpFormatter
-    sub = config_command("submit", "run `index` on a Ray cluster")
+    commands.add_stage("distil", DISTIL.help, TEACHER_DATA.stages, DISTIL_EPILOG)
+
+
+def _add_experiments(commands: Commands) -> None:
+    commands.add(
+        "ablate",
+        "index and measure variants of a configuration, one index each",
+        "config",
+        as_json=True,
+        epilog=ABLATE_EPILOG,
+    )
+    sub = commands.add_stage("submit", "run `index` on a Ray cluster")
     sub.add_argument(
         "--address",
         required=True,
@@ -116,14 +162,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--no-wait", action="store_true", help="return as soon as the job is accepted")
 
-    sub = command("status", "show the stages of an index, their counts and fingerprints")
-    sub.add_argument("index", metavar="INDEX")
-    sub.add_argument("--json", action="store_true", help="print one JSON document")
 
-    def query_command(name: str, text: str, k: int | None) -> argparse.ArgumentParser:
-        sub = command(name, text)
-        sub.add_argument("index", metavar="INDEX")
-        sub.add_argument("query", metavar="QUERY")
+def _add_queries(commands: Commands) -> None:
+    def add(name: str, text: str, k: int | None) -> argparse.ArgumentParser:
+        sub = commands.add(name, text, "index", "query", as_json=True)
         sub.add_argument(
             "-k", type=_positive, default=k, help=f"documents to return (default: {k or 'the index has its own, 10'})"
         )
@@ -136,15 +178,15 @@ def build_parser() -> argparse.ArgumentParser:
             "(default: the index's own)",
         )  # fmt: skip
         sub.add_argument("--seed", type=int, default=0, help="of the sampling strategies (default: 0)")
-        sub.add_argument("--json", action="store_true", help="print one JSON document")
         return sub
 
-    query_command("search", "answer a query", None)
-    sub = query_command("explain", "show where a document was lost in a search, token by token or word by word", 100)
+    add("search", "answer a query", None)
+    sub = add("explain", "show where a document was lost in a search, token by token or word by word", 100)
     sub.add_argument("--doc", required=True, metavar="DOC_ID", help="the document that should have been found")
 
-    sub = command("evaluate", "measure an index on judged queries, beside baselines")
-    sub.add_argument("index", metavar="INDEX")
+
+def _add_evaluate(commands: Commands) -> None:
+    sub = commands.add("evaluate", EVALUATION.help, "index", as_json=True)
     sub.add_argument(
         "--dataset", required=True, metavar="DIR", help="a BEIR folder: queries.jsonl and qrels/<split>.tsv"
     )
@@ -171,23 +213,6 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--out", metavar="DIR", help="where the report, run files, metrics.json and queries.jsonl go (default: nowhere)"
     )
-    sub.add_argument("--json", action="store_true", help="print one JSON document")
-
-    sub = command("serve", "serve an index over HTTP with Ray Serve")
-    sub.add_argument("index", metavar="INDEX")
-    sub.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
-    sub.add_argument("--port", type=int, help="default: 8000")
-    sub.add_argument("--config", metavar="FILE", help="a Ray Serve config file instead of serve/config.yaml")
-
-    command("config", "print the documented default configuration")
-    return parser
-
-
-def _add_set(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        "--set", action="append", default=[], metavar="KEY.SUB=VALUE",
-        help="override one key; may be given several times",
-    )  # fmt: skip
 
 
 def _strategy(text: str) -> str:

@@ -5,17 +5,19 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from jobs.command import run_module
 from jobs.shards import run_shards
-from jobs.stages import run_stage
-from zerogr.config import Config
-from zerogr.generation import load_generator
-from zerogr.index import Index, StageRecord
-from zerogr.queries import QueryWriter, queries_counts, queries_inputs
+from jobs.stages import run_stage, stage_command
+from zerogr.config.tree import Config
+from zerogr.index.index import Index, StageRecord
+from zerogr.index.stage import QUERIES
+from zerogr.llm.generation import load_generator
+from zerogr.queries.stage import QueryWriter, queries_counts, queries_inputs
 
 
 def run(config: Config) -> StageRecord:
     """Runs the pseudo-query stage."""
-    return run_stage("queries", config, queries_inputs(config, Index(config.index)), _build)
+    return run_stage(QUERIES, config, queries_inputs(config, Index(config.index)), _build)
 
 
 def _build(config: Config, index: Index) -> dict[str, Any]:
@@ -34,7 +36,7 @@ def make_worker(config: Config) -> QueryWriter:
     return QueryWriter(config, Index(config.index), engine)
 
 
-if __name__ == "__main__":
-    from jobs.cli import run_module
+command = stage_command(QUERIES, run)
 
-    run_module("queries")
+if __name__ == "__main__":
+    run_module("queries", command)

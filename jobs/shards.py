@@ -21,13 +21,13 @@ from typing import Any, NoReturn
 
 from jobs.attempts import start_attempts
 from jobs.cluster import cause_of, ray_session, share_of_cpus
-from zerogr import storage
-from zerogr.config import ComputeConfig
+from zerogr.config.tree import ComputeConfig
 from zerogr.errors import Fault, UserError
-from zerogr.generation import ShardReport
-from zerogr.index import Index
-from zerogr.ledger import Effort, Ledger
+from zerogr.index.index import Index
+from zerogr.index.ledger import Effort, Ledger
+from zerogr.llm.generation import ShardReport
 from zerogr.progress import Progress
+from zerogr.store import storage
 
 logger = logging.getLogger(__name__)
 
@@ -223,7 +223,7 @@ def run_pending(
 
     Args:
         stage: Shown in the progress.
-        index: Keeps what the run has cost (`zerogr.ledger`).
+        index: Keeps what the run has cost (`zerogr.index.ledger`).
         pending: {shard: its documents}.
         total: Documents of all shards, the finished ones too.
         make_worker: Called once in every actor; returns what turns a shard number into a published shard.

@@ -2,68 +2,66 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
-from zerogr.config import Config
+from jobs.command import Command
+from jobs.tables import print_stages, summary
+from zerogr.config.tree import Config
 from zerogr.errors import UserError
-from zerogr.index import Index, StageRecord
-from zerogr.ledger import read_effort
+from zerogr.index.index import Index, StageRecord
+from zerogr.index.ledger import read_effort
+from zerogr.index.stage import STAGES, Stage, kind_of
 from zerogr.progress import duration
 
 logger = logging.getLogger(__name__)
 
 
 def run_stage(
-    stage: str,
-    config: Config,
-    inputs: dict[str, Any],
-    build: Callable[[Config, Index], dict[str, Any]],
-    *,
-    uri: str | None = None,
+    stage: Stage, config: Config, inputs: dict[str, Any], build: Callable[[Config, Index], dict[str, Any]]
 ) -> StageRecord:
     """Runs one stage unless it is done; returns its record.
 
     Args:
-        stage: Its name in the manifest.
+        stage: Which one; it says where it lives.
         config: Of the run.
         inputs: What its fingerprint is made of.
         build: Does the work that is left and returns the stage's counts.
-        uri: Where the stage lives; None = in the configuration's index.
 
     Raises:
         UserError: The stage was made from other inputs, or too many of its rows were rejected.
     """
-    index = Index(uri or config.index)
+    name, index = stage.name, Index(kind_of(stage).place(config))
     for donor in config.compute.reuse:
-        if index.adopt(stage, inputs, Index(donor), config=config.model_dump(mode="json")):
-            logger.info("%s: taken over from %s", stage, donor)
+        if index.adopt(name, inputs, Index(donor), config=config.model_dump(mode="json")):
+            logger.info("%s: taken over from %s", name, donor)
             break
-    if not index.begin(stage, inputs):
-        record = index.require(stage)
-        logger.info("%s: done before (%s)", stage, summary(record.counts))
+    if not index.begin(name, inputs):
+        record = index.require(name)
+        logger.info("%s: done before (%s)", name, summary(record.counts))
         return record
     start = time.monotonic()
     try:
         counts = build(config, index)
     except UserError:
-        index.release(stage)  # with another column name, say, the same command must not be refused
+        index.release(name)  # with another column name, say, the same command must not be refused
         raise
-    _check_rejected(stage, config, index, counts)
+    _check_rejected(name, config, index, counts)
     seconds = time.monotonic() - start
-    effort = read_effort(index, stage)
+    effort = read_effort(index, name)
     index.finish(
-        stage,
+        name,
         inputs,
         config=config.model_dump(mode="json"),
         counts=counts,
         seconds=seconds,
         effort=effort.rounded() if effort.seconds else None,
     )
-    logger.info("%s: done in %s (%s)", stage, duration(seconds), summary(counts))
-    return index.require(stage)
+    logger.info("%s: done in %s (%s)", name, duration(seconds), summary(counts))
+    return index.require(name)
 
 
 def _check_rejected(stage: str, config: Config, index: Index, counts: dict[str, Any]) -> None:
@@ -78,22 +76,17 @@ def _check_rejected(stage: str, config: Config, index: Index, counts: dict[str, 
         )
 
 
-def summary(counts: dict[str, Any]) -> str:
-    """Returns the counts that are not zero, on one line: a number, the numbers of rounds, or numbers by name."""
-    return ", ".join(
-        f"{key.replace('_', ' ')} {shown}" for key, value in counts.items() if (shown := _shown(value)) is not None
-    )
+def rebuild(options: argparse.Namespace) -> None:
+    """Forgets the stages of `--rebuild` and all that was made from them."""
+    for name in options.rebuild:
+        Index(kind_of(STAGES[name]).place(options.config)).rebuild(name)
 
 
-def _shown(value: Any) -> str | None:
-    match value:
-        case int() | float():
-            return f"{value:,}" if value else None
-        case list() if any(value) and all(isinstance(number, int) for number in value):
-            return " → ".join(f"{number:,}" for number in value)
-        case dict() if value and all(isinstance(number, int) for number in value.values()):
-            return f"({summary(value)})"
-        case str():
-            return value
-        case _:
-            return None
+def stage_command(stage: Stage, run: Callable[[Config], StageRecord]) -> Command:
+    """Returns the command that runs one stage and prints what it did."""
+
+    def command(options: argparse.Namespace) -> None:
+        rebuild(options)
+        print_stages(kind_of(stage).place(options.config), {stage.name: run(options.config)})
+
+    return command

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from typing import Any
 
-from jobs.stages import summary
+from jobs.command import run_module
+from jobs.tables import summary
 from zerogr.errors import UserError
-from zerogr.index import DISTIL, FOLDERS, KINDS, Index, shards_in
-from zerogr.ledger import Effort, read_effort
+from zerogr.index.index import Index, shards_in
+from zerogr.index.ledger import Effort, read_effort
+from zerogr.index.stage import INDEX, Stage
 from zerogr.progress import duration
 
 
@@ -23,44 +26,48 @@ def status(uri: str) -> dict[str, Any]:
     if not finished and not begun:
         raise UserError(f"there is no index at '{uri}'; `zerogr index CONFIG` makes one")
     stages: dict[str, Any] = {}
-    for stage in KINDS[index.kind() or "an index"][0]:
-        if stage in finished:
-            entry = finished[stage]
-            rejected = index.num_rejected(stage)
-            stages[stage] = {"state": "done", **entry, **({"rejected": rejected} if rejected else {})}
-            rows = entry["counts"].get("rows")
-            if "effort" in entry:
-                stages[stage] |= Effort(**entry["effort"]).rates()
-            elif rows and entry["seconds"]:
-                stages[stage]["rows_per_second"] = round(rows / entry["seconds"], 2)
-        elif stage in begun:
-            stages[stage] = {"state": "unfinished", **_unfinished(index, stage)}
+    for stage in (index.kind() or INDEX).stages:
+        if stage.name in finished:
+            stages[stage.name] = {"state": "done", **_finished(index, stage, finished[stage.name])}
+        elif stage.name in begun:
+            stages[stage.name] = {"state": "unfinished", **_unfinished(index, stage)}
         else:
-            stages[stage] = {"state": "not begun"}
+            stages[stage.name] = {"state": "not begun"}
     return {"index": uri, "stages": stages}
 
 
-def _unfinished(index: Index, stage: str) -> dict[str, Any]:
+def _finished(index: Index, stage: Stage, entry: dict[str, Any]) -> dict[str, Any]:
+    """Returns what the manifest says of a stage, its rejected rows and its rates."""
+    rejected, rows = index.num_rejected(stage.name), entry["counts"].get("rows")
+    found = {**entry, **({"rejected": rejected} if rejected else {})}
+    if "effort" in entry:
+        return found | Effort(**entry["effort"]).rates()
+    if rows and entry["seconds"]:
+        found["rows_per_second"] = round(rows / entry["seconds"], 2)
+    return found
+
+
+def _unfinished(index: Index, stage: Stage) -> dict[str, Any]:
     """Returns the shards a stage has published, of how many, and at what rate and price it goes on."""
-    if stage not in ("corpus", "docids", "queries", DISTIL):
+    if stage.shards is None:
         return {}
-    published = set(shards_in(index.path(FOLDERS[stage][-1] if stage == "docids" else FOLDERS[stage][0])))
+    published = set(shards_in(index.path(stage.shards)))
     entry: dict[str, Any] = {"shards": len(published)}
-    effort = read_effort(index, stage)
-    if stage not in ("corpus", DISTIL):
+    effort = read_effort(index, stage.name)
+    if stage.follows_corpus:
         num_rows = index.rows_of_shards()
         entry["of"] = len(num_rows)
         entry |= effort.remaining(sum(rows for shard, rows in num_rows.items() if shard not in published))
     return entry | effort.rates()
 
 
-def print_status(uri: str, *, as_json: bool) -> None:
+def command(options: argparse.Namespace) -> None:
     """Prints the status for a person, or as one JSON document."""
-    found = status(uri)
-    if as_json:
+    found = status(options.index)
+    if options.json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
         return
-    print(uri)
+    print(options.index)
     for stage, entry in found["stages"].items():
         if entry["state"] == "done":
             print(
@@ -80,3 +87,7 @@ def _pace(entry: dict[str, Any]) -> str:
         if entry["remaining_gpu_hours"]:
             pace += f" ({entry['remaining_gpu_hours']:,} GPU-hours)"
     return pace
+
+
+if __name__ == "__main__":
+    run_module("status", command)

@@ -6,6 +6,7 @@ The index and the corpus must be where the cluster can reach them (s3://, or a p
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 import time
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import yaml
 
-from zerogr.config import Config
+from jobs.command import run_module
+from zerogr.config.tree import Config
 from zerogr.errors import UserError
 
 
@@ -57,3 +59,12 @@ def submit(config: Config, address: str, *, wait: bool = True, rebuild: list[str
             last = [line for line in logs.splitlines() if line.strip()][-1:] or ["it wrote nothing"]
             raise UserError(f"job {job_id} on '{address}' ended as {status}: {last[0]}")
         time.sleep(2)
+
+
+def command(options: argparse.Namespace) -> None:
+    """Submits the job and prints its id."""
+    print(submit(options.config, options.address, wait=not options.no_wait, rebuild=options.rebuild))
+
+
+if __name__ == "__main__":
+    run_module("submit", command)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zerogr.evaluation.explain import Explanation
-    from zerogr.index import StageRecord
+    from zerogr.index.index import StageRecord
     from zerogr.retriever import Hit, Retriever, Traced
 
 MOST_WORDS = 16
@@ -18,7 +18,6 @@ COLUMNS = ("acc@1", "ndcg@10", "recall@100", "mrr@10", "map")
 
 def print_stages(uri: str, records: dict[str, StageRecord]) -> None:
     """Prints where the index is and what its stages did."""
-    from jobs.stages import summary
     from zerogr.progress import duration
 
     print(uri)
@@ -135,3 +134,24 @@ def _print_words(traced: list[Traced]) -> None:
     for row in zip_longest(*(each.words[:MOST_WORDS] for each in traced)):
         cells = (f"  {each.word:<24}{each.probability:>8.3f}{each.score:>8.3f}" if each else " " * 42 for each in row)
         print("".join(cells).rstrip())
+
+
+def summary(counts: dict[str, Any]) -> str:
+    """Returns the counts that are not zero, on one line: a number, the numbers of rounds, or numbers by name."""
+    return ", ".join(
+        f"{key.replace('_', ' ')} {shown}" for key, value in counts.items() if (shown := _shown(value)) is not None
+    )
+
+
+def _shown(value: Any) -> str | None:
+    match value:
+        case int() | float():
+            return f"{value:,}" if value else None
+        case list() if any(value) and all(isinstance(number, int) for number in value):
+            return " → ".join(f"{number:,}" for number in value)
+        case dict() if value and all(isinstance(number, int) for number in value.values()):
+            return f"({summary(value)})"
+        case str():
+            return value
+        case _:
+            return None

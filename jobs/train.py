@@ -3,6 +3,7 @@ generator from pairs into tuning.out. `zerogr train CONFIG [--recipe NAME]`"""
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import time
@@ -11,15 +12,19 @@ from functools import partial
 from typing import Any
 
 from jobs.cluster import cause_of, ray_session, share_of_cpus
-from jobs.stages import run_stage
+from jobs.command import run_module
+from jobs.stages import rebuild, run_stage
+from jobs.tables import print_stages
 from jobs.termination import fault_on_sigterm
-from zerogr import storage
-from zerogr.config import Config
-from zerogr.config_file import validate_config
+from zerogr.config.file import validate_config
+from zerogr.config.tree import Config
 from zerogr.errors import Fault, UserError
-from zerogr.index import FOLDERS, Index, StageRecord
+from zerogr.index.index import Index, StageRecord
+from zerogr.index.stage import STAGES, kind_of
+from zerogr.store import storage
 from zerogr.training.checkpoints import latest_step
-from zerogr.training.recipes import RECIPES, run_recipe
+from zerogr.training.recipes import RECIPES
+from zerogr.training.recipes.recipe import run_recipe
 
 logger = logging.getLogger(__name__)
 OUTCOME, ENDING = "outcome.json", "ending.json"
@@ -35,11 +40,11 @@ def run(config: Config, recipe: str = "retriever") -> StageRecord:
     """Runs the stage of a recipe."""
     chosen = RECIPES[recipe](config)
     build = partial(_build, recipe=recipe)
-    return run_stage(chosen.stage, config, chosen.inputs(), build, uri=chosen.index.uri)
+    return run_stage(STAGES[chosen.stage], config, chosen.inputs(), build)
 
 
 def _build(config: Config, index: Index, *, recipe: str) -> dict[str, Any]:
-    folder = FOLDERS[recipe][1]
+    [folder] = STAGES[recipe].work
     compute = config.compute
     with ray_session():
         from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -131,7 +136,7 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
     logging.getLogger("ray.train").setLevel(logging.ERROR)  # Ray Train has set its own levels by now
     torch.set_num_threads(arguments["num_threads"])
     recipe = RECIPES[arguments["recipe"]](validate_config(arguments["config"]))
-    folder = FOLDERS[recipe.stage][1]
+    [folder] = STAGES[recipe.stage].work
     context, device = ray_train.get_context(), get_device()
     rank, num_ranks = context.get_world_rank(), context.get_world_size()
     outcome_file = recipe.index.path(folder, OUTCOME)
@@ -157,7 +162,12 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
         storage.write_json(outcome_file, outcome)
 
 
-if __name__ == "__main__":
-    from jobs.cli import run_module
+def command(options: argparse.Namespace) -> None:
+    """Trains, and prints what was done."""
+    rebuild(options)
+    record = run(options.config, options.recipe)
+    print_stages(kind_of(STAGES[options.recipe]).place(options.config), {options.recipe: record})
 
-    run_module("train")
+
+if __name__ == "__main__":
+    run_module("train", command)

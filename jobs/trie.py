@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from jobs.stages import run_stage
-from zerogr.config import Config
-from zerogr.index import Index, StageRecord
-from zerogr.trie_stage import build_trie, trie_inputs
+from jobs.command import run_module
+from jobs.stages import run_stage, stage_command
+from zerogr.config.tree import Config
+from zerogr.index.index import Index, StageRecord
+from zerogr.index.stage import TRIE
+from zerogr.trie.stage import build_trie, trie_inputs
 
 
 def run(config: Config) -> StageRecord:
     """Runs the trie stage."""
-    return run_stage("trie", config, trie_inputs(config, Index(config.index)), build_trie)
+    return run_stage(TRIE, config, trie_inputs(config, Index(config.index)), build_trie)
 
+
+command = stage_command(TRIE, run)
 
 if __name__ == "__main__":
-    from jobs.cli import run_module
-
-    run_module("trie")
+    run_module("trie", command)

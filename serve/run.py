@@ -7,6 +7,7 @@ Ray Serve's own `serve deploy` with the same config file.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import logging
@@ -27,9 +28,9 @@ import yaml
 from pydantic import ValidationError
 
 from serve.app import LoadedRetriever, ServeArguments, application, load_retriever
-from zerogr import storage
 from zerogr.errors import UserError
-from zerogr.index import Index
+from zerogr.index.index import Index
+from zerogr.store import storage
 
 logger = logging.getLogger(__name__)
 
@@ -87,35 +88,21 @@ def serve_index(
     http_options = {**config.http_options, **_given(host=host, port=port)}
 
     import ray
-    from ray import serve
 
     with contextlib.ExitStack() as cleanup:
-        embedded = _join_ray(address, http_options, num_replicas or 1, cleanup)
+        is_ours = _join_ray(address, http_options, num_replicas or 1, cleanup)
         arguments = ServeArguments.model_validate({**config.args, "index": index_uri})
-        if embedded and arguments.num_threads is None:
+        if is_ours and arguments.num_threads is None:
             threads = max(1, len(os.sched_getaffinity(0)) // (num_replicas or 1))
             arguments = arguments.model_copy(update={"num_threads": threads})
-        options = config.options
-        searcher = options.setdefault("Searcher", {})
+        searcher = config.options.setdefault("Searcher", {})
         if config_file is None and ray.cluster_resources().get("GPU", 0) > 0:
             searcher["ray_actor_options"] = {**searcher.get("ray_actor_options", {}), "num_gpus": 1}
         if num_replicas is not None:
             searcher.pop("autoscaling_config", None)
             searcher["num_replicas"] = num_replicas
-
-        serve.start(proxy_location=config.proxy_location, http_options=http_options)
-        cleanup.callback(serve.delete, config.name)
-        try:
-            target = application(arguments, loader=loader, options=options)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"the deployments of the config file are wrong: {' '.join(str(error).split())}") from error
-        serve.run(target, name=config.name, route_prefix=config.route_prefix)
-        place = (http_options["port"], config.route_prefix)
-        # A wildcard address can be listened on, not connected to.
-        _wait_for_answer(
-            _url({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(http_options["host"], http_options["host"]), *place)
-        )
-        url = _url(http_options["host"], *place)
+        _deploy(config, http_options, arguments, loader, cleanup)
+        url = _url(http_options["host"], http_options["port"], config.route_prefix)
         print(f"Serving {index_uri} at {url}", flush=True)
         stop = cleanup.pop_all().close
     if not blocking:
@@ -125,6 +112,33 @@ def serve_index(
     finally:
         stop()
     return lambda: None
+
+
+def _deploy(
+    config: ServeConfig,
+    http_options: dict[str, Any],
+    arguments: ServeArguments,
+    loader: Callable[[ServeArguments], LoadedRetriever],
+    cleanup: contextlib.ExitStack,
+) -> None:
+    """Starts the application and returns when it answers; `cleanup` deletes it."""
+    from ray import serve
+
+    serve.start(proxy_location=config.proxy_location, http_options=http_options)
+    cleanup.callback(serve.delete, config.name)
+    try:
+        target = application(arguments, loader=loader, options=config.options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the deployments of the config file are wrong: {' '.join(str(error).split())}") from error
+    serve.run(target, name=config.name, route_prefix=config.route_prefix)
+    # A wildcard address can be listened on, not connected to.
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(http_options["host"], http_options["host"])
+    _wait_for_answer(_url(host, http_options["port"], config.route_prefix))
+
+
+def command(options: argparse.Namespace) -> None:
+    """Serves until it is told to stop: `zerogr serve INDEX`."""
+    serve_index(options.index, host=options.host, port=options.port, config_file=options.config)
 
 
 def load_serve_config(path: str | None = None) -> ServeConfig:

@@ -25,7 +25,7 @@ from tests import tiny
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Downloads and training examples go into a cache of the session's; converted models are those of the machine."""
-    from zerogr.storage import cache_folder
+    from zerogr.store.cache import cache_folder
 
     models = cache_folder() / "models"
     models.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def remote_index(
 ) -> str:
     """The index of `tiny_index`'s configuration, made on S3 from a corpus on S3."""
     from jobs.cli import main
-    from zerogr import storage
+    from zerogr.store import storage
 
     folder = tmp_path_factory.mktemp("remote-index")
     storage.upload_folder(collection, "s3://zerogr/collection")

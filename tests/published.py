@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zerogr import storage
+from zerogr.store import storage
 
 
 class File(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from zerogr.config import CorpusConfig
+from zerogr.config.tree import CorpusConfig
 from zerogr.corpus.document import Document, Rejected
 from zerogr.corpus.readers import read_corpus
 from zerogr.errors import UserError

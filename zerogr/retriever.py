@@ -4,7 +4,8 @@
     retriever.search(["wing slipstream"], k=10)
 
 A search encodes the prompts of its queries once and lets a strategy walk the trie for all of them together; see
-`zerogr.decoding`. Where the index has postings what it finds are words, of which documents are made; see `zerogr.postings`.
+`zerogr.decoding`. Where the index has postings what it finds are words, of which documents are made; see
+`zerogr.ranking.postings`.
 The model sits on one device, trie and postings are memory maps, doc_ids and docids are two Arrow columns.
 """
 
@@ -19,18 +20,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from zerogr import storage
-from zerogr.chat import SETTINGS_FILE, ChatFormat
 from zerogr.decoding import Decoded, decode_batch
 from zerogr.decoding.scoring import Scorer
 from zerogr.decoding.trace import Step, trace_batch
 from zerogr.errors import UserError
-from zerogr.index import Index
-from zerogr.postings import Postings, Weighted
+from zerogr.index.index import Index
+from zerogr.llm.chat import SETTINGS_FILE, ChatFormat
+from zerogr.ranking.postings import Postings, Weighted
+from zerogr.store import cache, storage
 from zerogr.trie import DocidTrie
 
 if TYPE_CHECKING:
-    from zerogr.filtered_trie import FilteredTrie
+    from zerogr.trie.filtered import FilteredTrie
 
 
 OF_WORDS = frozenset({"num_words", "query_share"})
@@ -55,7 +56,7 @@ class Hit:
     """From 1."""
     score: float
     """Natural-log probability of the docid, `normalise` says over which tokens; or the sum over its words, see
-    `zerogr.postings`."""
+    `zerogr.ranking.postings`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ class Retriever:
             docids: string [N].
             postings: Of the words; None where docids are written whole.
             instruction: Used where a search gives none.
-            decoding: Defaults of `search`: the fields of `zerogr.config.DecodingConfig`.
+            decoding: Defaults of `search`: the fields of `zerogr.config.tree.DecodingConfig`.
             manifest: The index's manifest.
 
         Raises:
@@ -138,8 +139,8 @@ class Retriever:
         Raises:
             UserError: The index is missing or unfinished, or its trie was made with another tokenizer or of other docids.
         """
-        from zerogr.models import load_model, tokenizer_hash
-        from zerogr.trie_stage import POSTINGS, read_docids
+        from zerogr.llm.models import load_model, tokenizer_hash
+        from zerogr.trie.stage import POSTINGS, read_docids
 
         index = Index(uri)
         manifest = index.manifest()
@@ -147,7 +148,7 @@ class Retriever:
             raise UserError(f"there is no index at '{uri}'; `zerogr index CONFIG` makes one")
         for stage in ("docids", "trie", "retriever"):
             index.require(stage)
-        trie_folder = storage.local_folder(index.path("trie"))
+        trie_folder = cache.local_folder(index.path("trie"))
         trie = DocidTrie.load(trie_folder)
         postings = Postings.load(trie_folder / POSTINGS) if trie.extra.get("unit") == "word" else None
         table = read_docids(index)
@@ -155,7 +156,7 @@ class Retriever:
             raise UserError(
                 f"the trie of '{uri}' is not that of its {len(table)} docids; run `zerogr index` with --rebuild trie"
             )
-        folder = storage.local_folder(index.path("retriever"))
+        folder = cache.local_folder(index.path("retriever"))
         if trie.extra.get("tokenizer") != tokenizer_hash(str(folder)):
             raise UserError(
                 f"the trie of '{uri}' was made with another tokenizer than its retriever; "

@@ -22,9 +22,9 @@ from benchmarks.peers import (
     truncated_trie,
 )
 from tests import tiny
-from zerogr.chat import ChatFormat
 from zerogr.decoding import decode
-from zerogr.models import load_model
+from zerogr.llm.chat import ChatFormat
+from zerogr.llm.models import load_model
 from zerogr.trie import DocidTrie
 
 END = 2  # of the tiny model

@@ -11,11 +11,11 @@ import pytest
 
 from benchmarks import generation
 from benchmarks.generation import Recorder, measure_samples, measure_stage, no_shared_prefixes
-from zerogr.config import Config
+from zerogr.config.tree import Config
 from zerogr.corpus.stage import build_corpus
-from zerogr.engines import Prompt, Sampling
-from zerogr.engines.transformers import TransformersEngine
-from zerogr.index import Index, shards_in
+from zerogr.index.index import Index, shards_in
+from zerogr.llm.engines.engine import Prompt, Sampling
+from zerogr.llm.engines.transformers import TransformersEngine
 
 
 @pytest.fixture

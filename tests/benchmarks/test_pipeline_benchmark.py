@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 
 from benchmarks import pipeline
-from zerogr import storage
 from zerogr.docids.resolve import key_of
 from zerogr.docids.stage import FOLDER, PROPOSAL_SCHEMA
-from zerogr.index import Index
+from zerogr.index.index import Index
+from zerogr.store import storage
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ import yaml
 
 from benchmarks import experiments, quality
 from tests import tiny
-from zerogr import storage
 from zerogr.corpus.collection import Collection
 from zerogr.errors import UserError
+from zerogr.store import storage
 
 
 def measured(data: Path, tmp_path: Path, names: list[str], monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:

@@ -18,12 +18,12 @@ import s3fs
 
 import jobs.docids
 import jobs.queries
-from zerogr.config import Config
+from zerogr.config.tree import Config
 from zerogr.docids.stage import DocidProposer
-from zerogr.engines import Engine, Generation, Prompt, Sampling
-from zerogr.generation import load_generator
-from zerogr.index import Index
-from zerogr.queries import QueryWriter
+from zerogr.index.index import Index
+from zerogr.llm.engines.engine import Engine, Generation, Prompt, Sampling
+from zerogr.llm.generation import load_generator
+from zerogr.queries.stage import QueryWriter
 
 STAGES = {"docids": (jobs.docids, DocidProposer), "queries": (jobs.queries, QueryWriter)}
 CUDA_ERROR = "CUDA error: an illegal memory access was encountered"

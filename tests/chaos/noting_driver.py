@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.processes import running
-from zerogr import storage
-from zerogr.index import FOLDERS
+from zerogr.index.stage import RETRIEVER
+from zerogr.store import storage
 
 PAUSE = {2: 8, 1: 18}
 """Ranks -> optimiser step, counted from 1. Both lie in the middle of an epoch, and a checkpoint follows neither."""
@@ -42,7 +42,7 @@ def noting_train_on_worker(arguments: dict[str, Any], *, diary: str) -> None:
     begun, at_work = time.time(), {"step": 0}
     ids_of: dict[int, list[int]] = {}
     every = arguments["config"]["training"]["checkpoint_every"]
-    checkpoints = storage.join(arguments["config"]["index"], FOLDERS["retriever"][1], "checkpoints")
+    checkpoints = storage.join(arguments["config"]["index"], RETRIEVER.work[0], "checkpoints")
     restore, prepare, step = StorageCheckpointer.restore, Learner.prepare, Learner.step
 
     def noting_restore(self: Any, *state: Any) -> int:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tests.chaos.noting_driver import PAUSE, noting_driver
 from tests.chaos.settings import write_config
 from tests.chaos.test_nodes import DEADLINE_S, cluster, kill_node, wait
-from zerogr.index import Index
+from zerogr.index.index import Index
 
 __all__ = ["cluster"]  # the fixture
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]

@@ -14,7 +14,7 @@ from jobs.cli import main
 from tests.chaos.engines import CUDA_ERROR, Blind, Diary, Mortal, Poisoned, unloadable, use
 from tests.chaos.settings import LANGUAGE_MODEL, run_stages
 from tests.published import contents, files, rows
-from zerogr.index import Index
+from zerogr.index.index import Index
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 

@@ -24,14 +24,15 @@ from tests import tiny
 from tests.chaos.settings import LANGUAGE_MODEL
 from tests.processes import command_line, descendants, kill_with_descendants
 from tests.published import File, contents, files
-from zerogr import storage
 from zerogr.docids.stage import FOLDER
-from zerogr.index import FOLDERS, Index, shards_in
+from zerogr.index.index import Index, shards_in
+from zerogr.index.stage import RETRIEVER
+from zerogr.store import storage
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 DEADLINE_S = 240
-LATEST = f"{FOLDERS['retriever'][1]}/checkpoints/latest.json"
+LATEST = f"{RETRIEVER.work[0]}/checkpoints/latest.json"
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from tests.chaos.settings import run_stages
 from tests.processes import kill_with_descendants, running
 from tests.published import contents, files
 from zerogr.docids.stage import FOLDER
-from zerogr.index import Index, shards_in
+from zerogr.index.index import Index, shards_in
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 

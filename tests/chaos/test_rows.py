@@ -14,11 +14,11 @@ from jobs.cli import main
 from tests import tiny
 from tests.chaos.settings import LANGUAGE_MODEL, write_config
 from tests.published import rows
-from zerogr.config_file import load_config
+from zerogr.config.file import load_config
 from zerogr.docids.stage import check_docids
-from zerogr.engines.fake import FAIL_MARKER
-from zerogr.index import Index
-from zerogr.words import words
+from zerogr.index.index import Index
+from zerogr.llm.engines.fake import FAIL_MARKER
+from zerogr.text.words import words
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 

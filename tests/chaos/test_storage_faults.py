@@ -22,10 +22,10 @@ from tests.chaos.engines import through, use
 from tests.chaos.faulty_s3 import PASSING, FaultyS3, faulty_s3
 from tests.chaos.settings import write_config
 from tests.published import contents, files
-from zerogr import storage
 from zerogr.docids.stage import FOLDER
 from zerogr.errors import Fault, UserError
-from zerogr.index import Index, shards_in
+from zerogr.index.index import Index, shards_in
+from zerogr.store import storage
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 

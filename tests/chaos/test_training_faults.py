@@ -17,11 +17,12 @@ from tests.chaos.noting_driver import PAUSE, noting_driver
 from tests.chaos.settings import write_config
 from tests.chaos.test_nodes import DEADLINE_S, wait
 from tests.processes import command_line, descendants
-from zerogr import storage
-from zerogr.index import FOLDERS, Index
+from zerogr.index.index import Index
+from zerogr.index.stage import RETRIEVER
+from zerogr.store import storage
 from zerogr.training.checkpoints import latest_step
 
-TRAINING = FOLDERS["retriever"][1]
+TRAINING = RETRIEVER.work[0]
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 

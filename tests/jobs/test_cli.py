@@ -16,7 +16,7 @@ import yaml
 from jobs.cli import main
 from tests import tiny
 from tests.published import contents, files
-from zerogr.engines.vllm import is_vllm_installed
+from zerogr.llm.engines.vllm import is_vllm_installed
 
 ROOT = Path(__file__).parents[2]
 
@@ -200,7 +200,7 @@ class TestMistakesWithAnIndex:
 
 
 def test_config_is_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from zerogr.config_file import load_config
+    from zerogr.config.file import load_config
 
     assert main(["config"]) == 0
     (tmp_path / "config.yaml").write_text(capsys.readouterr().out)
@@ -270,9 +270,9 @@ def test_mistake_in_a_process_of_its_own(tmp_path: Path) -> None:
 def test_a_bug_is_not_the_users_mistake(tmp_path: Path) -> None:
     """Exit status 1 and the traceback: nothing else tells a maintainer what broke."""
     script = (
-        "import sys, zerogr.config_file\n"
+        "import sys, zerogr.config.file\n"
         "def broken(*_): raise RuntimeError('a bug')\n"
-        "zerogr.config_file.load_config = broken\n"
+        "zerogr.config.file.load_config = broken\n"
         "from jobs.cli import run\n"
         "sys.argv = ['zerogr', 'index', 'config.yaml']\n"
         "run()\n"

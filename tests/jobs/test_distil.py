@@ -16,8 +16,9 @@ import yaml
 from jobs.cli import main
 from tests import tiny
 from tests.published import contents, files, rows
-from zerogr import prompts, storage
-from zerogr.index import Index
+from zerogr.index.index import Index
+from zerogr.llm import prompts
+from zerogr.store import storage
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ("docids", "queries", "rejected")
@@ -327,6 +328,6 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     ):
         assert part in text
     example = text[text.index("  distil:\n") :].partition("\n\n")[0]
-    from zerogr.config_file import validate_config
+    from zerogr.config.file import validate_config
 
     assert validate_config(yaml.safe_load(example)).distil.tasks[0].max_documents == 20000

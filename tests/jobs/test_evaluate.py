@@ -15,9 +15,10 @@ import yaml
 from jobs.cli import main
 from tests import tiny
 from tests.published import files
-from zerogr import Retriever, storage
-from zerogr.index import Index
-from zerogr.words import stem
+from zerogr import Retriever
+from zerogr.index.index import Index
+from zerogr.store import storage
+from zerogr.text.words import stem
 
 pytestmark = pytest.mark.integration
 

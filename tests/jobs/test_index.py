@@ -13,10 +13,13 @@ import yaml
 from jobs.cli import main
 from tests import tiny
 from tests.published import files, rows
-from zerogr import Retriever, prompts, storage
-from zerogr.config_file import validate_config
+from zerogr import Retriever
+from zerogr.config.file import validate_config
 from zerogr.docids.stage import check_docids
-from zerogr.index import STAGES, Index
+from zerogr.index.index import Index
+from zerogr.index.stage import INDEX
+from zerogr.llm import prompts
+from zerogr.store import storage
 
 pytestmark = pytest.mark.integration
 
@@ -38,7 +41,7 @@ def copied(tiny_index: str, tmp_path: Path) -> str:
 
 def test_every_stage_is_made(tiny_index: str) -> None:
     index = Index(tiny_index)
-    assert [stage for stage in STAGES if index.record(stage)] == list(BUILT)
+    assert [stage for stage in [each.name for each in INDEX.stages] if index.record(stage)] == list(BUILT)
     assert index.begun() == []
     assert [row["doc_id"] for row in rows(tiny_index, "corpus")] == [row["_id"] for row in tiny.documents()]
     for folder in ("docids", "queries"):
@@ -81,7 +84,7 @@ def test_status(tiny_index: str, copied: str, capsys: pytest.CaptureFixture[str]
     assert main(["status", tiny_index, "--json"]) == 0
     status = json.loads(capsys.readouterr().out)
     assert status["index"] == tiny_index
-    assert list(status["stages"]) == list(STAGES)
+    assert list(status["stages"]) == [stage.name for stage in INDEX.stages]
     for stage in BUILT:
         assert status["stages"][stage]["state"] == "done"
         assert status["stages"][stage]["fingerprint"] == Index(tiny_index).require(stage).fingerprint
@@ -274,7 +277,7 @@ def _folder(index: str, name: str) -> Path:
 
 
 def test_queries_of_a_rejected_document_train_nothing(copied: str) -> None:
-    from zerogr.training.recipes import RetrieverRecipe
+    from zerogr.training.recipes.retriever import RetrieverRecipe
 
     index = Index(copied)
 

@@ -10,7 +10,7 @@ import yaml
 
 from jobs.cli import main
 from tests import tiny
-from zerogr.index import Index
+from zerogr.index.index import Index
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 

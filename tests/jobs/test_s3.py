@@ -12,8 +12,8 @@ import yaml
 from jobs.cli import main
 from tests import tiny
 from tests.published import contents
-from zerogr import storage
-from zerogr.index import Index
+from zerogr.index.index import Index
+from zerogr.store import storage
 
 pytestmark = pytest.mark.integration
 

@@ -20,7 +20,7 @@ from jobs.cli import main
 from tests import tiny
 from tests.processes import kill_with_descendants
 from tests.published import contents
-from zerogr.index import Index
+from zerogr.index.index import Index
 
 pytestmark = pytest.mark.integration
 

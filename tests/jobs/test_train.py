@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jobs.cli import main
-from zerogr.chat import ChatFormat
-from zerogr.index import Index
-from zerogr.models import load_model
+from zerogr.index.index import Index
+from zerogr.llm.chat import ChatFormat
+from zerogr.llm.models import load_model
 from zerogr.training.checkpoints import StorageCheckpointer, full_tensors
 from zerogr.training.examples import Examples, Row
 from zerogr.training.learner import Learner, TrainingSettings

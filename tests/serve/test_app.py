@@ -25,10 +25,10 @@ import yaml
 
 from serve.app import Searcher, ServeArguments
 from serve.run import serve_index
-from zerogr import storage
 from zerogr.decoding import STRATEGIES
 from zerogr.errors import UserError
 from zerogr.retriever import Retriever
+from zerogr.store import storage
 
 HTML_DOCID = "<img src=x onerror=alert(1)>"
 SECRET = "a secret that only the log may hold"

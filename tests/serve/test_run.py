@@ -10,8 +10,8 @@ import yaml
 
 from serve.app import SearchDefaults, ServeArguments
 from serve.run import load_serve_config, serve_index
-from zerogr import storage
 from zerogr.errors import UserError
+from zerogr.store import storage
 
 
 class TestConfigFile:

@@ -22,11 +22,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from zerogr.engines import EngineDied, Prompt, Sampling, load_engine
-from zerogr.engines.rendering import cut_at_stop
-from zerogr.engines.transformers import TransformersEngine
-from zerogr.engines.vllm import VLLMEngine
 from zerogr.errors import UserError
+from zerogr.llm.engines.engine import EngineDied, Prompt, Sampling
+from zerogr.llm.engines.loading import load_engine
+from zerogr.llm.engines.rendering import cut_at_stop
+from zerogr.llm.engines.transformers import TransformersEngine
+from zerogr.llm.engines.vllm import VLLMEngine
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

@@ -8,8 +8,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from zerogr.chat import ChatFormat
-from zerogr.models import load_tokenizer
+from zerogr.llm.chat import ChatFormat
+from zerogr.llm.models import load_tokenizer
 from zerogr.training.examples import Examples, Row
 from zerogr.trie import DocidTrie
 

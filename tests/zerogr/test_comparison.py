@@ -10,10 +10,10 @@ import pytest
 from zerogr.corpus.collection import Collection, Query
 from zerogr.decoding.trace import Step
 from zerogr.errors import UserError
-from zerogr.evaluation.baselines import Documents, run_baseline
-from zerogr.evaluation.compare import Comparison
+from zerogr.evaluation.baselines.fusion import fuse
+from zerogr.evaluation.baselines.systems import Documents, run_baseline
+from zerogr.evaluation.comparison import Comparison
 from zerogr.evaluation.explain import Support, classify
-from zerogr.evaluation.fusion import fuse
 from zerogr.evaluation.metrics import METRICS, evaluate_queries
 from zerogr.evaluation.runs import read_runs
 from zerogr.evaluation.significance import compare

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from zerogr.config import Config
-from zerogr.config_base import Section
-from zerogr.config_evaluation import AblationConfig
-from zerogr.config_file import default_yaml, load_config, validate_config
-from zerogr.config_teaching import DistilConfig, TuningConfig
+from zerogr.config.base import Section
+from zerogr.config.evaluation import AblationConfig
+from zerogr.config.file import default_yaml, load_config, validate_config
+from zerogr.config.teaching import DistilConfig, TuningConfig
+from zerogr.config.tree import Config
 from zerogr.errors import UserError
 
 

@@ -13,16 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import tiny
-from zerogr import storage
-from zerogr.config import Config, CorpusConfig
-from zerogr.config_file import validate_config
+from zerogr.config.file import validate_config
+from zerogr.config.tree import Config, CorpusConfig
 from zerogr.corpus.document import Document, Rejected
 from zerogr.corpus.readers import detect_format, read_corpus, source_hash
 from zerogr.corpus.sampling import judged_doc_ids, sample
 from zerogr.corpus.stage import _SeenIds, build_corpus, corpus_inputs, load_frequency
 from zerogr.corpus.tables import guess_kind, serialise_table
 from zerogr.errors import UserError
-from zerogr.index import Index, shards_in
+from zerogr.index.index import Index, shards_in
+from zerogr.store import storage
 
 MEGABYTE = 2**20
 

@@ -10,11 +10,19 @@ from typing import Any
 
 import pytest
 
-from zerogr import prompts, storage
-from zerogr.config import Config
-from zerogr.config_file import validate_config
+from zerogr.config.file import validate_config
+from zerogr.config.tree import Config
 from zerogr.corpus.stage import build_corpus, load_frequency
-from zerogr.distil import (
+from zerogr.docids.rules import Terms, validate
+from zerogr.docids.stage import DocidProposer, limits_of
+from zerogr.errors import StageRefused, UserError
+from zerogr.index.index import Index, fingerprint
+from zerogr.llm import prompts
+from zerogr.llm.engines.engine import Generation, Prompt, Sampling
+from zerogr.llm.engines.fake import FakeEngine
+from zerogr.queries.stage import QueryWriter
+from zerogr.store import storage
+from zerogr.teaching.distil import (
     Distiller,
     build_corpora,
     distil_counts,
@@ -23,14 +31,7 @@ from zerogr.distil import (
     shards_of,
     tasks_of,
 )
-from zerogr.docids.rules import Terms, validate
-from zerogr.docids.stage import DocidProposer, limits_of
-from zerogr.engines import Generation, Prompt, Sampling
-from zerogr.engines.fake import FakeEngine
-from zerogr.errors import StageRefused, UserError
-from zerogr.index import Index, fingerprint
-from zerogr.queries import QueryWriter
-from zerogr.words import words
+from zerogr.text.words import words
 
 BREAD = "Sourdough bread needs flour, water and salt; the starter ferments the dough and the oven bakes the crust."
 BOAT = "A sailing boat has a keel, a mast, a rudder and a jib; the anchor holds it in the harbour against the tide."

@@ -11,9 +11,8 @@ import pyarrow as pa
 import pytest
 
 from tests.published import contents
-from zerogr import storage
-from zerogr.config import Config
-from zerogr.config_file import validate_config
+from zerogr.config.file import validate_config
+from zerogr.config.tree import Config
 from zerogr.corpus.stage import build_corpus, load_frequency
 from zerogr.docids.rules import Terms
 from zerogr.docids.stage import (
@@ -25,10 +24,11 @@ from zerogr.docids.stage import (
     docids_inputs,
     idle_settings,
 )
-from zerogr.engines import Generation, Prompt, Sampling
-from zerogr.engines.fake import FakeEngine
-from zerogr.index import Index, shards_in
-from zerogr.words import words
+from zerogr.index.index import Index, shards_in
+from zerogr.llm.engines.engine import Generation, Prompt, Sampling
+from zerogr.llm.engines.fake import FakeEngine
+from zerogr.store import storage
+from zerogr.text.words import words
 
 BREAD = "Sourdough bread needs flour, water and salt; the starter ferments the dough and the oven bakes the crust."
 LANGUAGES = {

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from zerogr.docids.resolve import Resolution, resolve
 from zerogr.docids.rules import Limits, Terms, repair, validate
 from zerogr.docids.schemes import keyword_candidates, random_candidates, tfidf_candidates, title_candidates
-from zerogr.words import DocumentFrequency, words
+from zerogr.text.terms import DocumentFrequency
+from zerogr.text.words import words
 
 BREAD = "Sourdough bread needs flour, water and salt; the starter ferments the dough and the oven bakes the crust."
 CORPUS = [BREAD, "A knight moves in the shape of an L on the board.", "To be or not to be", "Naïve café 東京 c++ 3.11"]

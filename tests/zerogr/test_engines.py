@@ -20,12 +20,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from zerogr.engines import Prompt, Sampling, load_engine
-from zerogr.engines import transformers as engine_module
-from zerogr.engines.fake import FAIL_MARKER, FakeEngine
-from zerogr.engines.rendering import ChatRenderer, cut_at_stop
-from zerogr.engines.transformers import TransformersEngine, draw_tokens
 from zerogr.errors import UserError
+from zerogr.llm.engines import transformers as engine_module
+from zerogr.llm.engines.engine import Prompt, Sampling
+from zerogr.llm.engines.fake import FAIL_MARKER, FakeEngine
+from zerogr.llm.engines.loading import load_engine
+from zerogr.llm.engines.rendering import ChatRenderer, cut_at_stop
+from zerogr.llm.engines.transformers import TransformersEngine, draw_tokens
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -319,6 +320,6 @@ class TestLoadEngine:
         assert load_engine("auto", folder, batch_size=2).name == "transformers"
 
     def test_vllm_that_is_not_installed_is_named(self, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("zerogr.engines.vllm.is_vllm_installed", lambda: False)
+        monkeypatch.setattr("zerogr.llm.engines.vllm.is_vllm_installed", lambda: False)
         with pytest.raises(UserError, match="vLLM is not installed; run `pip install 'zerogr\\[vllm\\]'`"):
             load_engine("vllm", folder)

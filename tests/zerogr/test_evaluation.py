@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from zerogr.corpus.collection import Collection, Query
 from zerogr.errors import UserError
-from zerogr.evaluation.bm25 import BM25, document_text
+from zerogr.evaluation.baselines.bm25 import BM25, document_text
 from zerogr.evaluation.metrics import evaluate_queries, evaluate_run
 from zerogr.evaluation.runs import format_run, parse_run, run_file_name
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zerogr.training.example_files import ExampleFiles
 from zerogr.training.examples import Examples
+from zerogr.training.files import ExampleFiles
 
 
 @pytest.fixture(autouse=True)

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from zerogr.chat import ChatFormat
-from zerogr.models import load_model
+from zerogr.llm.chat import ChatFormat
+from zerogr.llm.models import load_model
 from zerogr.training.choices import Choices
-from zerogr.training.examples import Examples, PackedBatch, Row, passes
+from zerogr.training.examples import Examples, Row
 from zerogr.training.learner import SelectedTargets, summed_loss
+from zerogr.training.packing import PackedBatch, passes
 
 WORDS = "coffee grind water keel mast wind knight rook pawn flour yeast oven gear chain brake".split()
 

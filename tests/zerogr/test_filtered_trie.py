@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zerogr.filtered_trie import FilteredTrie
 from zerogr.trie import DocidTrie
+from zerogr.trie.filtered import FilteredTrie
 
 Docid = tuple[int, ...]
 

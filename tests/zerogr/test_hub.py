@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.reading import read, refused
-from zerogr import hub, storage
-from zerogr.config import CorpusConfig
-from zerogr.config_file import load_config
+from zerogr.config.file import load_config
+from zerogr.config.tree import CorpusConfig
 from zerogr.corpus.collection import Collection
 from zerogr.corpus.document import Document
 from zerogr.corpus.readers import detect_format, source_hash
 from zerogr.errors import UserError
+from zerogr.store import cache, hub
 
 
 def json_lines(*rows: dict[str, Any]) -> bytes:
@@ -205,7 +205,7 @@ class TestReading:
         online.add("other/name", **{"c.jsonl": ROWS.replace(b"x", b"z")})
         hashes = [source_hash(CorpusConfig(source=f"hf:{name}")) for name in ("owner/name", "other/copy", "other/name")]
         assert hashes[0] == hashes[1] != hashes[2]
-        assert storage.version("hf:owner/name") != storage.version("hf:other/name")
+        assert cache.version("hf:owner/name") != cache.version("hf:other/name")
 
 
 class TestErrors:

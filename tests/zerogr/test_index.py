@@ -7,9 +7,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from zerogr import storage
+from zerogr.config.tree import Config
 from zerogr.errors import StageRefused, UserError
-from zerogr.index import FOLDERS, STAGES, UPSTREAM, Index, fingerprint, shard_name, shards_in
+from zerogr.index.index import Index, fingerprint, shard_name, shards_in
+from zerogr.index.stage import INDEX, KINDS, STAGES
+from zerogr.store import storage
 
 INPUTS: dict[str, Any] = {"seed": 0, "corpus": "abc", "prompt": "Say it."}
 
@@ -25,13 +27,19 @@ def finish(index: Index, stage: str, inputs: dict[str, Any] = INPUTS) -> None:
 
 def fill(index: Index) -> None:
     """Finishes every stage, with a file in each of its folders and a rejected row."""
-    for stage in STAGES:
-        index.begin(stage, INPUTS)
-        for folder in FOLDERS[stage]:
-            name = folder if folder.endswith(".bin") else f"{folder}/{shard_name(0)}"
-            storage.write_bytes(index.path(name), b"x")
-        storage.write_bytes(index.path("rejected", f"{stage}-{shard_name(0)}"), b"x")
-        finish(index, stage)
+    for stage in INDEX.stages:
+        inputs = INPUTS | dict.fromkeys(stage.upstream(Config()), "0123456789abcdef")
+        index.begin(stage.name, inputs)
+        for file in left_by(stage.name):
+            storage.write_bytes(index.path(file), b"x")
+        storage.write_bytes(index.path("rejected", f"{stage.name}-{shard_name(0)}"), b"x")
+        finish(index, stage.name, inputs)
+
+
+def left_by(stage: str) -> set[str]:
+    """Returns a file of every place of a stage."""
+    folders = (*STAGES[stage].folders, *STAGES[stage].work)
+    return {*STAGES[stage].keeps, *(f"{folder}/{shard_name(0)}" for folder in folders)}
 
 
 class TestFingerprint:
@@ -126,11 +134,11 @@ class TestRebuild:
         fill(index)
         before = set(storage.list_files(index.uri))
         assert set(index.rebuild(stage)) == fallen
-        assert set(index.manifest()["stages"]) == set(STAGES) - fallen
+        assert set(index.manifest()["stages"]) == {each.name for each in INDEX.stages} - fallen
         gone = before - set(storage.list_files(index.uri))
         expected = {f"rejected/{name}-{shard_name(0)}" for name in fallen} | {f"work/{name}.json" for name in fallen}
         for name in fallen:
-            expected |= {f if f.endswith(".bin") else f"{f}/{shard_name(0)}" for f in FOLDERS[name]}
+            expected |= left_by(name)
         assert gone == expected
 
     def test_afterwards_other_inputs_are_welcome(self, index: Index) -> None:
@@ -159,8 +167,10 @@ class TestRebuild:
         assert storage.list_files(index.path("docids")) == {}
 
     def test_every_stage_comes_after_what_it_needs(self) -> None:
-        for stage, upstream in UPSTREAM.items():
-            assert all(STAGES.index(name) < STAGES.index(stage) for name in upstream)
+        for kind in KINDS:
+            names = [stage.name for stage in kind.stages]
+            for number, stage in enumerate(kind.stages):
+                assert set(stage.upstream(Config())) <= set(names[:number])
 
 
 class TestManifest:

@@ -95,7 +95,8 @@ def test_retriever_is_reached_through_the_package() -> None:
 def test_light_rooms_do_without_torch() -> None:
     """They run in every worker that only reads and writes, and in the driver."""
     rooms = (
-        "config storage index words seeds progress prompts errors corpus.stage docids.stage queries engines.fake trie"
+        "config.file store.storage index.index text.terms seeds progress llm.prompts errors corpus.stage docids.stage "
+        "queries.stage llm.engines.fake trie"
     )
     imports = "; ".join(f"import zerogr.{room}" for room in rooms.split())
     assert not modules_after(imports) & {"torch", "transformers", "ray", "vllm"}

@@ -20,12 +20,13 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from zerogr.chat import ChatFormat
+from zerogr.config.names import EMBEDDED_MODEL
 from zerogr.decoding import STRATEGIES, decode, decode_batch
 from zerogr.decoding.language_model import MAX_KEPT_BEGINNINGS, TreeModel
 from zerogr.decoding.scoring import Request
 from zerogr.errors import UserError
-from zerogr.models import EMBEDDED_MODEL, load_model, resolve_model
+from zerogr.llm.chat import ChatFormat
+from zerogr.llm.models import load_model, resolve_model
 from zerogr.trie import DocidTrie
 
 V = 40

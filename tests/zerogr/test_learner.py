@@ -16,16 +16,17 @@ from torch.nn import functional
 
 from tests.zerogr.test_examples import computed, load, make_examples, pack
 from tests.zerogr.test_training import SETTINGS
-from zerogr import storage
 from zerogr.errors import UserError
 from zerogr.retriever import Retriever
+from zerogr.store import storage
 from zerogr.training import learner as learner_module
 from zerogr.training import throughput
 from zerogr.training.attention import PACKED, packed_attention
 from zerogr.training.choices import Choices
-from zerogr.training.examples import Examples, Row, passes
+from zerogr.training.examples import Examples, Row
 from zerogr.training.learner import Learner, SelectedTargets, TrainingSettings, greedy_hits
 from zerogr.training.log import TrainingLog
+from zerogr.training.packing import passes
 from zerogr.training.throughput import Cost, Meter
 from zerogr.trie import DocidTrie
 

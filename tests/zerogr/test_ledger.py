@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from zerogr import ledger
-from zerogr.index import RUNS, Index
-from zerogr.ledger import Effort, Ledger, read_effort
-from zerogr.storage import list_files
+from zerogr.index import ledger
+from zerogr.index.index import RUNS, Index
+from zerogr.index.ledger import Effort, Ledger, read_effort
+from zerogr.store.storage import list_files
 
 
 def test_the_runs_of_a_stage_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

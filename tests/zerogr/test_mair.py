@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from zerogr.config import CorpusConfig
+from zerogr.config.tree import CorpusConfig
 from zerogr.corpus.collection import Collection, Query
 from zerogr.corpus.document import Document, Rejected
 from zerogr.corpus.readers import detect_format, read_corpus

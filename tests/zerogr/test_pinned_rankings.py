@@ -17,16 +17,16 @@ import pytest
 import torch
 
 from tests import tiny
-from zerogr.chat import SETTINGS_FILE
-from zerogr.config import Config
-from zerogr.config_file import validate_config
+from zerogr.config.file import validate_config
+from zerogr.config.tree import Config
 from zerogr.corpus.stage import build_corpus, corpus_inputs
 from zerogr.decoding import STRATEGIES
 from zerogr.docids.stage import FOLDER, DocidProposer, assign_docids, docids_inputs
-from zerogr.engines.fake import FakeEngine
-from zerogr.index import Index
+from zerogr.index.index import Index
+from zerogr.llm.chat import SETTINGS_FILE
+from zerogr.llm.engines.fake import FakeEngine
 from zerogr.retriever import Retriever
-from zerogr.trie_stage import build_trie, trie_inputs
+from zerogr.trie.stage import build_trie, trie_inputs
 
 PINNED = Path(__file__).with_name("pinned_rankings.json")
 QUERIES = ["the roast beans of coffee in the kettle", "safety of sailing with jib and mast", "gambit"]

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zerogr.errors import UserError
-from zerogr.postings import Postings, Weighted, words_of
-from zerogr.words import stem
+from zerogr.ranking.postings import Postings, Weighted, words_of
+from zerogr.text.words import stem
 
 WORDS = "wing wings lift lifting drag heat flow slab slabs".split()
 DOCUMENTS = st.lists(

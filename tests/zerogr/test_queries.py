@@ -6,24 +6,19 @@ from typing import Any
 
 import pytest
 
-from zerogr import prompts, storage
-from zerogr.config import Config, QueriesConfig
-from zerogr.config_file import validate_config
+from zerogr.config.file import validate_config
+from zerogr.config.tree import Config, QueriesConfig
 from zerogr.corpus.stage import build_corpus
-from zerogr.engines import Generation, Prompt, Sampling
-from zerogr.engines.fake import FakeEngine
-from zerogr.index import Index
-from zerogr.queries import (
-    KEYWORD_SET,
-    MAX_QUERY_WORDS,
-    SPAN_WORDS,
-    QueryWriter,
-    judge_queries,
-    make_spans,
-    queries_counts,
-    queries_inputs,
-)
-from zerogr.words import DocumentFrequency, is_topical, words
+from zerogr.index.index import Index
+from zerogr.llm import prompts
+from zerogr.llm.engines.engine import Generation, Prompt, Sampling
+from zerogr.llm.engines.fake import FakeEngine
+from zerogr.queries.pseudo import MAX_QUERY_WORDS, judge_queries
+from zerogr.queries.spans import KEYWORD_SET, SPAN_WORDS, make_spans
+from zerogr.queries.stage import QueryWriter, queries_counts, queries_inputs
+from zerogr.store import storage
+from zerogr.text.terms import DocumentFrequency
+from zerogr.text.words import is_topical, words
 
 TITLE = "Sourdough bread"
 TEXT = "Sourdough bread needs flour, water and salt; the starter ferments the dough and the oven bakes the crust."

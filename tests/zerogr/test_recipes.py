@@ -11,24 +11,28 @@ import pytest
 import torch
 
 from tests import tiny
-from zerogr import prompts, storage
-from zerogr.config import Config
-from zerogr.config_file import validate_config
+from zerogr.config.file import validate_config
+from zerogr.config.tree import Config
 from zerogr.corpus.stage import build_corpus, load_frequency
 from zerogr.docids.rules import Terms, validate
 from zerogr.docids.stage import limits_of
-from zerogr.engines import Prompt
-from zerogr.engines.rendering import ChatRenderer
 from zerogr.errors import UserError
-from zerogr.index import DISTIL, Index
-from zerogr.models import load_model
-from zerogr.training import recipes
+from zerogr.index.index import Index
+from zerogr.index.stage import DISTIL
+from zerogr.llm import prompts
+from zerogr.llm.engines.engine import Prompt
+from zerogr.llm.engines.rendering import ChatRenderer
+from zerogr.llm.models import load_model
+from zerogr.store import storage
+from zerogr.teaching.pairs import Pair, pairs_for
+from zerogr.text.words import stem, words
 from zerogr.training.answers import NAMED_SHARE, WHOLE
 from zerogr.training.checkpoints import StorageCheckpointer, full_tensors
 from zerogr.training.learner import Learner
-from zerogr.training.pairs import Pair, pairs_for
-from zerogr.training.recipes import RECIPES, RetrieverRecipe, load_base, run_recipe
-from zerogr.words import stem, words
+from zerogr.training.recipes import RECIPES
+from zerogr.training.recipes import retriever as retriever_recipe
+from zerogr.training.recipes.recipe import load_base, run_recipe
+from zerogr.training.recipes.retriever import RetrieverRecipe
 
 
 @pytest.fixture
@@ -84,7 +88,7 @@ class TestPairs:
         teacher = Index(str(tmp_path / "teacher"))
         row = {"task": "t", "doc_id": "d", "prompt": "Name it.", "prefill": "", "completion": "tea leaf"}
         storage.write_parquet(teacher.shard("docids", 0), pa.Table.from_pylist([row]))
-        teacher.finish(DISTIL, {}, config={}, counts={}, seconds=0)
+        teacher.finish(DISTIL.name, {}, config={}, counts={}, seconds=0)
         config = changed(config, teacher=teacher.uri, tasks=[])
         assert list(pairs_for(config, "docid_generator")) == [Pair("Name it.", "", "tea leaf")]
         assert list(pairs_for(config, "query_generator")) == []
@@ -198,7 +202,7 @@ def test_trie_of_another_tokenizer_is_named(tiny_index: str, config: Config, mon
     recipe = RetrieverRecipe(config.model_copy(update={"index": tiny_index}))
     _, tokenizer = load_base(recipe)
     recipe.choices(tokenizer)
-    monkeypatch.setattr(recipes, "tokenizer_hash", lambda _: "another")
+    monkeypatch.setattr(retriever_recipe, "tokenizer_hash", lambda _: "another")
     with pytest.raises(
         UserError, match="made with another tokenizer than that of retriever.model; run again with --rebuild"
     ):

@@ -13,13 +13,13 @@ import pytest
 
 from jobs.parser import build_parser
 from zerogr.corpus.collection import Collection, Query
-from zerogr.evaluation.ablation_report import ablation_report
-from zerogr.evaluation.compare import Comparison
-from zerogr.evaluation.curves import MAX_K, calibration, calibration_error, recall_and_precision
+from zerogr.evaluation.comparison import Comparison
 from zerogr.evaluation.metrics import METRICS, evaluate_queries
-from zerogr.evaluation.missed import MAX_MISSED
-from zerogr.evaluation.page import Code, Fold, Paragraph, Strong, Table, render_html, render_markdown
-from zerogr.evaluation.report import evaluation_report
+from zerogr.evaluation.report.ablation import ablation_report
+from zerogr.evaluation.report.curves import MAX_K, calibration, calibration_error, recall_and_precision
+from zerogr.evaluation.report.missed import MAX_MISSED
+from zerogr.evaluation.report.page import Code, Fold, Paragraph, Strong, Table, render_html, render_markdown
+from zerogr.evaluation.report.report import evaluation_report
 from zerogr.evaluation.significance import compare
 from zerogr.evaluation.systems import Answers
 

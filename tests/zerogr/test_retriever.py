@@ -12,25 +12,26 @@ import pytest
 import torch
 
 from tests import tiny
-from zerogr import storage
-from zerogr.chat import SETTINGS_FILE
-from zerogr.config import Config
-from zerogr.config_file import validate_config
+from zerogr.config.file import validate_config
+from zerogr.config.tree import Config
 from zerogr.corpus.stage import build_corpus, corpus_inputs
 from zerogr.decoding import STRATEGIES
 from zerogr.docids.stage import FOLDER, DocidProposer, assign_docids, docids_inputs
-from zerogr.engines.fake import FakeEngine
 from zerogr.errors import UserError
-from zerogr.index import Index
-from zerogr.models import load_model
-from zerogr.queries import QueryWriter, queries_counts, queries_inputs
+from zerogr.index.index import Index
+from zerogr.llm.chat import SETTINGS_FILE
+from zerogr.llm.engines.fake import FakeEngine
+from zerogr.llm.models import load_model
+from zerogr.queries.stage import QueryWriter, queries_counts, queries_inputs
 from zerogr.retriever import Hit, Retriever
+from zerogr.store import storage
+from zerogr.text.words import stem
 from zerogr.training.checkpoints import StorageCheckpointer, full_tensors
 from zerogr.training.loop import train
-from zerogr.training.recipes import RetrieverRecipe, load_base, publish_model
+from zerogr.training.recipes.recipe import load_base, publish_model
+from zerogr.training.recipes.retriever import RetrieverRecipe
 from zerogr.trie import DocidTrie
-from zerogr.trie_stage import build_trie, read_docids, trie_inputs
-from zerogr.words import stem
+from zerogr.trie.stage import build_trie, read_docids, trie_inputs
 
 QUERIES = ["what about the roast beans of coffee", "the knight and the bishop", "  "]
 

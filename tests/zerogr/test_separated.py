@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.reading import read, refused
-from zerogr.config import CorpusConfig
+from zerogr.config.tree import CorpusConfig
 from zerogr.corpus.document import Document, Rejected
 from zerogr.corpus.readers import detect_format
 

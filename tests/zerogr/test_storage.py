@@ -14,8 +14,8 @@ import fsspec
 import pyarrow as pa
 import pytest
 
-from zerogr import storage
 from zerogr.errors import Fault, UserError
+from zerogr.store import cache, storage
 
 
 @pytest.fixture(params=["path", "file", pytest.param("s3", marks=pytest.mark.integration)])
@@ -48,7 +48,7 @@ class TestEverywhere:
             with pytest.raises(FileNotFoundError):
                 read(missing)
         with pytest.raises(FileNotFoundError):
-            storage.local_folder(missing)
+            cache.local_folder(missing)
         assert storage.list_files(missing) == {}
         storage.delete(missing)
 
@@ -116,11 +116,11 @@ class TestEverywhere:
     def test_local_folder_is_of_the_newest_version(self, uri: str) -> None:
         file = storage.join(uri, "model", "sub", "weights.bin")
         storage.write_bytes(file, b"old")
-        first = storage.local_folder(storage.join(uri, "model"))
+        first = cache.local_folder(storage.join(uri, "model"))
         assert (first / "sub" / "weights.bin").read_bytes() == b"old"
-        assert storage.local_folder(storage.join(uri, "model")) == first
+        assert cache.local_folder(storage.join(uri, "model")) == first
         storage.write_bytes(file, b"new")  # of the same size
-        assert (storage.local_folder(storage.join(uri, "model")) / "sub" / "weights.bin").read_bytes() == b"new"
+        assert (cache.local_folder(storage.join(uri, "model")) / "sub" / "weights.bin").read_bytes() == b"new"
 
     def test_staging_folder_publishes_at_its_end(self, uri: str) -> None:
         with storage.staging_folder(uri) as folder:
@@ -264,7 +264,28 @@ def test_relative_paths_are_of_the_working_folder(tmp_path: Path, monkeypatch: p
 def test_an_interpreter_that_has_read_a_table_ends_in_peace(tmp_path: Path) -> None:
     file = str(tmp_path / "table.parquet")
     storage.write_parquet(file, pa.table({"a": ["x"] * 1000, "b": range(1000)}))
-    script = f"from zerogr import storage; assert storage.read_parquet({file!r}).num_rows == 1000"
+    script = f"from zerogr.store import storage; assert storage.read_parquet({file!r}).num_rows == 1000"
     for _ in range(6):
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600)
         assert (done.returncode, done.stderr) == (0, "")
+
+
+class TestCached:
+    def test_the_second_of_two_racing_processes_keeps_the_first_ones_folder(self, tmp_path: Path) -> None:
+        target = tmp_path / "kept" / "raced"
+
+        def slow(folder: Path) -> None:
+            cache.cached(target, lambda fast: (fast / "file").write_text("fast"))
+            (folder / "file").write_text("slow")
+
+        assert cache.cached(target, slow) == target
+        assert (target / "file").read_text() == "fast"
+        assert [path.name for path in target.parent.iterdir()] == ["raced"]
+
+    def test_a_failed_copy_leaves_nothing(self, tmp_path: Path) -> None:
+        def fail(_folder: Path) -> None:
+            raise RuntimeError("connection lost")
+
+        with pytest.raises(RuntimeError):
+            cache.cached(tmp_path / "kept" / "half", fail)
+        assert list((tmp_path / "kept").iterdir()) == []

@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from tests.zerogr.test_examples import load, loss_alone, make_examples
-from zerogr import storage
+from zerogr.store import storage
 from zerogr.training import loop
 from zerogr.training.checkpoints import StorageCheckpointer, Weights, full_tensors
 from zerogr.training.choices import Choices
-from zerogr.training.examples import Examples, PackedBatch, batches, epoch_order
+from zerogr.training.examples import Examples, batches, epoch_order
 from zerogr.training.learner import Learner, SelectedTargets, TrainingSettings, Work, summed_loss
 from zerogr.training.loop import learning_rate_at, train
+from zerogr.training.packing import PackedBatch
 
 SETTINGS = TrainingSettings(
     num_epochs=2,

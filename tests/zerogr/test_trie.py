@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zerogr.errors import UserError
-from zerogr.trie import ARRAYS, DocidTrie
+from zerogr.trie import DocidTrie
+from zerogr.trie.nodes import ARRAYS
 
 sequences_strategy = st.lists(st.lists(st.integers(0, 4), max_size=7), max_size=20)
 
@@ -89,7 +90,7 @@ class TestAgainstBruteForce:
     def test_working_in_parts(self, sequences: list[list[int]], part: int) -> None:
         """Real tries are longer than one part, test tries are not."""
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("zerogr.trie_build.PART", part)
+            patched.setattr("zerogr.trie.build.PART", part)
             in_parts = DocidTrie.build(sequences)
             docids = in_parts.docids_of_rows(range(len(sequences)))
         whole = DocidTrie.build(sequences)

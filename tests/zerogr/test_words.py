@@ -6,16 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zerogr.words import (
-    FUNCTION_WORDS,
-    MAX_WORD_CHARACTERS,
-    DocumentFrequency,
-    Term,
-    is_topical,
-    rank_terms,
-    stretches,
-    words,
-)
+from zerogr.text.terms import DocumentFrequency, Term, rank_terms
+from zerogr.text.words import FUNCTION_WORDS, MAX_WORD_CHARACTERS, is_topical, stretches, words
 
 
 class TestWords:

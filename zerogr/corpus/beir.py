@@ -12,10 +12,10 @@ from typing import Any
 
 import fsspec
 
-from zerogr import storage
 from zerogr.corpus.judged import Qrels, Query, add_grade, add_query, query_rows
 from zerogr.corpus.streams import lines
 from zerogr.errors import UserError
+from zerogr.store import storage
 
 _ASKED_FOR = "give a BEIR folder, which holds queries.jsonl and qrels/, or a MAIR one, with queries.jsonl alone"
 

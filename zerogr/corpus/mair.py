@@ -15,10 +15,10 @@ import re
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from zerogr import storage
 from zerogr.corpus.judged import Qrels, Query, add_grade, add_query, query_rows
 from zerogr.corpus.streams import json_rows
 from zerogr.errors import UserError
+from zerogr.store import storage
 
 DOC_ID, TEXT = "id", "doc"
 """The columns of its documents."""

@@ -14,8 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from zerogr import hub, storage
-from zerogr.config import CorpusConfig
+from zerogr.config.tree import CorpusConfig
 from zerogr.corpus import mair, separated
 from zerogr.corpus.document import Document, Rejected
 from zerogr.corpus.pystdlib import read_pystdlib
@@ -23,6 +22,7 @@ from zerogr.corpus.rows import columns_read, to_document, with_columns_of
 from zerogr.corpus.separated import read_separated
 from zerogr.corpus.streams import json_rows, opened
 from zerogr.errors import UserError
+from zerogr.store import hub, storage
 
 PYSTDLIB = "pystdlib:"
 _ENDINGS = {"jsonl": (".jsonl", ".jsonl.gz", ".ndjson"), "csv": separated.ENDINGS, "parquet": (".parquet",)}

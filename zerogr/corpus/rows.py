@@ -9,7 +9,7 @@ import difflib
 import json
 from typing import Any
 
-from zerogr.config import CorpusConfig
+from zerogr.config.tree import CorpusConfig
 from zerogr.corpus import mair
 from zerogr.corpus.document import KINDS, Document, Rejected
 from zerogr.corpus.tables import guess_kind, serialise_table

@@ -8,11 +8,11 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterator
 
-from zerogr import storage
 from zerogr.corpus import mair
 from zerogr.corpus.document import Document, Rejected
 from zerogr.errors import UserError
 from zerogr.seeds import seed_of
+from zerogr.store import storage
 
 
 def judged_doc_ids(dataset: str, split: str | None = None) -> set[str]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
-from zerogr.config import CorpusConfig
+from zerogr.config.tree import CorpusConfig
 from zerogr.corpus.document import Document, Rejected
 from zerogr.corpus.rows import columns_read, is_utf8, to_document, with_columns_of
 from zerogr.corpus.streams import opened

@@ -15,15 +15,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from zerogr import storage
-from zerogr.config import Config
+from zerogr.config.tree import Config
 from zerogr.corpus.document import Document, Rejected
 from zerogr.corpus.readers import detect_format, read_corpus, source_hash
 from zerogr.corpus.sampling import judged_doc_ids, sample
 from zerogr.errors import UserError
-from zerogr.index import Index, shards_in
+from zerogr.index.index import Index, shards_in
 from zerogr.progress import Progress
-from zerogr.words import DocumentFrequency, key_of, words
+from zerogr.store import storage
+from zerogr.text.terms import DocumentFrequency
+from zerogr.text.words import key_of, words
 
 VERSION = 3
 FREQUENCY = "work/document_frequency.bin"

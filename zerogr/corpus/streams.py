@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, cast
 
-from zerogr import hub, storage
 from zerogr.corpus.document import Rejected
 from zerogr.errors import UserError
+from zerogr.store import hub, storage
 
 BUFFER_BYTES = 2**20
 

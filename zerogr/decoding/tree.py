@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 
 from zerogr.decoding.scoring import Prefix, Request
-from zerogr.filtered_trie import FilteredTrie
 from zerogr.trie import DocidTrie
+from zerogr.trie.filtered import FilteredTrie
 
 Trie = DocidTrie | FilteredTrie
 """All documents of an index, or the view of those that a query may find."""

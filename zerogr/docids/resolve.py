@@ -27,7 +27,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from zerogr.progress import Progress
-from zerogr.words import key_of
+from zerogr.ragged import offsets_of
+from zerogr.text.words import key_of
 
 PART = 2**18
 """Groups that are told apart at a time: about 200 MB of terms."""
@@ -118,9 +119,9 @@ def resolve_shards(read: Read, num_shards: int, max_words: int, *, num_workers: 
         num_workers: Threads that read.
     """
     heads = map_shards("resolution", partial(_head, read), range(num_shards), num_workers)
-    starts = _offsets([len(num_candidates) for _, num_candidates, _ in heads])
+    starts = offsets_of([len(num_candidates) for _, num_candidates, _ in heads])
     group = _first_of_equal(_joined([content for content, _, _ in heads], np.uint64).reshape(-1, 2))
-    offsets = _offsets(_joined([num_candidates for _, num_candidates, _ in heads], np.int64))
+    offsets = offsets_of(_joined([num_candidates for _, num_candidates, _ in heads], np.int64))
     keys = _joined([keys for _, _, keys in heads], np.uint64)
     del heads
     groups = np.flatnonzero(group == np.arange(len(group)))
@@ -200,12 +201,6 @@ def _head(read: Read, shard: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _joined(arrays: list[np.ndarray], dtype: type) -> np.ndarray:
     return np.concatenate([np.empty(0, dtype), *arrays])
-
-
-def _offsets(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
-    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    return offsets
 
 
 def _first_of_equal(content: np.ndarray) -> np.ndarray:

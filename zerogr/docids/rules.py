@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from zerogr.words import DocumentFrequency, Term, is_topical, rank_terms, words
+from zerogr.text.terms import DocumentFrequency, Term, rank_terms
+from zerogr.text.words import is_topical, words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +36,7 @@ class Terms:
     weights: dict[str, float]
     """TF-IDF weight of each word in `ranked`; all alike if none is topical."""
     counts: list[int]
-    """How often the document has each word in `ranked`, as `zerogr.words.Term` counts; 1 if none is topical."""
+    """How often the document has each word in `ranked`, as `zerogr.text.terms.Term` counts; 1 if none is topical."""
 
     @classmethod
     def of(cls, title: str, text: str, frequency: DocumentFrequency) -> Terms:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from zerogr.docids.rules import Limits, Terms, repair, validate
 from zerogr.seeds import seed_of
-from zerogr.words import DocumentFrequency, words
+from zerogr.text.terms import DocumentFrequency
+from zerogr.text.words import words
 
 
 @dataclass(slots=True)

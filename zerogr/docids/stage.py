@@ -16,18 +16,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from zerogr import prompts, storage
-from zerogr.config import Config
+from zerogr.config.tree import Config
 from zerogr.corpus.stage import load_frequency
 from zerogr.docids import report
 from zerogr.docids.resolve import Assignment, Read, content_of, gather, map_shards, pick, resolve_shards
 from zerogr.docids.rules import Limits, Terms, validate
 from zerogr.docids.schemes import Candidate, keyword_candidates, random_candidates, tfidf_candidates, title_candidates
-from zerogr.engines import Engine, Generation, Prompt, Sampling
-from zerogr.generation import Rejection, ShardReport, model_inputs, read_counts, write_shard
-from zerogr.index import Index, shards_in
+from zerogr.index.index import Index, shards_in
+from zerogr.llm import prompts
+from zerogr.llm.engines.engine import Engine, Generation, Prompt, Sampling
+from zerogr.llm.generation import Rejection, ShardReport, model_inputs, read_counts, write_shard
 from zerogr.seeds import seed_of
-from zerogr.words import key_of
+from zerogr.store import storage
+from zerogr.text.words import key_of
 
 VERSION = 4
 FOLDER = "work/docids"

@@ -15,13 +15,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from zerogr import storage
-from zerogr.config import Config
-from zerogr.config_file import set_key, validate_config
+from zerogr.config.file import set_key, validate_config
+from zerogr.config.tree import Config
 from zerogr.errors import UserError
-from zerogr.evaluation.ablation_report import MAX_WORDS, NUM_PAIRS, ablation_report
+from zerogr.evaluation.report.ablation import MAX_WORDS, NUM_PAIRS, ablation_report
 from zerogr.evaluation.significance import compare
-from zerogr.index import StageRecord
+from zerogr.index.index import StageRecord
+from zerogr.store import storage
 
 BASE = "base"
 RESULTS = "results.parquet"

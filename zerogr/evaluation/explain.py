@@ -23,13 +23,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from zerogr import storage
 from zerogr.corpus.collection import Collection
 from zerogr.errors import UserError
 from zerogr.evaluation.metrics import Run
-from zerogr.index import Index, shards_in
+from zerogr.index.index import Index, shards_in
 from zerogr.retriever import Retriever, Traced
-from zerogr.words import is_topical, stem, words
+from zerogr.store import storage
+from zerogr.text.words import is_topical, stem, words
 
 MEANINGS = {
     "collided": "it shares its docid with the first hit",

@@ -12,11 +12,11 @@ import re
 from collections.abc import Sequence
 from urllib.parse import quote, unquote
 
-from zerogr import storage
-from zerogr.config_evaluation import BASELINES
+from zerogr.config.evaluation import BASELINES
 from zerogr.errors import UserError
 from zerogr.evaluation.metrics import Run, scored_by_rank
 from zerogr.evaluation.systems import Answers
+from zerogr.store import storage
 
 _SPACE_OR_PERCENT = re.compile(r"[\s%\x1c-\x1f]")
 

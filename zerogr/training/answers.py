@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from zerogr.postings import place_weight
-from zerogr.words import stem, words
+from zerogr.ranking.postings import place_weight
+from zerogr.text.words import stem, words
 
 NAMED_SHARE = 0.4
 """Of the probability, what words have that the query names."""
@@ -35,7 +35,7 @@ def draw_answers(
 
     Args:
         query: A text.
-        terms: The words, at least one, as `zerogr.postings.words_of` orders them.
+        terms: The words, at least one, as `zerogr.ranking.postings.words_of` orders them.
         rarity: Of a word, above 0; times the weight of its place it is in proportion to the word's probability.
         draw: Where the randomness comes from.
     """

@@ -2,7 +2,7 @@
 
 Rows are short and their masks are blocks, so plain products of bf16 matrices do: for eight rows of 128 tokens (9 query heads,
 3 key heads of 64) forward and backward took 6 ms on one core with AMX, the library's SDPA 31, nearly all of it backward.
-As in `zerogr.engines.attention` the query heads of a group become positions of their one key head, without a copy of keys.
+As in `zerogr.llm.attention` the query heads of a group become positions of their one key head, without a copy of keys.
 """
 
 from __future__ import annotations

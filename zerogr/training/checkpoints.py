@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from zerogr import storage
+from zerogr.store import cache, storage
 
 logger = logging.getLogger(__name__)
 Weights = Mapping[str, nn.Parameter]
@@ -77,7 +77,7 @@ class StorageCheckpointer:
             return 0
         from safetensors import safe_open
 
-        folder = storage.local_folder(storage.join(self._uri, latest["folder"]))
+        folder = cache.local_folder(storage.join(self._uri, latest["folder"]))
         with safe_open(str(folder / "state.safetensors"), "pt") as file, torch.no_grad():
             for name, parameter in weights.items():
                 parameter.copy_(_like(file.get_tensor(f"weights/{name}"), parameter))

@@ -18,16 +18,17 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from zerogr.models import fastest_dtype
+from zerogr.llm.models import fastest_dtype
 from zerogr.training.attention import PACKED, register_packed
 from zerogr.training.checkpoints import trainable, whole
 from zerogr.training.choices import Choices
-from zerogr.training.examples import Examples, PackedBatch, batches, passes
+from zerogr.training.examples import Examples, batches
+from zerogr.training.packing import PackedBatch, passes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSettings:
-    """What training needs to know; `zerogr.config.TrainingConfig` and `ComputeConfig` document the fields."""
+    """What training needs to know; `zerogr.config.tree.TrainingConfig` and `ComputeConfig` document the fields."""
 
     num_epochs: int
     batch_size: int

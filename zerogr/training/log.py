@@ -6,7 +6,7 @@ import json
 import time
 from typing import Any
 
-from zerogr import storage
+from zerogr.store import storage
 
 
 class TrainingLog:

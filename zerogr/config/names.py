@@ -1,0 +1,6 @@
+"""Names that the configuration and other rooms share; imports nothing, so that it costs nothing."""
+
+from __future__ import annotations
+
+EMBEDDED_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""The model that is always there, see `zerogr.llm.embedded`."""

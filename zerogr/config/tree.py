@@ -1,0 +1,299 @@
+"""The configuration: one validated tree whose fields document themselves.
+
+Every field carries its unit and meaning; `zerogr.config.file.default_yaml` prints them as the comments of the default file, so
+the documentation cannot drift from the code. `compute` says how much hardware to use and never enters a fingerprint;
+everything else decides what the index holds, and does.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from zerogr.config.base import EngineConfig, Section, SourceConfig, Strategy
+from zerogr.config.evaluation import AblationConfig, EvaluationConfig
+from zerogr.config.names import EMBEDDED_MODEL
+from zerogr.config.teaching import DistilConfig, TuningConfig
+
+
+class CorpusConfig(SourceConfig):
+    keep_judged: str | None = Field(
+        None, description="With max_documents: a BEIR or MAIR folder whose judged documents are kept first."
+    )
+    keep_judged_split: str | None = Field(None, description="Only those of this split; null = of all splits.")
+    shard_size: int = Field(
+        256, ge=1, description="Documents per shard, the unit of resuming; 64 on a laptop, thousands on a cluster."
+    )
+
+
+class GenerationConfig(EngineConfig):
+    """What the two generating stages share."""
+
+    document_words: int = Field(128, ge=1, description="Words of the document that the model sees.")
+    top_p: float = Field(0.95, gt=0, le=1, description="Nucleus mass of the sampler.")
+
+
+class DocidsConfig(GenerationConfig):
+    scheme: Literal["keywords", "title", "tfidf", "random"] = Field(
+        "tfidf",
+        description="tfidf = the heaviest terms; title; random; keywords = proposed by the LM, validated and repaired. Only "
+        "keywords needs an LM; it is for ones of 1B and more, or where the unit is docid.",
+    )
+    prompt_style: Literal["brief", "rules"] = Field(
+        "brief",
+        description="How the LM is asked: brief for small models, rules (those of the paper) for ones of 1B and more.",
+    )
+    min_words: int = Field(6, ge=1, le=32, description="Fewest words of a docid (fewer where the document has fewer).")
+    max_words: int = Field(8, ge=1, le=32, description="Most words of a docid.")
+    min_core_terms: int = Field(3, ge=0, le=32, description="Words of the docid that must occur in the document.")
+    max_foreign_words: int = Field(
+        0,
+        ge=0,
+        le=32,
+        description="Words that need not occur in it; 0 for small models, 2 or 3 for ones of 1B and more.",
+    )
+    unit: Literal["word", "docid"] = Field(
+        "word",
+        description="What the retriever writes: word = single words, and a document's score is the sum over its own; "
+        "docid = docids whole, as in the paper.",
+    )
+    num_terms: int = Field(
+        64,
+        ge=0,
+        le=256,
+        description="Words by which a document is found where the unit is word: those of its docid, then its heaviest terms; 0 "
+        "= the docid's alone.",
+    )
+    candidates: int = Field(
+        2, ge=1, le=16, description="Docids the LM proposes per document; later ones serve when earlier ones collide."
+    )
+    temperature: float = Field(0.3, ge=0, le=2, description="0 = the likeliest words.")
+    max_tokens: int = Field(32, ge=4, le=256, description="Tokens per proposal.")
+
+    @model_validator(mode="after")
+    def _word_limits(self) -> DocidsConfig:
+        if self.min_words > self.max_words:
+            raise ValueError(f"min_words is {self.min_words}; it must not exceed max_words = {self.max_words}")
+        if self.min_core_terms > self.max_words:
+            raise ValueError(
+                f"min_core_terms is {self.min_core_terms}; it must not exceed max_words = {self.max_words}"
+            )
+        return self
+
+
+class QueriesConfig(GenerationConfig):
+    instructions: dict[Literal["text", "table", "code"], str] = Field(
+        default_factory=dict,
+        description="By kind of document, where the task differs: {table: ..., code: ...}. The `instruction` in a document's "
+        "metadata goes before; the rest gets the configuration's.",
+    )
+    num_queries_per_document: int = Field(
+        12,
+        ge=0,
+        le=256,
+        description="B, pseudo-queries sampled from the LM per document, before filtering; 0 = spans only.",
+    )
+    num_spans_per_document: int = Field(
+        64,
+        ge=0,
+        le=256,
+        description="Different passages and keyword sets of the document, used as queries; 12 to 16 with a larger LM.",
+    )
+    temperature: float = Field(0.7, ge=0, le=2, description="Sampling temperature; 1.0 for models of 1B and more.")
+    max_tokens: int = Field(32, ge=4, le=256, description="Tokens per pseudo-query.")
+
+
+class RetrieverConfig(Section):
+    model: str = Field(EMBEDDED_MODEL, min_length=1, description="Causal LM that becomes the retriever.")
+    num_layers: int | None = Field(
+        None, ge=1, description="Keep only the first layers (fast, much weaker); null = all."
+    )
+
+
+class TrainingConfig(Section):
+    judged: str | None = Field(
+        None, description="A BEIR folder whose judged queries train the retriever beside the pseudo-queries."
+    )
+    judged_split: str = Field("train", description="Of those, qrels/<split>.tsv; never the one to be evaluated on.")
+    judged_weight: float = Field(
+        1.0, gt=0, le=1000, description="What a judged query of the highest grade counts; a pseudo-query counts 1."
+    )
+    num_epochs: int = Field(
+        1, ge=1, le=1000, description="Passes over the (query, docid) pairs; more different pairs beat more passes."
+    )
+    batch_size: int = Field(32, ge=1, description="Examples per optimiser step, over all workers.")
+    learning_rate: float = Field(
+        2e-4,
+        gt=0,
+        lt=1,
+        description="Peak of AdamW; 5e-4 where there are fewer than a hundred steps, 5e-5 for models of 1B and more.",
+    )
+    schedule: Literal["constant", "linear"] = Field(
+        "linear", description="After the warm-up: constant, or linear decay to zero."
+    )
+    warmup_fraction: float = Field(0.05, ge=0, lt=1, description="Share of all steps over which the rate rises.")
+    weight_decay: float = Field(0.0, ge=0, lt=1, description="Of AdamW.")
+    max_gradient_norm: float = Field(1.0, gt=0, description="Gradient clipping.")
+    max_query_tokens: int = Field(64, ge=4, description="Longer queries are cut.")
+    max_instruction_tokens: int = Field(64, ge=0, description="Longer instructions are cut.")
+    normalise: Literal["allowed", "vocabulary"] = Field(
+        "allowed",
+        description="What the loss compares a docid's tokens with: those the trie allows, as decoding does, so that "
+        "forced ones need not be learnt; or the whole vocabulary, for decoding with normalise: vocabulary.",
+    )
+    lora_rank: int = Field(
+        0,
+        ge=0,
+        description="Train adapters of this rank in all linear layers, merged at the end; 0 = train all weights.",
+    )
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto",
+        description="Of the model's computations; auto = bf16 where the device has instructions for it. The optimiser's "
+        "weights and moments stay fp32; the finished model is stored in bf16, with fp32 in fp32.",
+    )
+    row_tokens: int = Field(256, ge=64, description="Examples are packed into rows of this many tokens.")
+    evaluation_fraction: float = Field(
+        0.02, ge=0, lt=0.5, description="Share of the pairs held out for the evaluation loss."
+    )
+    evaluate_every: int = Field(200, ge=1, description="Steps between two evaluations.")
+    checkpoint_every: int = Field(
+        100, ge=1, description="Steps between two checkpoints; a killed run resumes from the last one."
+    )
+    checkpoint_minutes: float = Field(
+        10.0, gt=0, description="Where a hundred steps take long: at most so many minutes between two checkpoints."
+    )
+
+
+class DecodingConfig(Section):
+    strategy: Strategy = Field(
+        "beam", description="How docids are drawn from the model, unless a search says otherwise."
+    )
+    k: int = Field(10, ge=1, le=10_000, description="Documents per search, unless a search says otherwise.")
+    normalise: Literal["allowed", "vocabulary"] = Field(
+        "allowed", description="Probabilities over the allowed tokens, or over all of them."
+    )
+    num_words: int = Field(
+        64,
+        ge=1,
+        le=10_000,
+        description="Words that a search writes, of which documents are made; where docids.unit is word.",
+    )
+    query_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="How much of a document's score is for its words that the query itself names, rare ones first; the rest is "
+        "for the model's. Where docids.unit is word.",
+    )
+    max_temperature: float = Field(1.5, gt=0, description="T_max of reverse annealing.")
+    top_p: float = Field(0.9, gt=0, le=1, description="Mass of the nucleus strategy.")
+
+
+class ComputeConfig(Section):
+    """How much hardware; never part of a fingerprint."""
+
+    num_engine_workers: int = Field(
+        0,
+        ge=0,
+        description="Most engine actors; the pool grows from one to this as work waits. 0 = on a machine without a cluster and "
+        "GPUs one per core, at most 4; else 1.",
+    )
+    num_cpus_per_engine: int = Field(
+        0, ge=0, description="Threads of one engine actor; 0 = an equal share of the machine."
+    )
+    num_gpus_per_engine: float = Field(0, ge=0, description="GPUs of one engine actor.")
+    engine_batch_size: int = Field(32, ge=1, description="Sequences the transformers engine decodes together.")
+    shards_in_flight: int = Field(
+        2, ge=1, description="Shards that one engine actor has in hand at a time, so that it never waits for storage."
+    )
+    engine_options: dict[str, Any] = Field(
+        default_factory=dict, description="Passed to vLLM: tensor_parallel_size, max_model_len, ..."
+    )
+    num_training_workers: int | list[int] = Field(
+        1,
+        description="Ranks of the trainer; more than one shard the model with FSDP2. [fewest, most] = as many as there is room "
+        "for, more or fewer as nodes come and go.",
+    )
+    pass_tokens: int = Field(
+        4096,
+        ge=64,
+        description="Tokens that one rank takes through the model at a time; a step with more accumulates gradients: "
+        "less memory.",
+    )
+    activation_checkpointing: bool = Field(
+        False, description="Compute activations twice instead of keeping them: less memory, a third more work."
+    )
+    compile: bool = Field(
+        False,
+        description="Compile the model (torch.compile) before training on one rank: minutes, on a CPU with a C++ compiler, and "
+        "faster steps. For runs of thousands of steps.",
+    )
+    num_cpus_per_trainer: int = Field(0, ge=0, description="Threads of one rank; 0 = an equal share of the machine.")
+    num_gpus_per_trainer: int = Field(0, ge=0, le=1, description="1 = every rank on its own GPU.")
+    max_retries: int = Field(
+        3, ge=0, description="Of a shard or a rank lost to an infrastructure fault; a user's mistake is never retried."
+    )
+    max_preemptions: int = Field(
+        -1, ge=-1, description="Of spot nodes under the trainer, which are no faults; -1 = any number."
+    )
+    reuse: list[str] = Field(
+        default_factory=list,
+        description="Other indexes, whose finished stages are copied instead of made again where they have the same inputs.",
+    )
+    max_rejected_fraction: float = Field(
+        0.1, ge=0, le=1, description="A stage fails when more of its rows are rejected."
+    )
+
+    @model_validator(mode="after")
+    def _training_workers(self) -> ComputeConfig:
+        workers = self.num_training_workers
+        bounds = [workers, workers] if isinstance(workers, int) else workers
+        if len(bounds) != 2 or not 1 <= bounds[0] <= bounds[1]:
+            raise ValueError(f"num_training_workers is {workers}; it must be at least 1, or [fewest, most]")
+        if self.compile and bounds[1] > 1:
+            raise ValueError(f"compile is for training on one rank; num_training_workers is {workers}")
+        return self
+
+    @property
+    def most_training_workers(self) -> int:
+        """Ranks of the trainer where there are nodes for all of them."""
+        workers = self.num_training_workers
+        return workers if isinstance(workers, int) else workers[1]
+
+
+class Config(Section):
+    """Everything `zerogr index` needs to know."""
+
+    index: str = Field("index", min_length=1, description="Where the index lives: a path or an s3:// URI.")
+    seed: int = Field(0, ge=0, description="Of every draw: sampling, shuffling, training order.")
+    instruction: str = Field(
+        "Given a question, retrieve the document that answers it.",
+        min_length=1,
+        description="The retrieval task in one sentence.",
+    )
+    corpus: CorpusConfig = Field(default_factory=CorpusConfig, description="What to index.")
+    docids: DocidsConfig = Field(default_factory=DocidsConfig, description="How documents get their identifiers.")
+    queries: QueriesConfig = Field(
+        default_factory=QueriesConfig, description="Pseudo-queries the retriever learns from."
+    )
+    retriever: RetrieverConfig = Field(default_factory=RetrieverConfig, description="The model that becomes the index.")
+    training: TrainingConfig = Field(default_factory=TrainingConfig, description="How it learns.")
+    decoding: DecodingConfig = Field(default_factory=DecodingConfig, description="How it answers.")
+    compute: ComputeConfig = Field(
+        default_factory=ComputeConfig, description="How much hardware to use. Never part of a fingerprint."
+    )
+    evaluation: EvaluationConfig = Field(
+        default_factory=EvaluationConfig, description="What `zerogr index` measures at its end."
+    )
+    ablation: AblationConfig = Field(
+        default_factory=AblationConfig, description="What `zerogr ablate` compares, by the section evaluation."
+    )
+    distil: DistilConfig = Field(
+        default_factory=DistilConfig,
+        description="What `zerogr distil` asks a teacher. The prompts and the rules are those of docids and queries.",
+    )
+    tuning: TuningConfig = Field(
+        default_factory=TuningConfig,
+        description="What `zerogr train --recipe docid_generator` or `query_generator` learns from; the rest as in training.",
+    )

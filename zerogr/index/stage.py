@@ -1,0 +1,155 @@
+"""The stages: one record each, read by the command line, by `zerogr status`, by the jobs and by the index itself.
+
+A stage reads the folders of the stages before it and publishes its own. Which stages an index has, and which stage reads
+which, is a function of the configuration. Folders of teacher data and of generators are kept by the same rules, and are never
+an index as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from zerogr.config.tree import Config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One step from a corpus to an index, or the one step of another folder."""
+
+    name: str
+    """In the manifest, and of `--rebuild`."""
+    command: str
+    """`zerogr COMMAND CONFIG` runs it, and so does `jobs.COMMAND.run`."""
+    help: str
+    """What the command does, for `--help`."""
+    folders: tuple[str, ...]
+    """What it publishes, below the index."""
+    work: tuple[str, ...] = ()
+    """What it needs only while it runs."""
+    keeps: tuple[str, ...] = ()
+    """Working files that later stages read."""
+    shards: str | None = None
+    """The folder whose shards tell how far an unfinished stage has come; None = it has no shards."""
+    follows_corpus: bool = False
+    """Whether its shards are those of the corpus, so that its end is known."""
+    upstream: Callable[[Config], tuple[str, ...]] = lambda config: ()
+    """The stages that it reads."""
+    is_wanted: Callable[[Config], bool] = lambda config: True
+    """Whether an index of this configuration has it."""
+    uses_ray: bool = False
+    """Whether it runs on Ray."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderKind:
+    """What a folder may hold."""
+
+    name: str
+    """For a person."""
+    key: str
+    """Of the configuration, that says where it is."""
+    place: Callable[[Config], str]
+    """The URI."""
+    stages: tuple[Stage, ...]
+    """In order."""
+
+
+CORPUS = Stage(
+    name="corpus",
+    command="corpus",
+    help="read the corpus into numbered shards",
+    folders=("corpus",),
+    keeps=("work/document_frequency.bin",),
+    shards="corpus",
+)
+DOCIDS = Stage(
+    name="docids",
+    command="docids",
+    help="give every document its docid",
+    folders=("docids",),
+    work=("work/docids",),
+    shards="work/docids",
+    follows_corpus=True,
+    upstream=lambda config: ("corpus",),
+    uses_ray=True,
+)
+QUERIES = Stage(
+    name="queries",
+    command="queries",
+    help="write pseudo-queries for every document",
+    folders=("queries",),
+    shards="queries",
+    follows_corpus=True,
+    upstream=lambda config: ("corpus",),
+    uses_ray=True,
+)
+TRIE = Stage(
+    name="trie",
+    command="trie",
+    help="build the trie of the docids",
+    folders=("trie",),
+    upstream=lambda config: ("docids",),
+)
+RETRIEVER = Stage(
+    name="retriever",
+    command="train",
+    help="train the retriever, or a generator",
+    folders=("retriever",),
+    work=("work/training",),
+    upstream=lambda config: ("docids", "queries"),
+    uses_ray=True,
+)
+EVALUATION = Stage(
+    name="evaluation",
+    command="evaluate",
+    help="measure an index on judged queries, beside baselines",
+    folders=("evaluation",),
+    upstream=lambda config: ("trie", "retriever"),
+    is_wanted=lambda config: config.evaluation.dataset is not None,
+)
+DISTIL = Stage(
+    name="distil",
+    command="distil",
+    help="have a stronger model write pairs for fine-tuning the generators",
+    folders=("docids", "queries"),
+    shards="docids",
+    uses_ray=True,
+)
+DOCID_GENERATOR, QUERY_GENERATOR = (
+    Stage(
+        name=name,
+        command="train",
+        help=f"train the {name.replace('_', ' ')}",
+        folders=(name,),
+        work=(f"work/{name}",),
+        uses_ray=True,
+    )
+    for name in ("docid_generator", "query_generator")
+)
+
+INDEX = FolderKind(
+    name="an index",
+    key="index",
+    place=lambda config: config.index,
+    stages=(CORPUS, DOCIDS, QUERIES, TRIE, RETRIEVER, EVALUATION),
+)
+TEACHER_DATA = FolderKind(
+    name="teacher data", key="distil.out", place=lambda config: config.distil.out, stages=(DISTIL,)
+)
+GENERATORS = FolderKind(
+    name="generators",
+    key="tuning.out",
+    place=lambda config: config.tuning.out,
+    stages=(DOCID_GENERATOR, QUERY_GENERATOR),
+)
+KINDS = (INDEX, TEACHER_DATA, GENERATORS)
+STAGES = {stage.name: stage for kind in KINDS for stage in kind.stages}
+"""Every stage by its name; those of a folder are in order."""
+
+
+def kind_of(stage: Stage) -> FolderKind:
+    """Returns the kind of folder that a stage belongs to."""
+    return next(kind for kind in KINDS if stage in kind.stages)

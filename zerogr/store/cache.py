@@ -1,0 +1,80 @@
+"""The one cache of a machine: folders of object storage, converted models, tokenised examples.
+
+It is `$ZEROGR_CACHE`, else `~/.cache/zerogr`. A folder enters it by one rename, so that a reader never sees half of it and
+processes that race all succeed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from zerogr.store import storage
+
+
+def cache_folder() -> Path:
+    """Returns where downloads, converted models and training examples are kept."""
+    return Path(os.environ.get("ZEROGR_CACHE") or "~/.cache/zerogr").expanduser()
+
+
+def cached(target: Path, fill: Callable[[Path], None]) -> Path:
+    """Returns a folder of the cache; where it does not exist, `fill` writes its files into an empty folder first.
+
+    Raises:
+        Fault: The disk is full.
+    """
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with storage.room_at(str(target)), tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as temporary:
+        unfinished = Path(temporary) / "files"
+        unfinished.mkdir()
+        fill(unfinished)
+        try:
+            unfinished.rename(target)
+        except OSError:
+            if not target.exists():  # else another process was faster, with the same content
+                raise
+    return target
+
+
+def version(uri: str) -> str:
+    """Returns a name for what lies below `uri` now: a hash of the files' names, sizes and version tags."""
+    fs, path = storage.filesystem(uri)
+    found = [
+        (name, info["size"], storage.version_tag(info)) for name, info in sorted(fs.find(path, detail=True).items())
+    ]
+    return hashlib.sha256(repr((uri, found)).encode()).hexdigest()[:24]
+
+
+def local_folder(uri: str, is_wanted: Callable[[str], bool] = lambda _: True) -> Path:
+    """Returns a local folder with the files below `uri`: the place itself, or a cached download of this very version.
+
+    The cache is keyed by `version`, so a folder published anew is fetched anew.
+
+    Args:
+        uri: The folder.
+        is_wanted: Of the names below it, those that are downloaded; always the same for one folder.
+
+    Raises:
+        FileNotFoundError: There are no files below `uri`.
+        Fault: The disk is full.
+    """
+    fs, path = storage.filesystem(uri)
+    if storage.is_local(uri):
+        if not Path(path).is_dir():
+            raise FileNotFoundError(uri)
+        return Path(path)
+    names = {name: below for name in fs.find(path) if is_wanted(below := name[len(path) :].lstrip("/"))}
+    if not names:
+        raise FileNotFoundError(uri)
+
+    def download(folder: Path) -> None:
+        for name, below in names.items():
+            (folder / below).parent.mkdir(parents=True, exist_ok=True)
+            fs.get_file(name, str(folder / below))
+
+    return cached(cache_folder() / "downloads" / version(uri), download)

@@ -1,0 +1,243 @@
+"""Bytes, JSON, Parquet and folders at a URI: a plain path, `file://`, `s3://`, `gs://`, `hf:`, through one code path (fsspec).
+
+What is written is published whole: a local file is written beside its place and renamed over it, an object is one put.
+A reader therefore sees the old content or the new, never half. Names that start with a dot are unfinished files and
+are invisible to `list_files`.
+
+S3 that answers 5xx, throttles, times out or breaks a connection is asked again, after longer and longer waits, for about
+half a minute (one that says SlowDown for minutes); 403 and 404 are answers. What is still wrong then is raised.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from zerogr.errors import Fault, UserError
+from zerogr.store import hub
+
+_Result = TypeVar("_Result")
+_S3_RETRIES = {"mode": "standard", "total_max_attempts": 8}
+"""botocore's. A failed attempt is followed by a wait of 0 to 1, 2, 4, ... 20 s; what breaks off in an answer's body is
+repeated by s3fs itself."""
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def join(uri: str, *parts: str) -> str:
+    """Returns the URI of something below `uri`."""
+    return "/".join([uri.rstrip("/"), *parts]) if parts else uri
+
+
+def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Returns the filesystem that serves `uri`, and its path there.
+
+    Raises:
+        UserError: No filesystem is known for the scheme, or its package is not installed; the Hugging Face hub does not know
+            the data set, or cannot be reached.
+    """
+    options: dict[str, Any] = {}
+    if "://" in uri and not uri.startswith("file://"):
+        # Another process may have published since we last looked: a cached listing would hide its shards.
+        options["use_listings_cache"] = False
+    if uri.startswith(("s3://", "s3a://")):
+        options["config_kwargs"] = {"retries": _S3_RETRIES}
+    try:
+        return hub.filesystem(uri) if hub.is_hub(uri) else fsspec.core.url_to_fs(uri, **options)
+    except (ValueError, ImportError) as error:
+        raise UserError(
+            f"'{uri}' cannot be opened: {error}; use a path, file://, s3:// or another scheme fsspec knows"
+        ) from None
+
+
+def is_local(uri: str) -> bool:
+    """Whether `uri` names a file of this machine."""
+    return filesystem(uri)[0].protocol[0] == "file"
+
+
+def exists(uri: str) -> bool:
+    """Whether there is a file or folder at `uri`."""
+    fs, path = filesystem(uri)
+    return bool(fs.exists(path))
+
+
+def open_binary(uri: str) -> IO[bytes]:
+    """Returns a seekable stream of the file's bytes. Raises FileNotFoundError if there is none."""
+    fs, path = filesystem(uri)
+    return fs.open(path, "rb")
+
+
+def read_bytes(uri: str) -> bytes:
+    """Returns the file's content. Raises FileNotFoundError if there is none."""
+    fs, path = filesystem(uri)
+    return fs.cat_file(path)
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Publishes `data` at `uri`, whole or not at all.
+
+    Raises:
+        UserError: The place cannot be written to (permission, missing bucket).
+        Fault: The disk is full.
+    """
+    fs, path = filesystem(uri)
+    try:
+        if is_local(uri):
+            with room_at(uri):
+                _write_local(Path(path), data)
+        else:
+            fs.pipe_file(path, data)
+    except (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise UserError(
+            f"'{uri}' cannot be written: {error}; check that the place exists and that you may write there"
+        ) from error
+
+
+@contextmanager
+def room_at(place: str) -> Iterator[None]:
+    """Turns the error of a full disk in the block into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise Fault(
+            f"'{place}' cannot be written: {str(error.strerror).lower()}; make room there and run the same command again, "
+            "what is published is kept"
+        ) from error
+
+
+def _write_local(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with unfinished.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read_json(uri: str) -> Any:
+    """Returns the parsed file. Raises FileNotFoundError if there is none, UserError if it is not JSON."""
+    try:
+        return json.loads(read_bytes(uri))
+    except ValueError as error:
+        raise UserError(f"'{uri}' is not valid JSON: {error}") from None
+
+
+def write_json(uri: str, value: Any) -> None:
+    """Publishes `value` as indented JSON, keys in the order given."""
+    write_bytes(uri, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def list_files(uri: str) -> dict[str, int]:
+    """Returns {name relative to `uri`: bytes} of every finished file below it; empty if there is no such folder."""
+    fs, path = filesystem(uri)
+    try:
+        with hub.in_one_sentence(uri):
+            found = fs.find(path, detail=True)
+    except FileNotFoundError:
+        return {}
+    names = {name[len(path) :].lstrip("/"): int(info["size"]) for name, info in found.items()}
+    return {name: size for name, size in sorted(names.items()) if name and not name.rpartition("/")[2].startswith(".")}
+
+
+def delete(uri: str) -> None:
+    """Removes the file or folder at `uri`; nothing happens if there is none."""
+    fs, path = filesystem(uri)
+    if fs.exists(path):
+        fs.rm(path, recursive=True)
+
+
+def for_each(function: Callable[[str], _Result], uris: Sequence[str]) -> Iterator[_Result]:
+    """Yields what a function that reads makes of every URI, in their order; many at a time, because storage answers late."""
+    if len(uris) < 2 or is_local(uris[0]):
+        yield from map(function, uris)
+        return
+    with ThreadPoolExecutor(32) as threads:
+        yield from threads.map(function, uris)
+
+
+def upload_folder(folder: Path, uri: str) -> None:
+    """Publishes every file below the local `folder` under `uri`, each whole."""
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        target = join(uri, file.relative_to(folder).as_posix())
+        fs, path = filesystem(target)
+        if is_local(target):
+            with room_at(target):
+                _copy_local(file, Path(path))
+        else:
+            fs.put_file(str(file), path)
+
+
+def _copy_local(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        shutil.copyfile(source, unfinished)
+        unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def version_tag(info: dict[str, Any]) -> str:
+    """Returns what tells a file's content from another's of the same size, of what its filesystem says about it.
+
+    An ETag in object storage; on the Hugging Face hub git's hash of the content, which for large files is of their SHA-256;
+    else the time of the last change.
+    """
+    return str(next((info[key] for key in ("ETag", "etag", "blob_id", "xet_hash") if info.get(key)), info.get("mtime")))
+
+
+@contextmanager
+def staging_folder(uri: str) -> Iterator[Path]:
+    """Yields an empty local folder whose files are published under `uri` when the block ends without an error."""
+    with tempfile.TemporaryDirectory(prefix="zerogr-") as temporary:
+        with room_at(temporary):
+            yield Path(temporary)
+        upload_folder(Path(temporary), uri)
+
+
+def write_parquet(uri: str, table: pa.Table) -> None:
+    """Publishes `table` as one Parquet file. The same table gives the same bytes."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    write_bytes(uri, buffer.getvalue())
+
+
+def read_parquet(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """Returns the file as a table, with only `columns` if given."""
+    with open_binary(uri) as file:
+        # Without threads of Arrow's: an interpreter that ends soon after they were started is aborted by them (pyarrow 26, four
+        # times in five), and whoever wants many files at once reads many files at once. pre_buffer has threads of its own.
+        return pq.read_table(file, columns=columns, use_threads=False, pre_buffer=False)
+
+
+def parquet_footer(uri: str) -> pq.FileMetaData:
+    """Returns the file's footer: row count and metadata. Raises UserError if the file is damaged."""
+    try:
+        with open_binary(uri) as file:
+            return pq.ParquetFile(file).metadata
+    except pa.ArrowInvalid as error:
+        raise UserError(f"'{uri}' is damaged ({error}); delete it and run the stage again") from None
+
+
+def parquet_num_rows(uri: str) -> int:
+    """Returns the row count in the file's footer. Raises UserError if the file is damaged."""
+    return int(parquet_footer(uri).num_rows)

@@ -1,0 +1,202 @@
+"""The arrays of a docid trie, and how to walk them; see `zerogr.trie.trie` for what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from zerogr.ragged import offsets_of
+from zerogr.trie.build import parts
+
+ARRAYS = (
+    "vocabulary",
+    "edge_token",
+    "first_child",
+    "first_docid",
+    "tail_tokens",
+    "tail_offsets",
+    "docid_rows",
+    "row_order",
+)
+
+
+class StoredTrie:
+    """A read-only trie over the token sequences of docids."""
+
+    root: int = 0
+    """The node of the empty prefix. Nodes are ints; ids from `num_nodes` on are virtual nodes inside a tail."""
+
+    def __init__(self, arrays: dict[str, np.ndarray], extra: dict[str, Any] | None = None):
+        """Wraps the arrays named in `ARRAYS`; D is the number of distinct docids, M of stored nodes, N of documents."""
+        self.vocabulary = arrays["vocabulary"]  # int32 [tokens that occur], sorted
+        self.edge_token = arrays["edge_token"]  # [M] vocabulary index of the token that leads to the node
+        self.first_child = arrays["first_child"]  # [M + 1]
+        self.first_docid = arrays["first_docid"]  # [M] the first docid of the node's range
+        self.tail_tokens = arrays["tail_tokens"]  # [tokens in tails] vocabulary indices
+        self.tail_offsets = arrays["tail_offsets"]  # [D + 1]
+        self.docid_rows = arrays["docid_rows"]  # [D + 1] range of the docid in `row_order`
+        self.row_order = arrays["row_order"]  # [N] rows sorted by docid, then row
+        self.extra: dict[str, Any] = dict(extra or {})
+        """What was saved with the trie, such as the hash of the tokenizer."""
+
+    @property
+    def num_nodes(self) -> int:
+        """The number of stored nodes, the root included."""
+        return len(self.first_docid)
+
+    @property
+    def num_docids(self) -> int:
+        """The number of distinct docids."""
+        return len(self.tail_offsets) - 1 if len(self.row_order) else 0
+
+    @property
+    def num_rows(self) -> int:
+        """The number of documents; more than `num_docids` where documents share a docid."""
+        return len(self.row_order)
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all arrays, in bytes."""
+        return sum(array.nbytes for array in self._arrays().values())
+
+    def children(self, node: int) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens (int32 [C], ascending) that may follow `node`, and the nodes (int64 [C]) they lead to."""
+        if node < self.num_nodes:
+            begin, end = int(self.first_child[node]), int(self.first_child[node + 1])
+            if begin < end:
+                return self.vocabulary[self.edge_token[begin:end]], np.arange(begin, end, dtype=np.int64)
+        begin, end = self._tail_range(node)
+        end = min(begin + 1, end)
+        return self.vocabulary[self.tail_tokens[begin:end]], np.arange(begin, end, dtype=np.int64) + self.num_nodes
+
+    def children_batch(self, nodes: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The children of many nodes: (tokens int32 [C], nodes int64 [C], offsets int64 [len(nodes) + 1]), ragged."""
+        nodes = np.asarray(nodes, dtype=np.int64)
+        is_stored = nodes < self.num_nodes
+        stored = np.where(is_stored, nodes, 0)
+        begin = self.first_child[stored].astype(np.int64)
+        num_children = np.where(is_stored, self.first_child[stored + 1] - begin, 0)
+        # Where the head has no children, the next tail token is the only child, if there is one.
+        position = nodes - self.num_nodes
+        docid = np.where(is_stored, self.first_docid[stored], self._docid_of_tail(position))
+        next_tail = np.where(is_stored, self.tail_offsets[docid], position + 1).astype(np.int64)
+        in_tail = (num_children == 0) & (next_tail < self.tail_offsets[docid + 1])
+        num_children = np.where(in_tail, 1, num_children)
+
+        offsets = offsets_of(num_children)
+        children = np.repeat(np.where(in_tail, next_tail + self.num_nodes, begin) - offsets[:-1], num_children)
+        children += np.arange(offsets[-1])
+        tokens = np.empty(len(children), dtype=np.int32)
+        from_head = children < self.num_nodes
+        tokens[from_head] = self.vocabulary[self.edge_token[children[from_head]]]
+        tokens[~from_head] = self.vocabulary[self.tail_tokens[children[~from_head] - self.num_nodes]]
+        return tokens, children, offsets
+
+    def ends(self, node: int) -> np.ndarray:
+        """Rows (int64 [E], ascending) of the documents whose docid ends exactly at `node`."""
+        if node < self.num_nodes:
+            child = int(self.first_child[node])
+            if child < self.first_child[node + 1]:
+                # A docid sorts before all its continuations: it is the first of its node's range, but in no child's.
+                ends_here = self.first_docid[child] != self.first_docid[node]
+                return self.docid_documents(int(self.first_docid[node])) if ends_here else np.empty(0, dtype=np.int64)
+        begin, end = self._tail_range(node)
+        return self.docid_documents(self.docid_range(node)[0]) if begin == end else np.empty(0, dtype=np.int64)
+
+    def rows(self, node: int) -> np.ndarray:
+        """Rows (int64 [R]) of all documents below `node`, sorted by docid, then row."""
+        first, last = self.docid_range(node)
+        return self.row_order[int(self.docid_rows[first]) : int(self.docid_rows[last])].astype(np.int64)
+
+    def docid_range(self, node: int) -> tuple[int, int]:
+        """The range (first, last + 1) of the sorted distinct docids that begin with the prefix `node`."""
+        if node >= self.num_nodes:
+            docid = int(self._docid_of_tail(node - self.num_nodes))
+            return docid, docid + 1
+        first = int(self.first_docid[node])
+        while self.first_child[node] < self.first_child[node + 1]:  # the last leaf below holds the last docid
+            node = int(self.first_child[node + 1]) - 1
+        return first, int(self.first_docid[node]) + 1
+
+    def docids_below(self, node: int) -> tuple[int, int]:
+        """The place of the first distinct docid below `node` in the sorted order, and how many there are below."""
+        first, last = self.docid_range(node)
+        return first, last - first if len(self.row_order) else 0
+
+    def docids_of_rows(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The place in the sorted order (int64 [R]) of the docid of each document row.
+
+        The first call turns `row_order` around, which takes time for every document of the trie, and keeps the result:
+        four bytes per document, in this process alone.
+
+        Raises:
+            ValueError: A row is not an integer, or no document has it.
+        """
+        rows = np.asarray(rows)
+        if rows.size == 0:
+            return np.empty(0, dtype=np.int64)
+        if rows.dtype.kind not in "iu":
+            raise ValueError(f"rows must be integers, got {rows.dtype}")
+        is_wrong = (rows < 0) | (rows >= self.num_rows)
+        if is_wrong.any():
+            raise ValueError(f"row {rows[is_wrong][0]} does not exist: the trie has {self.num_rows} documents")
+        return self._docid_of_row[rows].astype(np.int64)
+
+    def num_free(self, docid: Sequence[int]) -> int:
+        """Returns how many tokens of a docid, its end counted as one, are written before no other docid is left.
+
+        The rest is forced: constrained decoding never asks the model for it.
+
+        Raises:
+            ValueError: The trie does not hold the docid.
+        """
+        node = self.root
+        for depth, token in enumerate(docid):
+            if self.docids_below(node)[1] == 1 and self.tail(node).tolist() == list(docid[depth:]):
+                return depth
+            tokens, nodes = self.children(node)
+            at = int(np.searchsorted(tokens, token))
+            if at == len(tokens) or tokens[at] != token:
+                break
+            node = int(nodes[at])
+        else:
+            if len(self.ends(node)):
+                return len(docid) + (self.docids_below(node)[1] > 1)
+        raise ValueError(f"the trie holds no docid with the tokens {list(docid)}")
+
+    def docid_documents(self, docid: int) -> np.ndarray:
+        """Rows (int64, ascending) of the documents that carry the docid at this place of the sorted order."""
+        return self.row_order[int(self.docid_rows[docid]) : int(self.docid_rows[docid + 1])].astype(np.int64)
+
+    def tail(self, node: int) -> np.ndarray:
+        """The tokens (int32) that still follow a node with one docid below it, up to the docid's end."""
+        begin, end = self._tail_range(node)
+        return self.vocabulary[self.tail_tokens[begin:end]]
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {name: getattr(self, name) for name in ARRAYS}
+
+    @cached_property
+    def _docid_of_row(self) -> np.ndarray:
+        """[N] the place in the sorted order of the docid of every document row."""
+        docid_of_row = np.empty(self.num_rows, dtype=self.docid_rows.dtype)
+        for part in parts(self.num_docids):
+            ranges = self.docid_rows[part.start : part.stop + 1]
+            rows = self.row_order[ranges[0] : ranges[-1]]
+            docid_of_row[rows] = np.repeat(np.arange(part.start, part.stop), np.diff(ranges))
+        return docid_of_row
+
+    def _docid_of_tail(self, position: int | np.ndarray) -> np.ndarray:
+        """The docid whose tail holds the token at `position` of `tail_tokens` (-1 for negative positions)."""
+        # With any other dtype, searchsorted would first convert the whole array.
+        wanted = np.asarray(position, dtype=self.tail_offsets.dtype)
+        return np.searchsorted(self.tail_offsets, wanted, side="right") - 1
+
+    def _tail_range(self, node: int) -> tuple[int, int]:
+        """Where in `tail_tokens` the rest of the one docid below `node` lies."""
+        docid = self.docid_range(node)[0]
+        begin = int(self.tail_offsets[docid]) if node < self.num_nodes else node - self.num_nodes + 1
+        return begin, int(self.tail_offsets[docid + 1])
