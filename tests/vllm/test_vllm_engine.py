@@ -231,7 +231,8 @@ def test_close_ends_the_processes_and_what_is_running(folder: Path) -> None:
 
 def test_a_process_that_never_closes_its_engine_ends(folder: Path) -> None:
     program = f"""
-from zerogr.engines import Prompt, Sampling, load_engine
+from zerogr.llm.engines.engine import Prompt, Sampling
+from zerogr.llm.engines.loading import load_engine
 if __name__ == "__main__":
     engine = load_engine("vllm", {str(folder)!r}, dtype="float32", max_num_seqs=16, max_num_batched_tokens=512)
     [generation] = engine.generate([Prompt(user="x", seeds=(1, 2))], Sampling(max_tokens=4))
