@@ -1,12 +1,13 @@
-# make demo    install, index a real corpus with the embedded model, evaluate it, answer three queries
-# make test    install, lint, type-check, test
+# make demo     install, index a real corpus with the embedded model, evaluate it, answer three queries
+# make check    format, lint, types, unit tests: for the inner loop, three minutes at most
+# make test     install, lint, type-check, all tests
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := examples/pystdlib/demo.yaml
 FULL := examples/pystdlib/full.yaml
 
-.PHONY: help install demo demo-full search-examples test lint test-vllm bench clean
+.PHONY: help install demo demo-full search-examples check test lint test-newest test-vllm bench clean
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
@@ -40,8 +41,16 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+check: lint
+	$(BIN)/python -m pytest tests/zerogr tests/test_structure.py tests/test_configurations.py -m "not slow"
+
 test: lint
 	$(BIN)/python -m pytest tests --ignore tests/vllm
+
+# make test-newest    the unit tests under another Python; PYTHON=python3.13, for example
+NEWEST_VENV := .venv-newest
+test-newest:
+	@$(MAKE) --no-print-directory check VENV=$(NEWEST_VENV)
 
 # make test-vllm    the vLLM engine, on the CPU, in an environment of its own (3.5 GB)
 # vLLM's CPU build pins torch exactly and wants other versions than Ray Serve. The torchvision that comes along breaks
@@ -63,4 +72,4 @@ bench: install
 	for name in trie decoding generation pipeline training; do $(BIN)/python -m benchmarks.$$name --out benchmarks/results/$$name.md || exit 1; done
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) index build
+	rm -rf $(VENV) $(NEWEST_VENV) $(VLLM_VENV) index build

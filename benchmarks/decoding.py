@@ -18,13 +18,11 @@ from __future__ import annotations
 
 import argparse
 import copy
-import hashlib
 import json
 import os
 import random
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -33,9 +31,9 @@ from statistics import mean, median
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
+from benchmarks.docids import pystdlib_docids, recombined
 from benchmarks.peers import (
     DictTrie,
     Path,
@@ -50,21 +48,13 @@ from benchmarks.peers import (
 )
 from benchmarks.report import report
 from zerogr.config.names import EMBEDDED_MODEL
-from zerogr.corpus.document import Document
-from zerogr.corpus.pystdlib import read_pystdlib
-from zerogr.corpus.sampling import sample
 from zerogr.decoding import DecodedList, decode, decode_batch
 from zerogr.decoding.language_model import TreeModel
 from zerogr.decoding.schedule import temperature
-from zerogr.docids.resolve import resolve
-from zerogr.docids.rules import Limits, Terms
-from zerogr.docids.schemes import tfidf_candidates
 from zerogr.index.index import Index
 from zerogr.llm.chat import SETTINGS_FILE, ChatFormat
 from zerogr.llm.models import load_model, resolve_model
 from zerogr.store import cache, storage
-from zerogr.text.terms import DocumentFrequency
-from zerogr.text.words import words
 from zerogr.trie import DocidTrie
 from zerogr.trie.stage import read_docids
 
@@ -154,45 +144,6 @@ class Bench:
         return Timed(seconds, scorer.forward_s, found, scorer.forwards, scorer.num_evaluated)
 
 
-def pystdlib_docids(num_documents: int) -> list[str]:
-    """Returns the docids of a seeded sample of Python's reference text: TF-IDF keywords, collisions resolved."""
-    rows = sample(read_pystdlib, num_documents, judged=set(), seed=0)
-    documents = [row for row in rows if isinstance(row, Document)]
-    frequency = DocumentFrequency()
-    for document in documents:
-        frequency.add(words(f"{document.title}\n{document.text}"))
-    limits = Limits()
-    terms = [Terms.of(document.title, document.text, frequency) for document in documents]
-    return resolve(
-        [hashlib.sha256(f"{document.title}\x1f{document.text}".encode()).hexdigest() for document in documents],
-        pa.array([[candidate.docid for candidate in tfidf_candidates(each, limits)] for each in terms]),
-        pa.array([each.ranked for each in terms]),
-        limits.max_words,
-    ).docids
-
-
-def recombined(
-    chat: ChatFormat, texts: Sequence[str], num_docids: int, num_words: int = 8
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (tokens int32 [T], offsets int64 [N + 1]): the docids `texts`, then others made of their words up to N.
-
-    Words are drawn with Zipf's law (exponent 1) over their ranks by frequency in `texts`.
-    """
-    num_made = max(0, num_docids - len(texts))
-    ranked = [word for word, _ in Counter(word for text in texts for word in text.split(" ")).most_common()]
-    tokens, offsets = chat.docids(ranked)
-    chances = 1 / np.arange(1, len(ranked) + 1)
-    drawn = np.random.default_rng(0).choice(len(ranked), size=num_made * num_words, p=chances / chances.sum())
-    lengths = np.diff(offsets)[drawn]
-    ends = np.cumsum(lengths)
-    positions = np.arange(lengths.sum()) + np.repeat(offsets[:-1][drawn] - (ends - lengths), lengths)
-    real_tokens, real_offsets = chat.docids(list(texts))
-    return (
-        np.concatenate([real_tokens, tokens[positions]]),
-        np.concatenate([real_offsets, real_offsets[-1] + ends[num_words - 1 :: num_words]]),
-    )
-
-
 def measure_against_peers(bench: Bench, ks: Sequence[int], num_queries: int, num_draws: int) -> dict[str, Any]:
     """Every method, one query at a time, and between the rounds the peers."""
     figures: dict[str, Any] = {}
@@ -238,6 +189,17 @@ def measure_against_peers(bench: Bench, ks: Sequence[int], num_queries: int, num
                 for query in range(num_queries):
                     runs.setdefault((method, k, query), []).append(bench.ours([query], k, method))
         peer()
+    return _summary(figures, runs, beams, ks, num_queries)
+
+
+def _summary(
+    figures: dict[str, Any],
+    runs: dict[tuple[str, int, int], list[Timed]],
+    beams: dict[int, list[Path]],
+    ks: Sequence[int],
+    num_queries: int,
+) -> dict[str, Any]:
+    """The peers' figures, with those of our runs, by method, k and query, and the ratios."""
     for k in ks:
         first_s = {}
         for method in METHODS:

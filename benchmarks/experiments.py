@@ -3,19 +3,17 @@
     python -m benchmarks.experiments TITLE FOLDER --command TEXT [--hardware TEXT] [--commit COMMIT] [--out OUT]
 
 FOLDER is ablation.out (results.parquet; systems without a strategy are shown once) or evaluate's --out (metrics.json).
-OUT.json and OUT.md are those of `benchmarks.quality`, which writes the tables; the folder's report.html goes beside them.
+OUT.json and OUT.md are those of `benchmarks.quality`, which writes the tables.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
-import shutil
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality import COLUMNS, METRICS, publish
+from benchmarks.quality import CHAINS, COLUMNS, METRICS, publish
 from benchmarks.report import commit, hardware
 from zerogr.errors import UserError
 from zerogr.evaluation.ablation import BASE, RESULTS
@@ -28,6 +26,9 @@ def main() -> None:
     parser.add_argument("title")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--command", required=True, help="that measured it, for whoever wants to do it again")
+    parser.add_argument(
+        "--chain", choices=CHAINS, default="docids", help="whose section it stands in (default: docids)"
+    )
     parser.add_argument("--hardware", default=hardware(), help="that it was measured on; this machine's")
     parser.add_argument("--commit", default=commit(), help="that it was measured at; the one checked out")
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="without .json and .md")
@@ -39,7 +40,7 @@ def main() -> None:
         "command": options.command,
         "hardware": options.hardware,
         "commit": options.commit,
-        "report": _keep_report(options.folder, options.out, options.title),
+        "chain": options.chain,
         "rows": rows,
     }
     publish(options.out, experiment=experiment)
@@ -73,15 +74,6 @@ def of_evaluation(folder: Path) -> list[dict[str, Any]]:
         }
         for row in tables["rows"]
     ]
-
-
-def _keep_report(folder: Path, out: Path, title: str) -> str:
-    """Copies the folder's page beside `out`; returns where it is from there."""
-    name = re.sub(r"\W+", "-", re.split("[:;,]", title)[0].lower()).strip("-")
-    kept = out.parent / "reports" / f"{name}.html"
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(folder / "report.html", kept)
-    return kept.relative_to(out.parent).as_posix()
 
 
 if __name__ == "__main__":

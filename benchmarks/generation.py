@@ -197,8 +197,7 @@ def no_shared_prefixes(engine: Engine) -> Iterator[None]:
         yield
 
 
-def main() -> None:
-    """Prints the figures."""
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="docids alone, few documents, one round: a minute or two")
     parser.add_argument("--parts", nargs="+", choices=PARTS, help="of the measurement; all")
@@ -213,7 +212,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="repetitions; 3")
     parser.add_argument("--prompts", type=int, help="of the comparison of n samples with one; 16")
     parser.add_argument("--out", type=Path, help="a Markdown file to write")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Prints the figures."""
+    arguments = _arguments()
     num_documents = arguments.documents or (16 if arguments.quick else 128)
     num_rounds = arguments.rounds or (1 if arguments.quick else 3)
     num_prompts = arguments.prompts or (3 if arguments.quick else 16)

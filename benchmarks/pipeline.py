@@ -39,7 +39,8 @@ from zerogr.config.tree import Config
 from zerogr.corpus.document import Document
 from zerogr.corpus.pystdlib import read_pystdlib
 from zerogr.docids.resolve import key_of
-from zerogr.docids.stage import FOLDER, MIN_TERMS, MOST_COUNTED, PROPOSAL_SCHEMA, assign_docids
+from zerogr.docids.stage import FOLDER, IDENTIFIERS, PROPOSAL_SCHEMA, assign_docids
+from zerogr.docids.words import NUM_OWN
 from zerogr.index.index import Index, shards_in
 from zerogr.llm.generation import COUNTS_KEY
 from zerogr.store import storage
@@ -252,8 +253,6 @@ def write_proposals(folder: str, num_rows: int, piece: int) -> None:
     content = [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in source]
     is_repaired = random.random(len(rows)) < 0.5
     sources = np.repeat(np.where(is_repaired, "repaired", "lm"), NUM_CANDIDATES)
-    terms = texts_of(drawn, MIN_TERMS)
-    times = random.geometric(0.5, size=len(terms.values)).clip(max=MOST_COUNTED)
     table = pa.table(
         [
             rows,
@@ -264,9 +263,8 @@ def write_proposals(folder: str, num_rows: int, piece: int) -> None:
             per_candidate(pa.array(sources, pa.string())),
             per_candidate(pa.array(random.random(len(candidates)), pa.float32())),
             pa.array([["too_few_words"] if repaired else [] for repaired in is_repaired], pa.list_(pa.string())),
-            terms,
-            pa.ListArray.from_arrays(terms.offsets, pa.array(times, pa.uint8())),
-            np.add.reduceat(times, terms.offsets.to_numpy()[:-1]),
+            texts_of(drawn, NUM_OWN),
+            pa.array([[] for _ in rows], IDENTIFIERS),
         ],
         schema=PROPOSAL_SCHEMA,
     )

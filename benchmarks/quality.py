@@ -39,6 +39,22 @@ COLLECTIONS = {
 """Name -> the split that is measured, and the task in our own words."""
 MIXED = ("cranfield", "fetaqa", "cosqa")
 METRICS = ("acc@1", "ndcg@10", "recall@100")
+CHAINS = {
+    "docids": (
+        "The paper's chain: docids written whole",
+        "The retriever writes a document's docid, token by token, and the score is its probability.",
+    ),
+    "lexical": (
+        "The hybrid: terms and BM25",
+        "`docids.scheme: terms` with `ranking.name: mix`. The retriever writes single terms, and half of the score is BM25's. "
+        "Its two parts are rows of their own: `ranking=terms` is the language model's half, `ranking=lexical` BM25's.",
+    ),
+}
+"""What is written -> the section of the results, and what it says."""
+_ABOUT = (
+    "Written by `benchmarks/quality.py` and `benchmarks/experiments.py`; `results.json` beside it has the same rows with "
+    "their commands. Baselines index the same documents. Beam search and k = 100 unless a row says otherwise; one run each."
+)
 COLUMNS = (*METRICS, "num_queries", "seconds_to_index", "ms_per_query")
 
 
@@ -88,6 +104,7 @@ def measure(config: Config, name: str, split: str) -> list[dict[str, Any]]:
             "collection": title,
             "split": split,
             "system": row["system"],
+            "chain": "lexical" if config.ranking.needs_lexical else "docids",
             **{key: row[key] for key in COLUMNS},
             **size,
             **circumstances,
@@ -130,8 +147,8 @@ def publish(out: Path, rows: Sequence[dict[str, Any]] = (), experiment: dict[str
     """Puts rows in the place of earlier ones of the same collection and system, an experiment in that of its title's."""
     file = out.with_suffix(".json")
     known = json.loads(file.read_text()) if file.exists() else {}
-    of_rows = {(row["collection"], row["system"]): row for row in [*known.get("rows", []), *rows]}
-    names = [name for name, _ in of_rows]
+    of_rows = {(row["collection"], row["chain"], row["system"]): row for row in [*known.get("rows", []), *rows]}
+    names = [name for name, *_ in of_rows]
     everything = sorted(of_rows.values(), key=lambda row: names.index(row["collection"]))
     experiments = {each["title"]: each for each in known.get("experiments", [])}
     if experiment:
@@ -139,14 +156,12 @@ def publish(out: Path, rows: Sequence[dict[str, Any]] = (), experiment: dict[str
     tables = {"rows": everything, "experiments": list(experiments.values())}
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(tables, indent=1) + "\n")
-    lines = [
-        "# Results",
-        "",
-        "Written by `benchmarks/quality.py` and `benchmarks/experiments.py`; `results.json` beside it has the same rows with "
-        "their commands. Baselines index the very documents of the index; beam search unless a row says otherwise, k = 100.",
-        *_of_collections(everything),
-        *(line for each in experiments.values() for line in _of_experiment(each)),
-    ]
+    lines = ["# Results", "", _ABOUT]
+    for chain, (title, about) in CHAINS.items():
+        own = [row for row in everything if row["chain"] == chain]
+        lines += ["", f"## {title}", "", about, *(_of_collections(own) if own else [])]
+        for each in experiments.values():
+            lines += _of_experiment(each) if each["chain"] == chain else []
     out.with_suffix(".md").write_text("\n".join(lines) + "\n")
 
 
@@ -154,7 +169,7 @@ def _of_collections(rows: list[dict[str, Any]]) -> list[str]:
     """Returns a table per machine."""
     lines = []
     for machine in sorted({row["hardware"] for row in rows}):
-        lines += ["", f"## Collections: {machine}", ""]
+        lines += ["", f"### Collections: {machine}", ""]
         head = ["collection", "documents", "pairs learnt", "system", *METRICS, "queries", "seconds to index"]
         lines += table(
             [*head, "ms per query", "commit"],
@@ -162,7 +177,7 @@ def _of_collections(rows: list[dict[str, Any]]) -> list[str]:
                 [
                     row["collection"], _whole(row["num_documents"]), _whole(row["num_pairs"]), row["system"],
                     *(f"{row[metric]:.3f}" for metric in METRICS), _whole(row["num_queries"]),
-                    _whole(row["seconds_to_index"]), f"{row['ms_per_query']:.1f}", row["commit"],
+                    _whole(row["seconds_to_index"]), _tenths(row["ms_per_query"]), row["commit"],
                 ]
                 for row in rows
                 if row["hardware"] == machine
@@ -178,18 +193,17 @@ def _of_experiment(experiment: dict[str, Any]) -> list[str]:
             row["system"],
             *(f"{row[metric]:.3f}" + _p(row[f"p of {metric}"]) for metric in METRICS),
             _whole(row["seconds_to_index"]),
-            f"{row['ms_per_query']:.1f}",
+            _tenths(row["ms_per_query"]),
         ]
         for row in experiment["rows"]
     ]
     columns = ["", *(f"{metric} (p against the first)" for metric in METRICS), "seconds to index", "ms per query"]
     made_with = f"`{experiment['command']}`, {experiment['num_queries']} queries; {experiment['hardware']}, commit "
-    page = f"[Its page]({experiment['report']})."
     return [
         "",
-        f"## {experiment['title']}",
+        f"### {experiment['title']}",
         "",
-        f"{made_with}{experiment['commit']}. {page}",
+        f"{made_with}{experiment['commit']}.",
         "",
         *table(columns, rows),
     ]
@@ -199,8 +213,12 @@ def _p(value: float | None) -> str:
     return "" if value is None else f" ({value:.2g})"
 
 
-def _whole(value: float) -> str:
-    return f"{value:,.0f}"
+def _whole(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
+
+
+def _tenths(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
 
 
 if __name__ == "__main__":

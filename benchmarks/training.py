@@ -34,16 +34,15 @@ from zerogr.config.file import validate_config
 from zerogr.config.names import EMBEDDED_MODEL
 from zerogr.corpus.document import Document
 from zerogr.corpus.pystdlib import read_pystdlib
-from zerogr.docids.rules import Limits, Terms
-from zerogr.docids.schemes import tfidf_candidates
+from zerogr.docids.rules import Terms
 from zerogr.llm.chat import ChatFormat
-from zerogr.llm.models import load_model, resolve_model
+from zerogr.llm.models import fastest_dtype, load_model, resolve_model
 from zerogr.queries.spans import make_spans
 from zerogr.text.terms import DocumentFrequency
 from zerogr.text.words import words
 from zerogr.training import learner
 from zerogr.training.choices import Choices
-from zerogr.training.examples import Examples, Row, epoch_order
+from zerogr.training.examples import Examples, Relevant, TextExample, epoch_order
 from zerogr.training.learner import TrainingSettings
 from zerogr.training.loop import train
 from zerogr.training.packing import passes
@@ -51,7 +50,7 @@ from zerogr.training.recipes.retriever import RetrieverRecipe
 from zerogr.training.throughput import Cost, peak_flops, peak_memory_bytes
 from zerogr.trie import DocidTrie
 
-SEED, WARM_UP = 0, 2
+SEED = 0
 
 NOTES = """
 - A useful token is one of an example as it stands alone: prefix, query, docid, end. Both sides train the same ones, so
@@ -71,19 +70,23 @@ NOTES = """
 def main() -> None:
     """Prints the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one step of each behind the warm-up")
+    parser.add_argument("--quick", action="store_true", help="16 examples per step, one step behind one of warm-up")
     parser.add_argument("--model", default=EMBEDDED_MODEL, help="a folder or a Hugging Face name")
     parser.add_argument(
         "--index",
-        help="take docids and queries of this index, made with docids.unit=docid; passages of Python's own text otherwise",
+        help="take docids and queries of this index; passages of Python's own text otherwise",
     )
     parser.add_argument("--steps", type=int, help="of each, behind the warm-up; 12")
-    parser.add_argument("--batch-size", type=int, default=32, help="examples per step")
-    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--batch-size", type=int, help="examples per step; 32")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), help="the one that the device is fastest in")
     parser.add_argument("--out", type=Path, help="also write the figures to this Markdown file")
     arguments = parser.parse_args()
-    num_steps = WARM_UP + (arguments.steps or (1 if arguments.quick else 12))
-    settings = {"num_steps": num_steps, "batch_size": arguments.batch_size, "precision": arguments.precision}
+    warm_up = 1 if arguments.quick else 2
+    num_steps = warm_up + (arguments.steps or (1 if arguments.quick else 12))
+    batch_size = arguments.batch_size or (16 if arguments.quick else 32)
+    fastest = fastest_dtype("cuda" if torch.cuda.is_available() else "cpu")
+    precision = arguments.precision or ("bf16" if fastest == torch.bfloat16 else "fp32")
+    settings = {"num_steps": num_steps, "warm_up": warm_up, "batch_size": batch_size, "precision": precision}
     runs = {}
     for name in SIDES:
         print(f"{name}: {num_steps} steps …", file=sys.stderr, flush=True)
@@ -94,8 +97,9 @@ def main() -> None:
     figures: dict[str, Any] = {
         "device": ours["device"],
         "model": arguments.model,
-        "examples_per_step": arguments.batch_size,
-        "num_steps": num_steps - WARM_UP,
+        "precision": precision,
+        "examples_per_step": batch_size,
+        "num_steps": num_steps - warm_up,
         "useful_tokens_ratio_vs_trainer": trainer["step_s"] / ours["step_s"],
         "loss_difference": float(difference.max()),
         "first_loss": ours["losses"][0],
@@ -126,9 +130,7 @@ def run(name: str, model_name: str, index: str | None, settings: dict[str, Any])
     normalise = "allowed" if name == "ours, allowed" else "vocabulary"
     choices = None
     if index:
-        recipe = RetrieverRecipe(
-            validate_config({"index": index, "training": {"normalise": normalise}, "docids": {"unit": "docid"}})
-        )
+        recipe = RetrieverRecipe(validate_config({"index": index, "training": {"normalise": normalise}}))
         examples = recipe.examples(tokenizer)
         choices = recipe.choices(tokenizer)
         recipe.close()
@@ -142,18 +144,19 @@ def run(name: str, model_name: str, index: str | None, settings: dict[str, Any])
         raise SystemExit(f"'{index}' has {len(ids)} examples; {num_examples} are needed: lower --steps")
     seconds, losses, tokens = SIDES[name](model, examples, ids, settings, device)
     useful = [examples.num_tokens_of(step) for step in np.split(ids, settings["num_steps"])]
-    timed, timed_tokens = seconds[WARM_UP:], tokens[WARM_UP:]
+    warm_up = settings["warm_up"]
+    timed, timed_tokens = seconds[warm_up:], tokens[warm_up:]
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "step_s": median(timed),
         "losses": losses,
-        "useful_tokens_per_step": sum(useful[WARM_UP:]) / len(timed),
+        "useful_tokens_per_step": sum(useful[warm_up:]) / len(timed),
         "tokens_per_step": sum(timed_tokens) / len(timed),
         "peak_bytes": peak_memory_bytes(torch.device(device)),
         "mfu": mfu(
             model,
             sum(timed_tokens) / len(timed),
-            examples.num_places_of(ids) / settings["num_steps"] if normalise == "vocabulary" else 0.0,
+            examples.num_predicting_of(ids) / settings["num_steps"] if normalise == "vocabulary" else 0.0,
             median(timed),
         ),
     }
@@ -167,13 +170,14 @@ def passages(chat: ChatFormat, count: int, normalise: str) -> tuple[Examples, Ch
         frequency.add(words(f"{document.title}\n{document.text}"))
     instruction = validate_config({}).instruction
     per_document = 8
-    rows = []
+    rows, docids = [], []
     for number, document in enumerate(documents[: -(-count // 4)]):
         terms = Terms.of(document.title, document.text, frequency)
-        docid = tfidf_candidates(terms, Limits())[0].docid
+        docid = " ".join(terms.ranked[:8])
+        docids.append(docid)
         spans = make_spans(document.title, document.text, frequency, per_document, number)
-        rows += [Row(instruction, span, ((docid, 1),), 1.0) for span in spans]
-    choices = Choices(DocidTrie.build([chat.docid(row.answers[0][0]) for row in rows]), chat.end_token_id)
+        rows += [TextExample(instruction, span, [Relevant(1.0, [(docid, 1.0)])]) for span in spans]
+    choices = Choices(DocidTrie.build([chat.docid(docid) for docid in docids]), chat.end_token_id)
     return Examples.build(rows, chat, choices if normalise == "allowed" else None), choices
 
 
@@ -195,17 +199,7 @@ def train_ours(
     model: Any, examples: Examples, ids: np.ndarray, settings: dict[str, Any], device: str
 ) -> tuple[list[float], list[float], list[int]]:
     """(Seconds, loss, tokens through the model) of every step."""
-    taken = np.concatenate([np.arange(examples.offsets[i], examples.offsets[i + 1]) for i in ids])
-    order = Examples(
-        examples.prefixes,
-        examples.tokens[taken],
-        np.append(0, np.cumsum(np.diff(examples.offsets)[ids])),
-        examples.answer[taken],
-        examples.counts[taken],
-        examples.num_targets[ids],
-        examples.task[ids],
-        examples.weights[ids],
-    )
+    order = examples.take(ids)
     loop = TrainingSettings(
         num_epochs=1, batch_size=settings["batch_size"], learning_rate=1e-4, schedule="constant", warmup_fraction=0.0,
         precision=settings["precision"], normalise=settings["normalise"], evaluation_fraction=0.0, evaluate_every=1,
@@ -238,10 +232,10 @@ def train_theirs(
     marks, losses, tokens = [time.perf_counter()], [], []
     rows = []
     for i in ids[epoch_order(np.arange(len(ids)), SEED, 0)]:  # the order in which ours takes them
-        own = [int(token) for token in examples.tokens[examples.offsets[i] : examples.offsets[i + 1]]]
-        input_ids = [*examples.prefixes[examples.task[i]], *own]
-        num_targets = int(examples.num_targets[i])
-        rows.append({"input_ids": input_ids, "labels": [-100] * (len(input_ids) - num_targets) + own[-num_targets:]})
+        example = examples.take(ids=np.array([i]))
+        asked, answer = example.query_tokens.tolist(), example.answer_tokens.tolist()
+        input_ids = [*examples.prefixes[examples.task[i]], *asked, *answer]
+        rows.append({"input_ids": input_ids, "labels": [-100] * (len(input_ids) - len(answer)) + answer})
 
     def collate(batch: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
         length = max(len(row["input_ids"]) for row in batch)

@@ -12,8 +12,10 @@ from jobs.parser import build_parser
 COMMANDS = {
     "index": "jobs.index",
     "corpus": "jobs.corpus",
+    "embeddings": "jobs.embeddings",
     "docids": "jobs.docids",
     "queries": "jobs.queries",
+    "lexical": "jobs.lexical",
     "trie": "jobs.trie",
     "train": "jobs.train",
     "distil": "jobs.distil",

@@ -3,20 +3,18 @@
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from typing import Any
 
 from jobs.command import run_module
 from jobs.shards import run_shards
 from jobs.stages import run_stage, stage_command
+from zerogr.config.base import EngineConfig
 from zerogr.config.tree import Config
-from zerogr.docids.stage import FOLDER, DocidProposer, assign_docids, docids_inputs, idle_settings
+from zerogr.docids.stage import FOLDER, DocidProposer, assign_docids, docids_inputs, fit_scheme
 from zerogr.index.index import Index, StageRecord
 from zerogr.index.stage import DOCIDS
 from zerogr.llm.generation import load_generator
-
-logger = logging.getLogger(__name__)
 
 
 def run(config: Config) -> StageRecord:
@@ -25,21 +23,17 @@ def run(config: Config) -> StageRecord:
 
 
 def _build(config: Config, index: Index) -> dict[str, Any]:
-    if idle := idle_settings(config):
-        logger.warning(
-            "docids: %s without effect, since docids.scheme is %s; with keywords the language model proposes docids",
-            ", ".join(idle),
-            config.docids.scheme,
-        )
-    needs_engine = config.docids.scheme == "keywords"
-    run_shards("docids", index, FOLDER, partial(make_worker, config), config.compute, needs_engine=needs_engine)
+    fit_scheme(config, index)
+    run_shards(
+        "docids", index, FOLDER, partial(make_worker, config), config.compute, needs_engine=config.docids.needs_engine
+    )
     return assign_docids(config, index)
 
 
 def make_worker(config: Config) -> DocidProposer:
     """Returns what makes the candidates of a shard; called in the actor."""
     engine = None
-    if config.docids.scheme == "keywords":
+    if isinstance(config.docids, EngineConfig):
         engine = load_generator(
             config.docids, batch_size=config.compute.engine_batch_size, options=config.compute.engine_options
         )

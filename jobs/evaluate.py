@@ -14,7 +14,6 @@ from jobs.tables import print_comparison, print_differences, print_errors
 from zerogr.config.tree import Config
 from zerogr.corpus.collection import Collection
 from zerogr.errors import UserError
-from zerogr.evaluation.baselines.dense import load_encoder
 from zerogr.evaluation.compare import compare_systems
 from zerogr.evaluation.comparison import Comparison
 from zerogr.evaluation.publish import publish
@@ -23,10 +22,11 @@ from zerogr.evaluation.runs import read_runs
 from zerogr.evaluation.systems import StrategySpec
 from zerogr.index.index import Index, StageRecord
 from zerogr.index.stage import EVALUATION
-from zerogr.retriever import Retriever, check_options_of_docids
+from zerogr.llm.encoder import Encoder
+from zerogr.retriever import Retriever
 from zerogr.store import storage
 
-VERSION = 2
+VERSION = 3
 
 
 def run(config: Config) -> StageRecord:
@@ -43,8 +43,6 @@ def check(config: Config) -> None:
     for text in evaluation.strategies:
         spec = StrategySpec.parse(text)
         spec.check(evaluation.k)
-        if config.docids.unit == "docid":
-            check_options_of_docids(spec.options)
     if "doc2query" in evaluation.baselines and not config.queries.num_queries_per_document:
         raise UserError(
             "evaluation.baselines has doc2query, which needs the LM's pseudo-queries, and "
@@ -53,7 +51,7 @@ def check(config: Config) -> None:
         )
     Collection.load(evaluation.dataset, evaluation.split)
     if "minilm" in evaluation.baselines:
-        load_encoder()
+        Encoder()
 
 
 def _inputs(config: Config) -> dict[str, Any]:
@@ -65,6 +63,8 @@ def _inputs(config: Config) -> dict[str, Any]:
         **{f"evaluation.{key}": value for key, value in evaluation.model_dump().items() if key != "dataset"},
         "evaluation.dataset": Collection.load(evaluation.dataset, evaluation.split).hash(),
         **{f"decoding.{key}": value for key, value in config.decoding.model_dump().items()},
+        **{f"ranking.{key}": value for key, value in config.ranking.model_dump().items()},
+        **({"lexical": index.require("lexical").fingerprint} if config.ranking.needs_lexical else {}),
         "seed": config.seed,
         "version": VERSION,
     }

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from zerogr import __version__
 from zerogr.index.stage import DISTIL, EVALUATION, GENERATORS, INDEX, RETRIEVER, TEACHER_DATA, Stage
 
 POSITIONAL = {"config": "a YAML file; `zerogr config` prints the documented default"}
@@ -73,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"zerogr {__version__}")
     parser.add_argument("--verbose", action="store_true", help="show what the libraries underneath have to say")
     commands = Commands(parser.add_subparsers(dest="command", metavar="COMMAND"))
     _add_stages(commands)

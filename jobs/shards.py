@@ -79,7 +79,7 @@ class ShardActor:
             end_process()
         else:
             ray.get(self._attempts.succeed.remote(shard))
-        outcome.engine_seconds = self._hands.lay_down()
+        outcome.engine_seconds = self._hands.release()
         return asdict(outcome)
 
     def _loaded(self, shard: int) -> ShardWorker:
@@ -148,7 +148,7 @@ class Hands:
                 self._counted_to = time.monotonic()
             self._num_held += 1
 
-    def lay_down(self) -> float:
+    def release(self) -> float:
         """One shard less; returns the busy seconds that were not returned before."""
         with self._changed:
             self._num_held -= 1
@@ -157,7 +157,7 @@ class Hands:
             return self._counted_to - before
 
     def wait_for_others(self) -> None:
-        """The process is to end: lays down the caller's shard and waits until the others are finished or have failed, too."""
+        """The process is to end: releases the caller's shard and waits until the others are finished or have failed, too."""
         with self._changed:
             self._is_ending = True
             self._num_held -= 1
@@ -241,27 +241,9 @@ def run_pending(
         logger.info("%s: %d of %d documents were done before", stage, total - num_pending_rows, total)
     with ray_session():
         import ray
-        from ray.data import ActorPoolStrategy, DataContext
 
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        context = DataContext.get_current()
-        context.enable_progress_bars = False  # ours counts documents, Ray's blocks
-        context.print_on_execution_start = False
         num_gpus = compute.num_gpus_per_engine if needs_engine else 0
-        num_workers = min(compute.num_engine_workers or most_workers(num_gpus), len(pending))
-        num_threads = share_of_cpus(compute.num_cpus_per_engine, num_workers)
-        outcomes = ray.data.from_items([{"shard": shard} for shard in pending], override_num_blocks=len(pending)).map(
-            ShardActor,
-            fn_constructor_args=(make_worker, num_threads, start_attempts(), compute.max_retries),
-            compute=ActorPoolStrategy(
-                min_size=1,
-                max_size=num_workers,
-                max_concurrent_calls_per_actor=compute.shards_in_flight,
-                enable_true_multi_threading=True,
-            ),
-            num_cpus=num_threads if os.environ.get("RAY_ADDRESS") else 1,
-            num_gpus=num_gpus,
-        )
+        outcomes = _outcomes(list(pending), make_worker, compute, num_gpus)
         progress = Progress(stage, total=total, unit="documents", done=total - num_pending_rows)
         ledger = Ledger(index, stage)
         try:
@@ -283,6 +265,33 @@ def run_pending(
         finally:
             progress.close()
         ledger.write()
+
+
+def _outcomes(
+    pending: list[int], make_worker: Callable[[], ShardWorker], compute: ComputeConfig, num_gpus: float
+) -> Any:
+    """Returns the dataset of what becomes of the shards; they are made while it is read."""
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = DataContext.get_current()
+    context.enable_progress_bars = False  # ours counts documents, Ray's blocks
+    context.print_on_execution_start = False
+    num_workers = min(compute.num_engine_workers or most_workers(num_gpus), len(pending))
+    num_threads = share_of_cpus(compute.num_cpus_per_engine, num_workers)
+    return ray.data.from_items([{"shard": shard} for shard in pending], override_num_blocks=len(pending)).map(
+        ShardActor,
+        fn_constructor_args=(make_worker, num_threads, start_attempts(), compute.max_retries),
+        compute=ActorPoolStrategy(
+            min_size=1,
+            max_size=num_workers,
+            max_concurrent_calls_per_actor=compute.shards_in_flight,
+            enable_true_multi_threading=True,
+        ),
+        num_cpus=num_threads if os.environ.get("RAY_ADDRESS") else 1,
+        num_gpus=num_gpus,
+    )
 
 
 def most_workers(num_gpus: float) -> int:

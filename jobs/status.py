@@ -6,8 +6,11 @@ import argparse
 import json
 from typing import Any
 
+from pydantic import ValidationError
+
 from jobs.command import run_module
 from jobs.tables import summary
+from zerogr.config.tree import Config
 from zerogr.errors import UserError
 from zerogr.index.index import Index, shards_in
 from zerogr.index.ledger import Effort, read_effort
@@ -25,15 +28,24 @@ def status(uri: str) -> dict[str, Any]:
     finished, begun = index.manifest()["stages"], index.begun()
     if not finished and not begun:
         raise UserError(f"there is no index at '{uri}'; `zerogr index CONFIG` makes one")
+    wants = _config_of(index)
     stages: dict[str, Any] = {}
     for stage in (index.kind() or INDEX).stages:
         if stage.name in finished:
             stages[stage.name] = {"state": "done", **_finished(index, stage, finished[stage.name])}
         elif stage.name in begun:
             stages[stage.name] = {"state": "unfinished", **_unfinished(index, stage)}
-        else:
+        elif wants is None or stage.is_wanted(wants):
             stages[stage.name] = {"state": "not begun"}
     return {"index": uri, "stages": stages}
+
+
+def _config_of(index: Index) -> Config | None:
+    """Returns the configuration that the index was last made with; None if this program cannot read it."""
+    try:
+        return Config.model_validate(index.manifest()["config"])
+    except ValidationError:  # made with a plugin that is not here, say
+        return None
 
 
 def _finished(index: Index, stage: Stage, entry: dict[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zerogr.evaluation.explain import Explanation
     from zerogr.index.index import StageRecord
-    from zerogr.retriever import Hit, Retriever, Traced
+    from zerogr.ranking.ranker import Part
+    from zerogr.retriever import Retriever
+    from zerogr.search.answer import Hit, Traced
 
-MOST_WORDS = 16
+MOST_PARTS = 16
 """Of a document, in an explanation."""
 COLUMNS = ("acc@1", "ndcg@10", "recall@100", "mrr@10", "map")
 
@@ -91,7 +93,7 @@ def print_hits(hits: list[Hit]) -> None:
 
 
 def print_explanation(explanation: Explanation, retriever: Retriever) -> None:
-    """Prints a document's docid token by token or word by word, beside the first hit's."""
+    """Prints a document's docid token by token, or its score part by part, beside the first hit's."""
     from zerogr.evaluation.explain import MEANINGS
 
     wanted, first = explanation.wanted, explanation.first
@@ -105,7 +107,7 @@ def print_explanation(explanation: Explanation, retriever: Retriever) -> None:
     if wanted.steps:
         _print_path(wanted, explanation.lost_at, retriever)
     else:
-        _print_words([wanted] if explanation.verdict == "first" else [wanted, first])
+        _print_parts([wanted] if explanation.verdict == "first" else [wanted, first])
     for name, traced, support in (
         ("its", wanted, explanation.support),
         *([] if explanation.verdict == "first" else [("the first hit's", first, explanation.first_support)]),
@@ -120,20 +122,26 @@ def _print_path(traced: Traced, lost_at: int | None, retriever: Retriever) -> No
     score = 0.0
     for number, step in enumerate(traced.steps):
         score += step.log_prob
-        best = "" if step.rank == 1 else f"{retriever.token_text(step.best)!r} {exp(step.best_log_prob):.3f}"
+        best = "" if step.rank == 1 else f"{retriever.writer.token_text(step.best)!r} {exp(step.best_log_prob):.3f}"
         mark = "   <- lost here" if number == lost_at else ""
         print(
-            f"  {retriever.token_text(step.token)!r:<16}{exp(step.log_prob):>8.3f}{score:>14.3f}"
+            f"  {retriever.writer.token_text(step.token)!r:<16}{exp(step.log_prob):>8.3f}{score:>14.3f}"
             f"{step.rank:>6}{step.num_allowed:>7}  {best}{mark}"
         )
 
 
-def _print_words(traced: list[Traced]) -> None:
-    """Prints side by side the words that add most to each document's score."""
-    print("\n" + "".join(f"  {'word':<24}{'p':>8}{'adds':>8}" for _ in traced))
-    for row in zip_longest(*(each.words[:MOST_WORDS] for each in traced)):
-        cells = (f"  {each.word:<24}{each.probability:>8.3f}{each.score:>8.3f}" if each else " " * 42 for each in row)
-        print("".join(cells).rstrip())
+def _print_parts(traced: list[Traced]) -> None:
+    """Prints side by side what adds most to each document's score."""
+    print("\n" + "".join(f"  {'part':<24}{'by':<10}{'p':>8}{'adds':>8}" for _ in traced))
+    for row in zip_longest(*(each.parts[:MOST_PARTS] for each in traced)):
+        print("".join(map(_part_cells, row)).rstrip())
+
+
+def _part_cells(part: Part | None) -> str:
+    if part is None:
+        return " " * 52
+    probability = "" if part.probability is None else f"{part.probability:.3f}"
+    return f"  {part.text:<24}{part.ranker:<10}{probability:>8}{part.score:>8.3f}"
 
 
 def summary(counts: dict[str, Any]) -> str:

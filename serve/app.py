@@ -34,7 +34,7 @@ from zerogr.errors import UserError
 if TYPE_CHECKING:
     from ray.serve import Application
 
-    from zerogr.retriever import Hit
+    from zerogr.search.answer import Hit
 
 HIT_FIELDS = ("doc_id", "docid", "rank", "score")
 LATENCY_BOUNDARIES_MS = [10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1e3, 2.5e3, 5e3, 1e4, 3e4, 6e4]

@@ -85,6 +85,19 @@ def tiny_index(tmp_path_factory: pytest.TempPathFactory, collection: Path, tiny_
 
 
 @pytest.fixture(scope="session")
+def hybrid_index(tmp_path_factory: pytest.TempPathFactory, collection: Path, tiny_model: Path, local_ray: None) -> str:
+    """The URI of a finished index of `collection` whose retriever writes terms."""
+    from jobs.cli import main
+
+    folder = tmp_path_factory.mktemp("hybrid-index")
+    hybrid = {"docids__scheme": "terms", "ranking__name": "mix"}
+    tree = tiny.settings(str(folder / "index"), collection, tiny_model, **hybrid)
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree))
+    assert main(["index", str(folder / "config.yaml")]) == 0
+    return str(folder / "index")
+
+
+@pytest.fixture(scope="session")
 def remote_index(
     s3_server: str, tmp_path_factory: pytest.TempPathFactory, collection: Path, tiny_model: Path, local_ray: None
 ) -> str:

@@ -11,14 +11,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("zerogr", "jobs", "serve")
 LAYERS = (
-    "errors seeds progress ragged",
+    "errors seeds progress ragged plugins",
     "config",
     "store",
     "index text",
     "corpus llm",
-    "docids queries ranking trie",
+    "docids queries",
+    "trie ranking",
     "decoding teaching",
     "training",
+    "search",
     "retriever",
     "evaluation",
 )
@@ -82,3 +84,36 @@ def test_imports_go_down(graph: dict[str, set[str]]) -> None:
             if is_wrong and not (name == "jobs.submit" and other == "serve"):
                 wrong.append(f"{name} imports {other}")
     assert not wrong
+
+
+MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 400, 60
+
+
+def test_no_file_and_no_function_is_long() -> None:
+    long = []
+    for path in files(*PACKAGES, "benchmarks"):
+        source = path.read_text(encoding="utf-8")
+        if len(source.splitlines()) > MOST_LINES_OF_A_FILE:
+            long.append(f"{path.relative_to(ROOT)} has {len(source.splitlines())} lines")
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or node.lineno) - node.lineno + 1
+                if length > MOST_LINES_OF_A_FUNCTION:
+                    long.append(f"{path.relative_to(ROOT)}: {node.name} has {length} lines")
+    assert not long
+    assert len((ROOT / "zerogr" / "retriever.py").read_text(encoding="utf-8").splitlines()) < 200
+
+
+def test_a_scheme_is_named_in_its_own_file_alone() -> None:
+    """Where another room asks for a scheme by its name, the next scheme has nowhere to attach."""
+    names = {path.stem for path in (ROOT / "zerogr" / "docids" / "schemes").glob("[a-z]*.py")}
+    found = []
+    for path in files(*PACKAGES):
+        if path.parent.name in ("schemes", "ranking"):  # a ranker may be called as a scheme is
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Compare | ast.Match):
+                texts = {each.value for each in ast.walk(node) if isinstance(each, ast.Constant)}
+                if texts & names:
+                    found.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert not found

@@ -103,6 +103,8 @@ def settings(index: str, collection: Path, model: Path, **changes: Any) -> dict[
         },
         "compute": {"num_engine_workers": 1, "num_cpus_per_engine": 1, "num_cpus_per_trainer": 1},
     }  # fmt: skip
+    if changes.get("docids__scheme", "keywords") != "keywords":
+        tree["docids"] = {}  # those are settings of keywords alone
     for key, value in changes.items():
         section, _, name = key.partition("__")
         if name:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zerogr.retriever import Hit, Retriever
+    from zerogr.retriever import Retriever
+    from zerogr.search.answer import Hit
 
 __version__ = "0.1.0"
 __all__ = ["Hit", "Retriever", "__version__"]
@@ -14,7 +16,6 @@ __all__ = ["Hit", "Retriever", "__version__"]
 def __getattr__(name: str) -> Any:
     # Imported on first use: `zerogr --help` must not wait for pyarrow and torch.
     if name in ("Hit", "Retriever"):
-        from zerogr import retriever
-
-        return getattr(retriever, name)
+        module = importlib.import_module("zerogr.retriever" if name == "Retriever" else "zerogr.search.answer")
+        return getattr(module, name)
     raise AttributeError(f"module 'zerogr' has no attribute '{name}'")

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.decoding import recombined
+from benchmarks.docids import recombined
 from benchmarks.peers import (
     bare_forwards_s,
     constrained_beam,

@@ -39,7 +39,7 @@ def test_rows_of_other_collections_stay(
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
     (tmp_path / "results.json").write_text(
         json.dumps({"rows": [dict.fromkeys(["collection", "split", "system"], "other") | {
-            "hardware": "a", "commit": "b", "command": "c", "num_documents": 7, "num_pairs": 9,
+            "chain": "lexical", "hardware": "a", "commit": "b", "command": "c", "num_documents": 7, "num_pairs": 9,
             **dict.fromkeys(quality.COLUMNS, 0),
         }]})
     )  # fmt: skip
@@ -78,11 +78,10 @@ def experiment(title: str, folder: Path, out: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         sys, "argv", ["experiments", title, str(folder), "--command", "c", "--commit", "abc", "--out", str(out)]
     )
-    (folder / "report.html").write_text(f"page of {title}")
     experiments.main()
     found = {each["title"]: each for each in json.loads(out.with_suffix(".json").read_text())["experiments"]}
     assert found[title]["commit"] == "abc"
-    assert (out.parent / found[title]["report"]).read_text() == f"page of {title}"
+    assert found[title]["chain"] == "docids"
     return list(found[title]["rows"])
 
 

@@ -15,7 +15,7 @@ from tests import tiny
 from tests.chaos.settings import LANGUAGE_MODEL, write_config
 from tests.published import rows
 from zerogr.config.file import load_config
-from zerogr.docids.stage import check_docids
+from zerogr.docids.schemes.keywords import check_docids
 from zerogr.index.index import Index
 from zerogr.llm.engines.fake import FAIL_MARKER
 from zerogr.text.words import words

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
 import os
 import subprocess
@@ -13,7 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs.cli import main
+import zerogr
+from jobs.cli import COMMANDS, main
+from jobs.parser import build_parser
 from tests import tiny
 from tests.published import contents, files
 from zerogr.llm.engines.vllm import is_vllm_installed
@@ -65,7 +69,7 @@ class TestMistakesInTheConfiguration:
         ("change", "parts"),
         [
             ("training.num_epochs=0", ["training.num_epochs is 0", "greater than or equal to 1"]),
-            ("docids.scheme=numbers", ["docids.scheme is 'numbers'", "'keywords'", "'tfidf'"]),
+            ("docids.scheme=numbers", ["docids.scheme is 'numbers'", "keywords, ", "tfidf, "]),
             ("docids.min_words=9", ["min_words is 9", "max_words = 8"]),
             ("decoding.top_p=1.5", ["decoding.top_p is 1.5", "less than or equal to 1"]),
         ],
@@ -148,7 +152,7 @@ class TestUnknownIndex:
         (tmp_path / "index.json").write_text('{"format": ')
         assert "is not valid JSON" in _mistake(["status", str(tmp_path)], capsys)
         (tmp_path / "index.json").write_text('{"format": 99}')
-        assert "has format 99; this version reads 1" in _mistake(["search", str(tmp_path), "query"], capsys)
+        assert "has format 99; this version reads 2" in _mistake(["search", str(tmp_path), "query"], capsys)
 
 
 @pytest.mark.integration
@@ -314,3 +318,16 @@ def test_module_does_what_the_command_does(
         assert all(after[file] != before[file] for file in before)  # made again, though from the same bytes
         tries.append(contents(index, "trie"))
     assert tries[0] == tries[1] == contents(tiny_index, "trie")
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert not stop.value.code and capsys.readouterr().out == f"zerogr {zerogr.__version__}\n"
+
+
+def test_every_command_is_done_by_somebody() -> None:
+    [subparsers] = [action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    assert subparsers.choices.keys() == COMMANDS.keys()
+    for module in COMMANDS.values():
+        assert callable(importlib.import_module(module).command)

@@ -16,6 +16,7 @@ import yaml
 from jobs.cli import main
 from tests import tiny
 from tests.published import contents, files, rows
+from zerogr.docids.prompts import DOCID_USER
 from zerogr.index.index import Index
 from zerogr.llm import prompts
 from zerogr.store import storage
@@ -190,7 +191,7 @@ class TestRun:
         other.write_text(yaml.safe_dump(tree))
         error = self._refused(teacher, ["distil", str(other)], capsys)
         assert 'tasks.boats.instruction ("Find the boat." there, "Find the ship." now)' in error
-        monkeypatch.setitem(prompts.DOCID_USER, "brief", prompts.DOCID_USER["brief"] + " Think first.")
+        monkeypatch.setitem(DOCID_USER, "brief", DOCID_USER["brief"] + " Think first.")
         error = self._refused(teacher, ["distil", config], capsys)
         assert "docids.prompt" in error and "seed" not in error
 

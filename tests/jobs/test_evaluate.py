@@ -148,7 +148,6 @@ class TestEvaluate:
                 "evaluation.strategies=[beam:beam_width=5]",
                 "the strategy beam+beam_width=5 cannot run: beam_width must be",
             ),
-            (["docids.unit=docid", "evaluation.strategies=[beam:query_share=0]"], "query_share is for an index whose"),
             ("evaluation.baselines=[doc2query]", "queries.num_queries_per_document is 0"),
             ("evaluation.split=dev", "no split 'dev'"),
             ("evaluation.dataset=nowhere", "there is no folder"),
@@ -167,39 +166,30 @@ class TestEvaluate:
 
 
 class TestExplain:
-    def test_words_add_up_to_what_the_search_saw(self, tiny_index: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_parts_add_up_to_what_the_search_saw(self, hybrid_index: str, capsys: pytest.CaptureFixture[str]) -> None:
         query = "what about the history of coffee"
-        hits = Retriever.load(tiny_index).search([query], k=40, strategy="best_first", num_words=500)[0]
+        hits = Retriever.load(hybrid_index).search([query], k=40, strategy="best_first", num_leaves=500)[0]
         last = hits[-1]
-        command = [
-            "explain",
-            tiny_index,
-            query,
-            "--doc",
-            last.doc_id,
-            "-k",
-            "40",
-            "--strategy",
-            "best_first:num_words=500",
-        ]
+        how = ["--doc", last.doc_id, "-k", "40", "--strategy", "best_first:num_leaves=500"]
+        command = ["explain", hybrid_index, query, *how]
         told = printed(command, capsys)
         assert (told["rank"], told["num_hits"], told["lost_at"]) == (40, 40, None)
         assert told["verdict"] not in ("first", "search", "first_token", "late")
         for name, hit in (("wanted", last), ("first", hits[0])):
-            assert {stem(word) for word in hit.docid.split()} <= {stem(each["word"]) for each in told[name]["words"]}
-            assert sum(word["score"] for word in told[name]["words"]) == pytest.approx(hit.score, rel=1e-3)
+            assert {stem(word) for word in hit.docid.split()} <= {stem(each["text"]) for each in told[name]["parts"]}
+            assert sum(part["score"] for part in told[name]["parts"]) == pytest.approx(hit.score, rel=1e-3)
 
         assert main(command) == 0
         shown = capsys.readouterr().out
         assert "rank 40" in shown and told["verdict"] in shown
-        best = max(told["first"]["words"], key=lambda word: word["score"])
-        assert re.search(rf" {re.escape(best['word'])} +0\.\d+ +{best['score']:.3f}", shown)
+        best = max(told["first"]["parts"], key=lambda part: part["score"])
+        assert re.search(rf" {re.escape(best['text'])} +{best['ranker']} .*{best['score']:.3f}", shown)
 
     def test_tokens_where_docids_are_written(
         self, config: Path, collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         index = str(tmp_path / "index")
-        assert main(["index", str(config), "--set", f"index={index}", "--set", "docids.unit=docid"]) == 0
+        assert main(["index", str(config), "--set", f"index={index}"]) == 0
         capsys.readouterr()
         query = "what about the history of coffee"
         hits = Retriever.load(index).search([query], k=40, strategy="best_first")[0]

@@ -51,10 +51,10 @@ def test_time_with_several_shards_in_hand_counts_once(monkeypatch: pytest.Monkey
     hands = Hands()
     hands.take()  # at 0
     hands.take()
-    assert hands.lay_down() == 10.0
-    assert hands.lay_down() == 4.0  # at 14; idle until 100
+    assert hands.release() == 10.0
+    assert hands.release() == 4.0  # at 14; idle until 100
     hands.take()
-    assert hands.lay_down() == 1.0
+    assert hands.release() == 1.0
 
 
 def test_a_process_ends_when_its_other_shards_are_finished() -> None:
@@ -68,7 +68,7 @@ def test_a_process_ends_when_its_other_shards_are_finished() -> None:
     ending[0].join(0.05)
     taking.start()
     assert ending[0].is_alive() and ending[1].is_alive()  # one shard is still being made
-    hands.lay_down()
+    hands.release()
     for thread in ending:
         thread.join()
     taking.join(0.05)

@@ -16,11 +16,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jobs.cli import main
+from tests.examples import example
 from zerogr.index.index import Index
 from zerogr.llm.chat import ChatFormat
 from zerogr.llm.models import load_model
 from zerogr.training.checkpoints import StorageCheckpointer, full_tensors
-from zerogr.training.examples import Examples, Row
+from zerogr.training.examples import Examples
 from zerogr.training.learner import Learner, TrainingSettings
 from zerogr.training.loop import train
 
@@ -114,7 +115,7 @@ def _examples(chat: ChatFormat) -> Examples:
     words = "coffee grind water keel mast wind knight rook pawn flour yeast oven gear chain brake".split()
     return Examples.build(
         (
-            Row("Find the text.", " ".join(draw.choice(words, 4)), ((" ".join(draw.choice(words, 3)), 1),), 1.0)
+            example("Find the text.", " ".join(draw.choice(words, 4)), (" ".join(draw.choice(words, 3)), 1.0))
             for _ in range(31)
         ),
         chat,

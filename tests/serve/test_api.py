@@ -18,7 +18,7 @@ from zerogr.errors import UserError
 
 SECRET = "a secret that only the log may hold"
 MANIFEST = {
-    "format": 1,
+    "format": 2,
     "config": {"instruction": "Find it.", "corpus": {"source": "s3://private/corpus"}},
     "stages": {"corpus": {"fingerprint": "f", "inputs": {"prompt": SECRET}, "counts": {"rows": 9}, "files": 1}},
 }
@@ -217,7 +217,7 @@ class TestApi:
         response = call("GET", "/index")
         assert response.json() == {
             "index_version": "version-1",
-            "format": 1,
+            "format": 2,
             "instruction": "Find it.",
             "stages": {"corpus": {"fingerprint": "f", "counts": {"rows": 9}, "files": 1, "seconds": None}},
         }

@@ -49,7 +49,7 @@ class RetrieverDouble:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.manifest: dict[str, Any] = {"format": 1, "config": {"instruction": "Find it."}, "stages": {}}
+        self.manifest: dict[str, Any] = {"format": 2, "config": {"instruction": "Find it."}, "stages": {}}
 
     def search(
         self, queries: list[str], *, instruction: str | None = None, k: int = 10, strategy: str | None = None
@@ -106,7 +106,7 @@ class TestSearcher:
 
 def finished_index(folder: Path) -> str:
     record = {"fingerprint": "f", "inputs": {}, "counts": {}, "files": 0, "seconds": 0.0}
-    manifest = {"format": 1, "config": {}, "stages": {"trie": record, "retriever": record}}
+    manifest = {"format": 2, "config": {}, "stages": {"trie": record, "retriever": record}}
     storage.write_json(str(folder / "index.json"), manifest)
     return str(folder)
 

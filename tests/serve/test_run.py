@@ -82,6 +82,6 @@ class TestConfigFile:
 
 def finished_index(folder: Path) -> str:
     record = {"fingerprint": "f", "inputs": {}, "counts": {}, "files": 0, "seconds": 0.0}
-    manifest = {"format": 1, "config": {}, "stages": {"trie": record, "retriever": record}}
+    manifest = {"format": 2, "config": {}, "stages": {"trie": record, "retriever": record}}
     storage.write_json(str(folder / "index.json"), manifest)
     return str(folder)

@@ -8,9 +8,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from tests.examples import asked, example, targets
 from zerogr.llm.chat import ChatFormat
 from zerogr.llm.models import load_tokenizer
-from zerogr.training.examples import Examples, Row
+from zerogr.training.examples import Examples
 from zerogr.trie import DocidTrie
 
 DOCIDS = [
@@ -48,12 +49,11 @@ class TestTokensOfADocid:
     def test_trie_training_and_decoder_agree(self, tokenizer: Any) -> None:
         chat = ChatFormat.of(tokenizer)
         examples = Examples.build(
-            (Row("Find it.", f"query {i}", ((docid, 1),), 1.0) for i, docid in enumerate(DOCIDS)), chat
+            (example("Find it.", f"query {i}", (docid, 1.0)) for i, docid in enumerate(DOCIDS)), chat
         )
         trie = DocidTrie.build(chat.docids(DOCIDS))
         for row in range(len(DOCIDS)):
-            example = examples.tokens[examples.offsets[row] : examples.offsets[row + 1]]
-            *docid, end = example[-examples.num_targets[row] :].tolist()
+            *docid, end = targets(examples, row)
             assert end == chat.end_token_id
             assert docid == chat.docid(DOCIDS[row])
             node = trie.root
@@ -76,11 +76,11 @@ class TestTokensOfADocid:
 
     def test_an_example_is_the_prompt_and_its_docid(self, tokenizer: Any) -> None:
         chat = ChatFormat.of(tokenizer)
-        examples = Examples.build([Row("Find it.", "wind and tide", (("keel mast wind", 1),), 1.0)], chat)
+        examples = Examples.build([example("Find it.", "wind and tide", ("keel mast wind", 1.0))], chat)
         learnt = [*chat.docid("keel mast wind"), chat.end_token_id]
-        whole = [*examples.prefixes[examples.task[0]], *examples.tokens.tolist()]
+        whole = [*asked(examples, 0), *targets(examples, 0)]
         assert whole == chat.prompt("Find it.", "wind and tide") + learnt
-        assert examples.num_targets.tolist() == [len(learnt)]
+        assert len(targets(examples, 0)) == len(learnt)
 
 
 class TestFormats:

@@ -18,7 +18,8 @@ from zerogr.evaluation.metrics import METRICS, evaluate_queries
 from zerogr.evaluation.runs import read_runs
 from zerogr.evaluation.significance import compare
 from zerogr.evaluation.systems import Answers, StrategySpec
-from zerogr.retriever import Traced, TracedWord
+from zerogr.ranking.ranker import Part
+from zerogr.search.answer import Traced
 
 
 class TestSignificance:
@@ -89,8 +90,8 @@ class TestStrategySpec:
             ("beam:width=3", "unknown option of beam 'width'; did you mean 'beam_width'"),
             ("beam:beam_width", "OPTION=VALUE, separated by commas, not 'beam_width'"),
             ("beam:k=0", "k must be a whole number of at least 1, not 0"),
-            ("beam:query_share=half", "query_share must be a number from 0 to 1, not 'half'"),
-            ("greedy:query_share=1.5", "query_share must be a number from 0 to 1, not 1.5"),
+            ("beam:num_leaves=half", "num_leaves must be a whole number of at least 1, not 'half'"),
+            ("greedy:num_leaves=0", "num_leaves must be a whole number of at least 1, not 0"),
             ("beam:normalise=all", "normalise must be allowed or vocabulary, not 'all'"),
         ],
     )
@@ -210,7 +211,7 @@ class TestClassOfALoss:
     @staticmethod
     def traced(doc_id: str, docid: str, *log_probs: float) -> Traced:
         steps = [Step(0, log_prob, 1, 2, 0, 0.0) for log_prob in log_probs]
-        return Traced(doc_id, docid, sum(log_probs), steps)
+        return Traced(doc_id, docid, sum(log_probs), [], steps)
 
     def test_each(self) -> None:
         first = self.traced("x", "wing lift flow", -0.5, -0.5)
@@ -229,8 +230,8 @@ class TestClassOfALoss:
 
     def test_each_where_words_are_written(self) -> None:
         def traced(doc_id: str, docid: str, *scores: float) -> Traced:
-            words = [TracedWord(word, 0.1, score) for word, score in zip(docid.split(), scores, strict=True)]
-            return Traced(doc_id, docid, sum(scores), words=words)
+            parts = [Part("terms", word, 0.1, score) for word, score in zip(docid.split(), scores, strict=True)]
+            return Traced(doc_id, docid, sum(scores), parts)
 
         query, first = "Does a wing lift?", traced("x", "wing lift flow", 2.0, 1.0, 0.5)
         good, poor = [Support("asked like this", 0.6)], [Support("asked otherwise", 0.3)]
@@ -239,7 +240,7 @@ class TestClassOfALoss:
             ("heat bath", (2.0, 2.0), good, "search"),
             ("lift wings wing drag", (0.1, 0.1, 0.1, 0.1), poor, "ambiguous"),
             ("heat bath", (0.1, 0.1), poor, "unsupported"),
-            ("heat bath wings", (0.1, 0.1, 2.0), good, "unnamed"),
+            ("heat bath wings", (0.1, 0.1, 2.0), good, "lacks_terms"),
             ("lifting bath wings", (0.1, 0.1, 2.0), good, "outweighed"),
         ):
             assert classify(query, traced("y", docid, *scores), first, support) == (None, expected)

@@ -56,7 +56,12 @@ class TestValues:
             ("training", "learning_rate", 1.5, "less than 1"),
             ("training", "num_epochs", "many", "valid integer"),
             ("training", "row_tokens", 63, "greater than or equal to 64"),
-            ("docids", "scheme", "numbers", "'keywords', 'title', 'tfidf' or 'random'"),
+            (
+                "docids",
+                "scheme",
+                "numbers",
+                "must be one of keywords, kmeans, random, terms, tfidf, title, or package.module:Class",
+            ),
             ("decoding", "strategy", "magic", "'greedy', 'beam'"),
             ("corpus", "source", "", "at least 1 character"),
             ("queries", "top_p", 0, "greater than 0"),

@@ -13,8 +13,10 @@ import pytest
 from zerogr.config.file import validate_config
 from zerogr.config.tree import Config
 from zerogr.corpus.stage import build_corpus, load_frequency
+from zerogr.docids import prompts as docid_prompts
 from zerogr.docids.rules import Terms, validate
-from zerogr.docids.stage import DocidProposer, limits_of
+from zerogr.docids.schemes.keywords import keywords_of, limits_of
+from zerogr.docids.stage import DocidProposer
 from zerogr.errors import StageRefused, UserError
 from zerogr.index.index import Index, fingerprint
 from zerogr.llm import prompts
@@ -63,7 +65,7 @@ class Scripted:
     def __init__(self, docids: list[str] = DOCIDS, queries: list[str] = QUERIES) -> None:
         self.asked: list[Prompt] = []
         self.sampling: list[Sampling] = []
-        self._answers = {prompts.DOCID_PREFILL["brief"]: docids, prompts.QUERY_PREFILL: queries}
+        self._answers = {docid_prompts.DOCID_PREFILL["brief"]: docids, prompts.QUERY_PREFILL: queries}
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Generation]:
         self.asked += prompts
@@ -130,7 +132,7 @@ class TestPairs:
         for row in docids:
             document = BREAD_ROWS[int(row["doc_id"][1:])]
             terms = Terms.of(document["title"], document["text"], frequency)
-            assert validate(row["completion"].split(" "), terms, limits_of(config), frequency) == []
+            assert validate(row["completion"].split(" "), terms, limits_of(keywords_of(config)), frequency) == []
 
     def test_cleaned_queries_each_once(self, configured: Callable[..., Config]) -> None:
         index = _distil(configured(), Scripted())
@@ -207,7 +209,7 @@ class TestPrompts:
         config = configured(candidates=3, num_queries_per_document=5)
         engine = Scripted()
         _distil(config, engine)
-        counts = {prompts.DOCID_PREFILL["brief"]: 3, prompts.QUERY_PREFILL: 5}
+        counts = {docid_prompts.DOCID_PREFILL["brief"]: 3, prompts.QUERY_PREFILL: 5}
         assert all(len(prompt.seeds) == counts[prompt.prefill] for prompt in engine.asked)
         seeds = [seed for prompt in engine.asked for seed in prompt.seeds]
         assert len(set(seeds)) == len(seeds) == 8 * (3 + 5)
@@ -391,7 +393,7 @@ class TestFingerprint:
         config = configured()
         before = distil_inputs(config)
         monkeypatch.setattr(prompts, "QUERY_USER", prompts.QUERY_USER + " Now.")
-        monkeypatch.setitem(prompts.DOCID_PREFILL, "brief", "Words:")
+        monkeypatch.setitem(docid_prompts.DOCID_PREFILL, "brief", "Words:")
         after = distil_inputs(config)
         assert {key for key in before if before[key] != after[key]} == {"docids.prompt", "queries.prompt"}
 

@@ -15,14 +15,13 @@ from zerogr.config.file import validate_config
 from zerogr.config.tree import Config
 from zerogr.corpus.stage import build_corpus, load_frequency
 from zerogr.docids.rules import Terms
+from zerogr.docids.schemes.keywords import check_docids
 from zerogr.docids.stage import (
     FOLDER,
     PROPOSAL_SCHEMA,
     DocidProposer,
     assign_docids,
-    check_docids,
     docids_inputs,
-    idle_settings,
 )
 from zerogr.index.index import Index, shards_in
 from zerogr.llm.engines.engine import Generation, Prompt, Sampling
@@ -71,7 +70,8 @@ def config_of(tmp_path: Path, collection: Path, *, index: str, shard_size: int =
         {
             "index": str(tmp_path / index),
             "corpus": {"source": str(collection), "shard_size": shard_size},
-            "docids": {"scheme": "keywords", "engine": "fake", "min_words": 6, "max_words": 8, **docids},
+            "ranking": {"name": "mix" if docids.get("scheme") == "terms" else "likelihood"},
+            "docids": docids if "scheme" in docids else {"scheme": "keywords", "engine": "fake", **docids},
         }
     )
 
@@ -91,10 +91,16 @@ def assigned(config: Config) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     ], counts
 
 
+SCHEMES: dict[str, dict[str, Any]] = {
+    "keywords": {},
+    **{scheme: {"scheme": scheme} for scheme in ("title", "tfidf", "random", "terms")},
+}
+
+
 class TestStage:
-    @pytest.mark.parametrize("scheme", ["keywords", "title", "tfidf", "random"])
+    @pytest.mark.parametrize("scheme", ["keywords", "title", "tfidf", "random", "terms"])
     def test_every_scheme_names_every_document_apart(self, tmp_path: Path, collection: Path, scheme: str) -> None:
-        config = config_of(tmp_path, collection, index="index", scheme=scheme)
+        config = config_of(tmp_path, collection, index="index", **SCHEMES[scheme])
         rows, counts = assigned(config)
         assert [row["row_id"] for row in rows] == list(range(40))
         assert len({row["docid"] for row in rows}) == 40
@@ -131,8 +137,6 @@ class TestStage:
             index="index",
             scheme="title",
             shard_size=7,
-            min_words=1,
-            min_core_terms=1,
             max_words=2,
         )
         assigned(config)
@@ -235,7 +239,7 @@ class TestStage:
         source = tmp_path / "corpus.jsonl"
         rows = [{"_id": name, "title": title, "text": text} for name, (title, text) in LANGUAGES.items()]
         source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        config = config_of(tmp_path, source, index="index", scheme=scheme)
+        config = config_of(tmp_path, source, index="index", **SCHEMES[scheme])
         docids, counts = assigned(config)
         assert [row["doc_id"] for row in docids] == list(LANGUAGES)
         assert counts["rejected"] == 0
@@ -245,8 +249,9 @@ class TestStage:
             assert len(found) <= 8
             assert max(map(len, found)) < 32
             assert set(found) <= set(words(" ".join(LANGUAGES[row["doc_id"]])))
-        if scheme != "title":
+        if scheme == "keywords":
             assert check_docids(config, Index(config.index)) == {}
+        if scheme != "title":
             assert all(len(row["docid"].split(" ")) >= 6 for row in docids)
 
     def test_versions_and_years_name_documents(self, tmp_path: Path) -> None:
@@ -300,15 +305,18 @@ class TestStage:
         assert rows == []
         assert (counts["rows"], counts["rejected"]) == (0, 2)
 
-    def test_terms_have_their_counts(self, tmp_path: Path) -> None:
-        """In the title three times; a byte each."""
+    def test_terms_are_shared_identifiers(self, tmp_path: Path) -> None:
+        """Heaviest first; the docid is told apart, the identifiers need not be."""
         source = tmp_path / "corpus.jsonl"
-        text = "an oven, two ovens " + 300 * "salt "
-        source.write_text(json.dumps({"_id": "a", "title": "Bread", "text": text}) + "\n")
-        [row], _ = assigned(config_of(tmp_path, source, index="index", scheme="tfidf"))
-        counts = dict(zip(row["terms"], row["term_counts"], strict=True))
-        assert counts == {"bread": 3, "oven": 2, "salt": 255}
-        assert row["length"] == 305
+        texts = ["an oven, two ovens " + 300 * "salt ", "an oven, two ovens " + 299 * "salt "]
+        source.write_text(
+            "".join(json.dumps({"_id": t[-9:] + str(len(t)), "title": "Bread", "text": t}) + "\n" for t in texts)
+        )
+        rows, _ = assigned(config_of(tmp_path, source, index="index", scheme="terms", num_terms=2))
+        assert rows[0]["docid"] != rows[1]["docid"]
+        for row in rows:
+            assert [identifier["text"] for identifier in row["identifiers"]] == row["candidates"][0].split()[:2]
+            assert [identifier["weight"] for identifier in row["identifiers"]] == [1.0, 1 / (1 + 1 / 16)]
 
     def test_proposals_keep_their_columns(self, tmp_path: Path, collection: Path) -> None:
         config = config_of(tmp_path, collection, index="index")
@@ -316,15 +324,6 @@ class TestStage:
         table = storage.read_parquet(Index(config.index).shard(FOLDER, 0))
         assert table.schema.remove_metadata() == PROPOSAL_SCHEMA
         assert all(earlier < later for earlier, later in pairwise(table.column("row_id").to_pylist()))
-
-
-def test_settings_of_a_language_model_that_is_not_asked_are_named() -> None:
-    def idle(**docids: Any) -> list[str]:
-        return idle_settings(validate_config({"index": "x", "corpus": {"source": "y"}, "docids": docids}))
-
-    assert idle() == idle(max_words=12, unit="docid", num_terms=8) == []
-    assert idle(model="large", temperature=1) == ["docids.model", "docids.temperature"]
-    assert idle(scheme="keywords", model="large", temperature=1) == []
 
 
 def test_inputs_without_a_language_model_hold_none_of_its_settings(tmp_path: Path, collection: Path) -> None:
@@ -336,7 +335,7 @@ def test_inputs_without_a_language_model_hold_none_of_its_settings(tmp_path: Pat
     def inputs(**docids: Any) -> dict[str, Any]:
         return docids_inputs(config_of(tmp_path, collection, index="index", **docids), index)
 
-    assert inputs(scheme="tfidf") == inputs(scheme="tfidf", temperature=1.0, candidates=5)
+    assert "docids.model" not in inputs(scheme="tfidf") and "docids.prompt" not in inputs(scheme="tfidf")
     differing = {key for key, value in inputs().items() if value != inputs(temperature=1.0, candidates=5)[key]}
     assert differing == {"docids.temperature", "docids.candidates"}
     assert "docids.prompt" in inputs()

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -9,7 +11,12 @@ from hypothesis import strategies as st
 
 from zerogr.docids.resolve import Resolution, resolve
 from zerogr.docids.rules import Limits, Terms, repair, validate
-from zerogr.docids.schemes import keyword_candidates, random_candidates, tfidf_candidates, title_candidates
+from zerogr.docids.scheme import WordScheme
+from zerogr.docids.schemes.keywords import judge_keywords
+from zerogr.docids.schemes.random import Random
+from zerogr.docids.schemes.tfidf import Tfidf
+from zerogr.docids.schemes.title import Title
+from zerogr.llm.generation import Rejection
 from zerogr.text.terms import DocumentFrequency
 from zerogr.text.words import words
 
@@ -149,40 +156,52 @@ class TestCoverage:
         assert Terms.of("", "…", _Counted([])).coverage(["to"]) == 0
 
 
+@dataclass
+class _Context:
+    """Of a corpus in memory."""
+
+    frequency: DocumentFrequency
+    seed: int = 0
+
+
+def identified(
+    scheme: Any, title: str, text: str, *, context: _Context, doc_id: str = "a", **settings: int
+) -> str | None:
+    made = scheme(scheme.Settings(**settings), context)
+    [found] = made.identify([{"doc_id": doc_id, "title": title, "text": text}])
+    return None if isinstance(found, Rejection) else found.candidates[0]
+
+
 class TestSchemes:
     def test_keywords_are_valid_at_first_try_or_repaired(self, frequency: DocumentFrequency) -> None:
         terms = Terms.of("", BREAD, frequency)
-        first, second = keyword_candidates(
-            [
-                " Sourdough, bread, flour; starter - dough\n* Oven",
-                "the bread",
-                "SOURDOUGH bread flour starter dough oven",
-            ],
-            terms,
-            Limits(),
-            frequency,
-        )
-        assert (first.docid, first.source, first.violations) == ("sourdough bread flour starter dough oven", "lm", ())
-        assert second.source == "repaired"
-        assert second.docid.startswith("bread ")
-        assert set(second.violations) == {"too_few_words", "function_word", "too_few_core_terms"}
+        texts = [
+            " Sourdough, bread, flour; starter - dough\n* Oven",
+            "the bread",
+            "SOURDOUGH bread flour starter dough oven",
+        ]
+        chosen, violations = judge_keywords(texts, terms, Limits(), frequency)
+        (first, second) = chosen
+        assert first == "sourdough bread flour starter dough oven" and second.startswith("bread ")
+        assert list(chosen.values()) == ["lm", "repaired"] and violations == []
+        _, violations = judge_keywords(texts[1:], terms, Limits(), frequency)
+        assert set(violations) == {"too_few_words", "function_word", "too_few_core_terms"}
 
-    def test_title(self) -> None:
-        limits = Limits(min_words=2, max_words=3)
-        assert title_candidates("The Art of War, again", "x", limits)[0].docid == "the art of"
-        assert title_candidates("", "Some text that is long", limits)[0].docid == "some text that"
-        assert title_candidates("?!", "…", limits) == []
+    def test_title(self, frequency: DocumentFrequency) -> None:
+        context = _Context(frequency)
+        assert identified(Title, "The Art of War, again", "x", context=context, max_words=3) == "the art of"
+        assert identified(Title, "", "Some text that is long", context=context, max_words=3) == "some text that"
+        assert identified(Title, "?!", "…", context=context) is None
 
     def test_tfidf_takes_the_heaviest(self, frequency: DocumentFrequency) -> None:
-        terms = Terms.of("Bread", BREAD, frequency)
-        (candidate,) = tfidf_candidates(terms, Limits())
-        assert candidate.docid.split() == terms.ranked[:8]
-        assert terms.ranked[0] == "bread"
-        assert tfidf_candidates(Terms.of("", "…", frequency), Limits()) == []
+        context, terms = _Context(frequency), Terms.of("Bread", BREAD, frequency)
+        docid = identified(Tfidf, "Bread", BREAD, context=context)
+        assert docid is not None and docid.split() == terms.ranked[:8] and terms.ranked[0] == "bread"
+        assert identified(Tfidf, "", "…", context=context) is None
 
-    def test_random_depends_on_seed_and_document_alone(self) -> None:
+    def test_random_depends_on_seed_and_document_alone(self, frequency: DocumentFrequency) -> None:
         def docid(seed: int, doc_id: str) -> str:
-            return random_candidates(seed, doc_id, Limits())[0].docid
+            return identified(Random, "", "x", context=_Context(frequency, seed), doc_id=doc_id) or ""
 
         assert docid(0, "a") == docid(0, "a")
         assert len({docid(0, "a"), docid(1, "a"), docid(0, "b")}) == 3
@@ -190,10 +209,16 @@ class TestSchemes:
         assert words(docid(0, "a")) == docid(0, "a").split()
 
 
+def words_of_at_most(max_words: int) -> WordScheme:
+    return WordScheme(Tfidf.Settings(max_words=max_words), None)
+
+
 def resolved(rows: list[tuple[str, list[str], list[str]]], max_words: int = 8) -> Resolution:
     content, candidates, terms = ([row[i] for row in rows] for i in range(3))
     texts = pa.list_(pa.string())
-    return resolve(pa.array(content, pa.string()), pa.array(candidates, texts), pa.array(terms, texts), max_words)
+    return resolve(
+        pa.array(content, pa.string()), pa.array(candidates, texts), pa.array(terms, texts), words_of_at_most(max_words)
+    )
 
 
 class TestResolve:
@@ -284,6 +309,6 @@ class TestResolve:
                 ([row[2] for row in table], texts),
             )
         ]
-        again = resolve(*columns, max_words)
+        again = resolve(*columns, words_of_at_most(max_words))
         assert again.docids == resolution.docids
         assert again.counts == resolution.counts

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.examples import answers, asked, of_tokens
 from zerogr.training.examples import Examples
 from zerogr.training.files import ExampleFiles
 
@@ -21,16 +22,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def part(prefixes: list[list[int]], *examples: tuple[int, list[int]]) -> Examples:
     """Examples of (task, tokens), the last token of each its target."""
-    return Examples(
-        prefixes=prefixes,
-        tokens=np.array([token for _, tokens in examples for token in tokens], dtype=np.int32),
-        offsets=np.cumsum([0, *(len(tokens) for _, tokens in examples)]),
-        answer=np.array([number for _, tokens in examples for number in [0] * (len(tokens) - 1) + [1]], dtype=np.uint8),
-        counts=np.array([number for _, tokens in examples for number in [0] * (len(tokens) - 1) + [2]], dtype=np.uint8),
-        num_targets=np.ones(len(examples), dtype=np.int32),
-        task=np.array([task for task, _ in examples], dtype=np.int32),
-        weights=np.full(len(examples), 0.5, dtype=np.float32),
-    )
+    return of_tokens(prefixes, [(task, query, [([target], 0.5)]) for task, (*query, target) in examples])
 
 
 def parts() -> Iterator[Examples]:
@@ -58,13 +50,14 @@ def test_parts_become_one(cache: Path) -> None:
     examples = ExampleFiles("key").open(parts)
     assert examples.prefixes == [[1], [2, 2], [3]]
     assert examples.task.tolist() == [0, 1, 1, 2]
-    pieces = [
-        examples.tokens[start:end].tolist() for start, end in zip(examples.offsets, examples.offsets[1:], strict=False)
+    pieces = [(asked(examples, i), answers(examples, i)) for i in range(4)]
+    assert pieces == [
+        ([1, 10], [([11], 0.5)]),
+        ([2, 2], [([12], 0.5)]),
+        ([2, 2, 13, 14], [([15], 0.5)]),
+        ([3], [([16], 0.5)]),
     ]
-    assert pieces == [[10, 11], [12], [13, 14, 15], [16]]
-    assert examples.answer.tolist() == [0, 1, 1, 0, 0, 1, 1] and examples.counts.tolist() == [0, 2, 2, 0, 0, 2, 2]
-    assert examples.weights.tolist() == [0.5] * 4 and examples.num_targets.tolist() == [1] * 4
-    assert not examples.tokens.flags.writeable  # a map of the file, not a copy
+    assert not examples.query_tokens.flags.writeable  # a map of the file, not a copy
     assert examples.num_tokens_of(np.array([1, 3])) == (2 + 1) + (1 + 1)
 
 
@@ -75,7 +68,7 @@ def test_of_nothing() -> None:
 def test_a_later_run_finds_them() -> None:
     first = ExampleFiles("key").open(parts)
     again = ExampleFiles("key").open(lambda: pytest.fail("they are there"))
-    assert np.array_equal(again.tokens, first.tokens)
+    assert np.array_equal(again.answer_tokens, first.answer_tokens)
     assert len(ExampleFiles("other").open(lambda: iter([part([[1]], (0, [5]))]))) == 1
 
 
@@ -93,7 +86,7 @@ def test_deleted_they_stay_readable_for_who_has_them(cache: Path) -> None:
     files = ExampleFiles("key")
     examples = files.open(parts)
     files.delete()
-    assert examples.tokens.tolist() == [10, 11, 12, 13, 14, 15, 16]
+    assert examples.answer_tokens.tolist() == [11, 12, 15, 16]
     files.delete()
     assert [file.name for file in (cache / "examples").iterdir()] == ["key.lock"]
     assert len(files.open(parts)) == 4

@@ -10,11 +10,14 @@ import pytest
 import torch
 from torch.nn import functional
 
+from tests.examples import answers, asked, of_tokens
 from zerogr.llm.chat import ChatFormat
 from zerogr.llm.models import load_model
 from zerogr.training.choices import Choices
-from zerogr.training.examples import Examples, Row
-from zerogr.training.learner import SelectedTargets, summed_loss
+from zerogr.training.examples import Examples, Relevant, TextExample
+from zerogr.training.learner import SelectedTargets
+from zerogr.training.losses.cross_entropy import CrossEntropy, CrossEntropySettings
+from zerogr.training.normalisation import Vocabulary
 from zerogr.training.packing import PackedBatch, passes
 
 WORDS = "coffee grind water keel mast wind knight rook pawn flour yeast oven gear chain brake".split()
@@ -28,15 +31,20 @@ def load(folder: Path) -> tuple[Any, ChatFormat]:
 
 
 def make_examples(chat: ChatFormat, count: int = 19) -> Examples:
-    """Returns examples of two tasks, of very different lengths, some with several answers of different weight."""
+    """Returns examples of two tasks, of very different lengths, some with several documents and answers of different weight."""
     draw = np.random.default_rng(0)
     return Examples.build(
         (
-            Row(
+            TextExample(
                 "Find the text." if i % 3 else "What is it about?",
                 " ".join(draw.choice(WORDS, 1 + i % 7)),
-                tuple((" ".join(draw.choice(WORDS, 1 + (i + j) % 4)), 1 + j) for j in range(1 + i % 3)),
-                1.0,
+                [
+                    Relevant(
+                        2.0 - document,
+                        [(" ".join(draw.choice(WORDS, 1 + (i + j) % 4)), (1 + j) / 3) for j in range(1 + i % 3)],
+                    )
+                    for document in range(1 + i % 2)
+                ],
             )
             for i in range(count)
         ),
@@ -45,32 +53,32 @@ def make_examples(chat: ChatFormat, count: int = 19) -> Examples:
 
 
 def pack(examples: Examples, ids: Iterable[int], row_tokens: int, choices: Choices | None = None) -> PackedBatch:
-    (batch,) = passes(examples, ids, row_tokens, 10**9, choices)
+    (batch,) = passes(examples, np.array(ids), row_tokens, 10**9, choices)
     return batch
 
 
 def computed(examples: Examples, i: int) -> list[int]:
     """What is asked, and of each answer all tokens but the last."""
-    place = slice(examples.offsets[i], examples.offsets[i + 1])
-    own, answer = examples.tokens[place].tolist(), examples.answer[place].tolist()
-    numbered = list(zip(own, answer, [*answer[1:], -1], strict=True))
-    return [token for token, number, following in numbered if number == 0 or number == following]
+    query = asked(examples, i)[len(examples.prefixes[examples.task[i]]) :]
+    return [*query, *(token for tokens, _ in answers(examples, i) for token in tokens[:-1])]
 
 
 def loss_alone(model: Any, examples: Examples, i: int) -> torch.Tensor:
     """The slow reference: the stock model on one sequence, logits everywhere, cross-entropy where a docid stands."""
-    place = slice(examples.offsets[i], examples.offsets[i + 1])
-    own, answer, counts = (array[place] for array in (examples.tokens, examples.answer, examples.counts))
     total = torch.zeros(())
-    for number in range(1, int(answer.max()) + 1):
-        before, targets = [*examples.prefixes[examples.task[i]], *own[answer == 0]], own[answer == number]
-        tokens = torch.tensor([[*before, *targets]])
+    for targets, weight in answers(examples, i):
+        tokens = torch.tensor([[*asked(examples, i), *targets]])
         logits = model(input_ids=tokens).logits[0, :-1]
         labels = tokens[0, 1:].clone()
         labels[: -len(targets)] = -100
-        weight = float(examples.weights[i]) * int(counts[answer == number][0])
         total = total + weight * functional.cross_entropy(logits, labels, reduction="sum")
     return total
+
+
+def loss_of(model: Any, batch: PackedBatch) -> torch.Tensor:
+    """Returns the cross-entropy of a batch over the whole vocabulary."""
+    log_probs = Vocabulary().log_probs(SelectedTargets(model)(batch), batch)
+    return CrossEntropy(CrossEntropySettings())(log_probs, batch)
 
 
 class TestPacking:
@@ -81,7 +89,7 @@ class TestPacking:
         model, chat = load(tiny_model)
         examples = make_examples(chat)
         packed = pack(examples, range(len(examples)), row_tokens)
-        loss = summed_loss(SelectedTargets(model)(packed), packed)
+        loss = loss_of(model, packed)
         loss.backward()
         gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
 
@@ -99,13 +107,7 @@ class TestPacking:
         ids = [3, 0, 18, 7, 11, 4]
         batch = pack(examples, ids, row_tokens)
         found = Counter((tuple(prefix), tuple(piece)) for prefix, piece in self.pieces(batch))
-        assert found == Counter(
-            (
-                tuple(examples.prefixes[examples.task[i]]),
-                tuple(computed(examples, i)),
-            )
-            for i in ids
-        )
+        assert found == Counter((tuple(examples.prefixes[examples.task[i]]), tuple(computed(examples, i))) for i in ids)
         for row, segments in enumerate(batch.segments.tolist()):
             num_tokens = sum(segment >= 0 for segment in segments)
             assert num_tokens <= row_tokens or max(segments) == 1, row  # longer only for one that needs it
@@ -126,16 +128,7 @@ class TestPacking:
                 yield prefix, piece
 
     def test_the_mask_by_hand(self) -> None:
-        examples = Examples(
-            prefixes=[[9]],
-            tokens=np.array([1, 2, 5, 6, 7, 8, 3, 4], dtype=np.int32),
-            offsets=np.array([0, 6, 8]),
-            answer=np.array([0, 1, 1, 2, 2, 3, 0, 1], dtype=np.uint8),
-            counts=np.array([0, 3, 3, 1, 1, 2, 0, 1], dtype=np.uint8),
-            num_targets=np.array([5, 1], dtype=np.int32),
-            task=np.array([0, 0], dtype=np.int32),
-            weights=np.array([1, 2], dtype=np.float32),
-        )
+        examples = of_tokens([[9]], [(0, [1], [([2, 5], 3), ([6, 7], 1), ([8], 2)]), (0, [3], [([4], 2)])])
         batch = pack(examples, [0, 1], 64)
         assert batch.tokens.tolist() == [[9, 1, 2, 6, 3]]  # 5, 7, 8 and 4 end their answers
         assert batch.positions.tolist() == [[0, 1, 2, 2, 1]]
@@ -146,14 +139,25 @@ class TestPacking:
             [1, 1, 0, 1, 0],
             [1, 0, 0, 0, 1],
         ]
-        assert batch.places.tolist() == [1, 2, 3, 4]
-        assert batch.place.tolist() == [0, 1, 0, 2, 0, 3]
+        assert batch.predicting.tolist() == [1, 4, 2, 3]
+        assert batch.predicted_by.tolist() == [0, 2, 0, 3, 0, 1]
         assert batch.weights.tolist() == [3, 3, 1, 1, 2, 2]
         assert batch.targets.tolist() == [2, 5, 6, 7, 8, 4]
-        assert batch.example.tolist() == [0, 0, 0, 0, 0, 1]
         assert batch.answer.tolist() == [0, 0, 1, 1, 2, 3]
+        assert batch.document.tolist() == [0, 0, 0, 1] and batch.example.tolist() == [0, 1]
         assert examples.num_targets_of(np.array([0, 1])) == 3 + 3 + 1 + 1 + 2 + 2
-        assert examples.num_places_of(np.array([0, 1])) == 4
+        assert examples.num_predicting_of(np.array([0, 1])) == 4
+
+    def test_documents_of_a_query_stay_together(self, tiny_model: Path) -> None:
+        examples = make_examples(load(tiny_model)[1])
+        batch = pack(examples, range(len(examples)), 64)
+        grades: dict[int, list[float]] = {}
+        for grade, number in zip(batch.grades.tolist(), batch.example.tolist(), strict=True):
+            grades.setdefault(number, []).append(grade)
+        assert Counter(map(tuple, grades.values())) == {(2.0,): 10, (2.0, 1.0): 9}
+        assert len(batch.document) == len(examples.weights) and batch.weights.sum() == pytest.approx(
+            examples.num_targets_of(np.arange(len(examples)))
+        )
 
 
 class TestExamples:

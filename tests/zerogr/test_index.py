@@ -122,8 +122,9 @@ class TestRebuild:
     @pytest.mark.parametrize(
         ("stage", "fallen"),
         [
-            ("corpus", {"corpus", "docids", "queries", "trie", "retriever", "evaluation"}),
-            ("docids", {"docids", "trie", "retriever", "evaluation"}),
+            ("corpus", {"corpus", "embeddings", "docids", "queries", "lexical", "trie", "retriever", "evaluation"}),
+            ("embeddings", {"embeddings"}),
+            ("docids", {"docids", "lexical", "trie", "retriever", "evaluation"}),
             ("queries", {"queries", "retriever", "evaluation"}),
             ("trie", {"trie", "evaluation"}),
             ("retriever", {"retriever", "evaluation"}),
@@ -162,8 +163,8 @@ class TestRebuild:
             patch.setattr(storage, "delete", die)
             with pytest.raises(ConnectionError):
                 index.rebuild("docids")
-        assert set(index.manifest()["stages"]) == {"corpus", "queries"}
-        assert set(index.rebuild("docids")) == {"docids", "trie", "retriever", "evaluation"}
+        assert set(index.manifest()["stages"]) == {"corpus", "embeddings", "queries"}
+        assert set(index.rebuild("docids")) == {"docids", "lexical", "trie", "retriever", "evaluation"}
         assert storage.list_files(index.path("docids")) == {}
 
     def test_every_stage_comes_after_what_it_needs(self) -> None:
@@ -179,7 +180,7 @@ class TestManifest:
     )
     def test_of_another_format(self, index: Index, content: str, seen: str) -> None:
         storage.write_bytes(index.path("index.json"), content.encode())
-        with pytest.raises(UserError, match=rf"index\.json' has format {seen}; this version reads 1: build the index"):
+        with pytest.raises(UserError, match=rf"index\.json' has format {seen}; this version reads 2: build the index"):
             index.manifest()
 
     def test_damaged(self, index: Index) -> None:
@@ -195,7 +196,7 @@ class TestManifest:
         text = Path(index.path("index.json")).read_text(encoding="utf-8")
         assert "Find — über" in text
         assert text.count("\n") > 10
-        assert json.loads(text)["format"] == 1
+        assert json.loads(text)["format"] == 2
 
 
 class TestShards:

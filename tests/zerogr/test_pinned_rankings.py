@@ -25,7 +25,11 @@ from zerogr.docids.stage import FOLDER, DocidProposer, assign_docids, docids_inp
 from zerogr.index.index import Index
 from zerogr.llm.chat import SETTINGS_FILE
 from zerogr.llm.engines.fake import FakeEngine
+from zerogr.ranking.ranker import Part
+from zerogr.ranking.stage import FOLDER as LEXICAL_FOLDER
+from zerogr.ranking.stage import TermCounter, build_lexical, lexical_inputs
 from zerogr.retriever import Retriever
+from zerogr.text.words import stem
 from zerogr.trie.stage import build_trie, trie_inputs
 
 PINNED = Path(__file__).with_name("pinned_rankings.json")
@@ -34,6 +38,10 @@ ALLOW = [f"{topic}-{number}" for topic in ("coffee", "chess", "bread") for numbe
 DENY = ["coffee-0", "coffee-3", "sailing-1", "chess-7"]
 EXPLAINED = ["coffee-0", "sailing-6", "bread-2"]
 K = 6
+HYBRID = {
+    "docids": {"scheme": "terms"},
+    "ranking": {"name": "mix", "parts": {"terms": 0.5, "lexical": 0.5}},
+}
 
 
 def build_index(folder: Path, **changes: Any) -> str:
@@ -52,6 +60,10 @@ def build_index(folder: Path, **changes: Any) -> str:
     for shard in index.pending_shards(FOLDER):
         proposer(shard)
     finish("docids", docids_inputs(config, index), assign_docids(config, index))
+    if config.ranking.needs_lexical:
+        for shard in index.pending_shards(LEXICAL_FOLDER):
+            TermCounter(index)(shard)
+        finish("lexical", lexical_inputs(index), build_lexical(index))
     finish("trie", trie_inputs(config, index), build_trie(config, index))
     _publish_retriever(config, index, model)
     finish("retriever", {}, {})
@@ -61,7 +73,12 @@ def build_index(folder: Path, **changes: Any) -> str:
 def _publish_retriever(config: Config, index: Index, model: Path) -> None:
     target = Path(index.path("retriever"))
     shutil.copytree(model, target)
-    settings = {"instruction": config.instruction, "max_instruction_tokens": 64, "max_query_tokens": 64}
+    settings = {
+        "instruction": config.instruction,
+        "codec": "text",
+        "max_instruction_tokens": 64,
+        "max_query_tokens": 64,
+    }
     (target / SETTINGS_FILE).write_text(json.dumps(settings))
 
 
@@ -87,26 +104,38 @@ def paths(retriever: Retriever) -> list[Any]:
 
 
 def parts(retriever: Retriever, **options: Any) -> list[Any]:
-    """Returns what some documents' scores are the sum of."""
+    """Returns what some documents' scores are the sum of; what a mix has of one word is added up."""
     return [
-        [(t.doc_id, t.score, [(word.word, word.probability, word.score) for word in t.words]) for t in of_query]
+        [(t.doc_id, t.score, _by_word(t.parts)) for t in of_query]
         for of_query in retriever.trace(QUERIES, [EXPLAINED] * len(QUERIES), **options)
     ]
 
 
+def _by_word(found: list[Part]) -> list[tuple[str, float, float]]:
+    words: dict[str, list[Part]] = {}
+    for part in found:
+        words.setdefault(stem(part.text), []).append(part)
+    summed = []
+    for of_word in words.values():
+        generated = [part for part in of_word if part.probability is not None] or of_word
+        score = sum(part.score for part in of_word)
+        summed.append((generated[0].text, generated[0].probability or 0.0, score))
+    return sorted(summed, key=lambda word: -word[2])
+
+
 def observed(folder: Path) -> dict[str, Any]:
     """Returns all that is pinned."""
-    whole = Retriever.load(build_index(folder / "whole", docids__unit="docid"), dtype=torch.float64)
-    terms = Retriever.load(build_index(folder / "terms", docids__scheme="tfidf"), dtype=torch.float64)
+    whole = Retriever.load(build_index(folder / "whole", docids__scheme="keywords"), dtype=torch.float64)
+    terms = Retriever.load(build_index(folder / "terms", **HYBRID), dtype=torch.float64)
     found = {
         "whole": rankings(whole),
         "whole, vocabulary": rankings(whole, normalise="vocabulary"),
         "whole, paths": paths(whole),
         "mix": rankings(terms),
-        "terms": rankings(terms, query_share=0),
-        "lexical": rankings(terms, query_share=1),
+        "terms": rankings(terms, ranking="terms"),
+        "lexical": rankings(terms, ranking="lexical"),
         "mix, parts": parts(terms),
-        "terms, parts": parts(terms, query_share=0),
+        "terms, parts": parts(terms, ranking="terms"),
     }
     return json.loads(json.dumps(found))
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,28 +10,30 @@ import pytest
 import torch
 
 from tests import tiny
+from tests.examples import asked, targets
 from zerogr.config.file import validate_config
 from zerogr.config.tree import Config
 from zerogr.corpus.stage import build_corpus, load_frequency
+from zerogr.docids.prompts import DOCID_PREFILL
 from zerogr.docids.rules import Terms, validate
-from zerogr.docids.stage import limits_of
+from zerogr.docids.schemes.keywords import keywords_of, limits_of
+from zerogr.docids.schemes.terms import QUERY_SHARE
 from zerogr.errors import UserError
 from zerogr.index.index import Index
 from zerogr.index.stage import DISTIL
-from zerogr.llm import prompts
 from zerogr.llm.engines.engine import Prompt
 from zerogr.llm.engines.rendering import ChatRenderer
 from zerogr.llm.models import load_model
 from zerogr.store import storage
 from zerogr.teaching.pairs import Pair, pairs_for
 from zerogr.text.words import stem, words
-from zerogr.training.answers import NAMED_SHARE, WHOLE
 from zerogr.training.checkpoints import StorageCheckpointer, full_tensors
+from zerogr.training.examples import Relevant, TextExample
 from zerogr.training.learner import Learner
 from zerogr.training.recipes import RECIPES
-from zerogr.training.recipes import retriever as retriever_recipe
 from zerogr.training.recipes.recipe import load_base, run_recipe
 from zerogr.training.recipes.retriever import RetrieverRecipe
+from zerogr.trie.written import Written
 
 
 @pytest.fixture
@@ -58,9 +59,9 @@ class TestPairs:
         assert len(pairs) == len(titled) == 20
         index = Index(config.index)
         build_corpus(config, index)
-        frequency, limits = load_frequency(index), limits_of(config)
+        frequency, limits = load_frequency(index), limits_of(keywords_of(config))
         for pair, row in zip(pairs, titled, strict=True):
-            assert row["text"][:40] in pair.prompt and pair.prefill == prompts.DOCID_PREFILL["brief"]
+            assert row["text"][:40] in pair.prompt and pair.prefill == DOCID_PREFILL["brief"]
             assert pair.completion.startswith(row["title"])
             assert not validate(
                 pair.completion.split(" "), Terms.of(row["title"], row["text"], frequency), limits, frequency
@@ -111,10 +112,9 @@ class TestGenerator:
         tokenizer = load_base(recipe)[1]
         examples = recipe.examples(tokenizer)
         pair = next(pairs_for(config, name))
-        asked = ChatRenderer(tokenizer).render(Prompt(user=pair.prompt, prefill=pair.prefill, seeds=()), 1024)
+        before = ChatRenderer(tokenizer).render(Prompt(user=pair.prompt, prefill=pair.prefill, seeds=()), 1024)
         answer = tokenizer(f" {pair.completion}", add_special_tokens=False)["input_ids"]
-        assert examples.tokens[: examples.offsets[1]].tolist() == [*asked, *answer, tokenizer.eos_token_id]
-        assert examples.num_targets[0] == len(answer) + 1
+        assert asked(examples, 0) == before and targets(examples, 0) == [*answer, tokenizer.eos_token_id]
 
     def test_what_it_is_made_from(self, config: Config, tmp_path: Path) -> None:
         def inputs(name: str, **tuning: Any) -> dict[str, Any]:
@@ -136,25 +136,29 @@ class TestJudgedQueries:
         queries = [{"_id": "q1", "text": "boats"}, {"_id": "q2", "text": "bakers", "instruction": "Find bread."}]
         (dataset / "queries.jsonl").write_text("".join(json.dumps(query) + "\n" for query in queries))
         (dataset / "qrels" / "train.tsv").write_text(
-            "query-id\tcorpus-id\tscore\nq1\tsailing-0\t2\nq1\tchess-0\t0\nq2\tbread-1\t1\nq2\tunknown\t2\n"
+            "query-id\tcorpus-id\tscore\nq1\tsailing-0\t2\nq1\tchess-0\t0\nq1\tsailing-1\t1\nq2\tbread-1\t1\nq2\tunknown\t2\n"
         )
         judged = {"judged": str(dataset), "judged_weight": 3.0}
         config = config.model_copy(update={"index": tiny_index, "training": config.training.model_copy(update=judged)})
         recipe, plain = RetrieverRecipe(config), RetrieverRecipe(validate_config({"index": tiny_index}))
-        words_by_id = {
-            row["doc_id"]: {*row["docid"].split(), *row["terms"]}
+        docids = {
+            row["doc_id"]: row["docid"]
             for shard in range(5)
             for row in storage.read_parquet(Index(tiny_index).shard("docids", shard)).to_pylist()
         }
-        added = set(chain(*recipe.rows())) - set(chain(*plain.rows()))
-        assert {(row.instruction, row.query, row.weight) for row in added} == {
-            ("Find the text that answers.", "boats", 3.0),
-            ("Find bread.", "bakers", 1.5),
-        }
-        for row in added:
-            assert {word for word, _ in row.answers} <= words_by_id["sailing-0" if row.query == "boats" else "bread-1"]
+        *pseudo, added = recipe.text_examples()
+        assert pseudo == list(plain.text_examples())
+        assert added == [
+            TextExample(
+                "Find the text that answers.",
+                "boats",
+                [Relevant(2.0, [(docids["sailing-0"], 3.0)]), Relevant(1.0, [(docids["sailing-1"], 1.5)])],
+            ),
+            TextExample("Find bread.", "bakers", [Relevant(1.0, [(docids["bread-1"], 1.5)])]),
+        ]
         examples = recipe.examples(load_base(recipe)[1])
-        assert sorted(examples.weights.tolist())[-2:] == pytest.approx([1.5 / WHOLE, 3.0 / WHOLE], rel=0.02)
+        assert examples.weights.tolist()[-3:] == [3.0, 1.5, 1.5] and examples.grades.tolist()[-3:] == [2.0, 1.0, 1.0]
+        assert np.diff(examples.first_document).tolist()[-2:] == [2, 1]
         inputs = recipe.inputs()
         assert inputs["training.judged_weight"] == 3.0 and "training.judged" not in plain.inputs()
 
@@ -202,31 +206,24 @@ def test_trie_of_another_tokenizer_is_named(tiny_index: str, config: Config, mon
     recipe = RetrieverRecipe(config.model_copy(update={"index": tiny_index}))
     _, tokenizer = load_base(recipe)
     recipe.choices(tokenizer)
-    monkeypatch.setattr(retriever_recipe, "tokenizer_hash", lambda _: "another")
+    monkeypatch.setattr(Written, "hash", lambda _: "another")
     with pytest.raises(
         UserError, match="made with another tokenizer than that of retriever.model; run again with --rebuild"
     ):
         recipe.choices(tokenizer)
 
 
-def test_trie_of_another_unit_is_named(tiny_index: str, config: Config) -> None:
-    docids = config.docids.model_copy(update={"unit": "docid"})
-    recipe = RetrieverRecipe(config.model_copy(update={"index": tiny_index, "docids": docids}))
-    with pytest.raises(
-        UserError, match="made with docids.unit = word, the configuration says docid; run again with --rebuild trie"
-    ):
-        recipe.choices(load_base(recipe)[1])
-
-
-def test_a_query_teaches_the_words_it_names_and_others(tiny_index: str, config: Config) -> None:
-    """Taught words that the query does not name alone, the retriever would have to learn every document by heart."""
-    recipe = RetrieverRecipe(config.model_copy(update={"index": tiny_index}))
-    rows = list(chain.from_iterable(recipe.rows()))
-    assert rows == list(chain.from_iterable(recipe.rows()))
-    counts = Counter[bool]()
-    for row in rows:
-        asked = set(map(stem, words(row.query)))
-        for word, count in row.answers:
-            counts[stem(word) in asked] += count
-    assert counts.total() == pytest.approx(WHOLE * len(rows), rel=0.02)
-    assert NAMED_SHARE - 0.15 < counts[True] / counts.total() < NAMED_SHARE + 0.15
+def test_a_query_teaches_its_terms_and_others(hybrid_index: str, config: Config) -> None:
+    """Taught terms that are not in the query alone, the retriever would have to learn every document by heart."""
+    manifest = validate_config(Index(hybrid_index).manifest()["config"])
+    recipe = RetrieverRecipe(manifest)
+    taught = list(chain.from_iterable(recipe.text_examples()))
+    assert taught == list(chain.from_iterable(recipe.text_examples()))
+    shares = {True: 0.0, False: 0.0}
+    for example in taught:
+        in_query = set(map(stem, words(example.query)))
+        [relevant] = example.documents
+        for word, probability in relevant.answers:
+            shares[stem(word) in in_query] += probability
+    assert sum(shares.values()) == pytest.approx(len(taught))
+    assert QUERY_SHARE - 0.15 < shares[True] / len(taught) < QUERY_SHARE + 0.15

@@ -14,12 +14,18 @@ from hypothesis import strategies as st
 
 from zerogr.docids import resolve as module
 from zerogr.docids.resolve import Assignment, content_of, gather, key_of, pick, resolve_shards
+from zerogr.docids.scheme import WordScheme
+from zerogr.docids.schemes.tfidf import TfidfSettings
 from zerogr.docids.stage import PROPOSAL_SCHEMA
 
 Row = tuple[str, list[str], list[str]]
 """Content, candidates, terms."""
-COLUMNS = ("content", "keys", "candidates", "terms")
+COLUMNS = ("content", "keys", "candidates", "own")
 SCHEMA = pa.schema([PROPOSAL_SCHEMA.field(name) for name in COLUMNS])
+
+
+def scheme_of(max_words: int) -> WordScheme:
+    return WordScheme(TfidfSettings(max_words=max_words), None)
 
 
 def reference(rows: list[Row], max_words: int) -> list[str]:
@@ -66,7 +72,7 @@ def shards_of(rows: list[Row], cuts: list[int]) -> list[pa.Table]:
                     "content": content_of("", content),
                     "keys": [module.key_of(candidate) for candidate in candidates],
                     "candidates": candidates,
-                    "terms": terms,
+                    "own": terms,
                 }
                 for content, candidates, terms in rows[start:end]
             ],
@@ -82,7 +88,7 @@ def reader(shards: list[pa.Table]) -> Callable[[int, list[str]], pa.Table]:
 
 def assigned(rows: list[Row], max_words: int = 8, *, cuts: list[int] | None = None, num_workers: int = 1) -> Assignment:
     shards = shards_of(rows, cuts or [])
-    return resolve_shards(reader(shards), len(shards), max_words, num_workers=num_workers)
+    return resolve_shards(reader(shards), len(shards), scheme_of(max_words), num_workers=num_workers)
 
 
 def docids_of(rows: list[Row], assignment: Assignment) -> list[str]:
@@ -184,7 +190,7 @@ class TestByHand:
         assert assignment.choice.tolist() == [0, 0, 0]
 
     def test_no_shards_and_no_rows(self) -> None:
-        for assignment in (resolve_shards(reader([]), 0, 8), assigned([]), assigned([], cuts=[0, 0])):
+        for assignment in (resolve_shards(reader([]), 0, scheme_of(8)), assigned([]), assigned([], cuts=[0, 0])):
             assert len(assignment.group) == len(assignment.texts) == 0
             assert set(assignment.counts.values()) == {0}
 
@@ -195,7 +201,7 @@ class TestByHand:
             return SCHEMA.empty_table().select(columns)
 
         with pytest.raises(OSError, match="the disk is gone"):
-            resolve_shards(read, 3, 8, num_workers=2)
+            resolve_shards(read, 3, scheme_of(8), num_workers=2)
 
 
 class TestReading:
@@ -209,9 +215,9 @@ class TestReading:
             asked.append((place, tuple(columns)))
             return shards[place].select(columns)
 
-        resolve_shards(read, 4, 8)
+        resolve_shards(read, 4, scheme_of(8))
         assert asked[:4] == [(place, ("content", "keys")) for place in range(4)]
-        assert sorted(asked[4:]) == [(0, ("terms",)), (2, ("candidates", "terms"))]
+        assert sorted(asked[4:]) == [(0, ("own",)), (2, ("candidates", "own"))]
 
     @given(wanted=st.lists(st.integers(0, 5), min_size=1), cuts=st.lists(st.integers(0, 6), max_size=3))
     @settings(max_examples=40, deadline=None)
@@ -219,8 +225,8 @@ class TestReading:
         rows: list[Row] = [(str(i), [f"docid {i}"], [f"term{i}"] * i) for i in range(6)]
         shards = shards_of(rows, cuts)
         starts = np.cumsum([0, *(len(shard) for shard in shards)])
-        table = gather(reader(shards), starts, np.array(wanted), ["terms", "candidates"], num_workers=2)
-        assert table.to_pylist() == [{"terms": rows[row][2], "candidates": rows[row][1]} for row in wanted]
+        table = gather(reader(shards), starts, np.array(wanted), ["own", "candidates"], num_workers=2)
+        assert table.to_pylist() == [{"own": rows[row][2], "candidates": rows[row][1]} for row in wanted]
 
     def test_pick_of_a_slice(self) -> None:
         lists = pa.array([["a"], ["b", "c"], ["d", "e", "f"]]).slice(1)

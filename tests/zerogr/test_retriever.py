@@ -23,7 +23,10 @@ from zerogr.llm.chat import SETTINGS_FILE
 from zerogr.llm.engines.fake import FakeEngine
 from zerogr.llm.models import load_model
 from zerogr.queries.stage import QueryWriter, queries_counts, queries_inputs
-from zerogr.retriever import Hit, Retriever
+from zerogr.ranking.stage import FOLDER as LEXICAL_FOLDER
+from zerogr.ranking.stage import TermCounter, build_lexical, lexical_inputs
+from zerogr.retriever import Retriever
+from zerogr.search.answer import Hit
 from zerogr.store import storage
 from zerogr.text.words import stem
 from zerogr.training.checkpoints import StorageCheckpointer, full_tensors
@@ -56,6 +59,10 @@ def build_index(config: Config) -> dict[str, torch.Tensor]:
         writer(shard)
     finish("docids", docids_inputs(config, index), assign_docids(config, index))
     finish("queries", queries_inputs(config, index), queries_counts(index))
+    if config.ranking.needs_lexical:
+        for shard in index.pending_shards(LEXICAL_FOLDER):
+            TermCounter(index)(shard)
+        finish("lexical", lexical_inputs(index), build_lexical(index))
     finish("trie", trie_inputs(config, index), build_trie(config, index))
     recipe = RetrieverRecipe(config)
     model, tokenizer = load_base(recipe)
@@ -73,9 +80,7 @@ def built_and_trained(
 ) -> tuple[str, dict[str, torch.Tensor]]:
     """With docids written whole, so that a score is the probability of one text."""
     uri = str(tmp_path_factory.mktemp("by-hand") / "index")
-    return uri, build_index(
-        validate_config(tiny.settings(uri, collection, tiny_model, decoding__k=7, docids__unit="docid"))
-    )
+    return uri, build_index(validate_config(tiny.settings(uri, collection, tiny_model, decoding__k=7)))
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +130,7 @@ class TestSearch:
 
     def test_score_equals_one_pass_over_the_whole_text(self, retriever: Retriever) -> None:
         """The slow reference: instruction, query, docid and end as one text through the stock model, no trie, no cache."""
-        model, chat = retriever._model.model, retriever._chat
+        model, chat = retriever.writer.model.model, retriever.writer.chat
         answers = retriever.search(QUERIES, instruction="Name it.", k=4, strategy="best_first", normalise="vocabulary")
         for query, hits in zip(QUERIES, answers, strict=True):
             for hit in hits:
@@ -139,7 +144,7 @@ class TestSearch:
     def test_searches_with_the_weights_that_were_trained(
         self, retriever: Retriever, trained: dict[str, torch.Tensor], tiny_model: Path
     ) -> None:
-        served = full_tensors(retriever._model.model)
+        served = full_tensors(retriever.writer.model.model)
         base = full_tensors(load_model(str(tiny_model), device="cpu")[0])
         assert served.keys() == trained.keys()
         assert all(torch.equal(served[name], trained[name]) for name in trained)
@@ -202,57 +207,50 @@ def tiny_instruction() -> str:
     return str(tiny.settings("", Path(), Path())["instruction"])
 
 
-class TestWords:
-    """The default: the retriever writes words, and documents are found by the sum over those of their docids."""
+class TestMix:
+    """The hybrid: the retriever writes terms, and documents are found by the sum over those and their BM25 score."""
 
     @pytest.fixture(scope="class")
     def writer(self, tmp_path_factory: pytest.TempPathFactory, collection: Path, tiny_model: Path) -> Retriever:
         uri = str(tmp_path_factory.mktemp("words") / "index")
-        build_index(validate_config(tiny.settings(uri, collection, tiny_model)))
+        build_index(
+            validate_config(tiny.settings(uri, collection, tiny_model, docids__scheme="terms", ranking__name="mix"))
+        )
         return Retriever.load(uri, device="cpu")
 
     @pytest.mark.parametrize("strategy", STRATEGIES)
     def test_every_strategy_finds_each_document_once(self, writer: Retriever, strategy: str) -> None:
-        for hits in writer.search(QUERIES, k=40, strategy=strategy, num_words=500):
+        for hits in writer.search(QUERIES, k=40, strategy=strategy, num_leaves=500):
             assert {hit.doc_id for hit in hits} == writer.doc_ids() and len(hits) == 40
             assert [hit.rank for hit in hits] == list(range(1, 41))
             assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
 
-    @pytest.mark.parametrize("options", [{}, {"query_share": 0.0}, {"query_share": 0.8}])
-    def test_scores_are_the_sums_over_the_words(self, writer: Retriever, options: dict[str, float]) -> None:
+    @pytest.mark.parametrize("options", [{}, {"ranking": "terms"}])
+    def test_scores_are_the_sums_over_the_words(self, writer: Retriever, options: dict[str, str]) -> None:
         """Every word of the index is written, so that a trace and a search see the same."""
-        [hits] = writer.search(QUERIES[:1], k=40, num_words=500, **options)
+        [hits] = writer.search(QUERIES[:1], k=40, num_leaves=500, **options)
         [traced] = writer.trace(QUERIES[:1], [[hit.doc_id for hit in hits]], **options)
         for hit, each in zip(hits, traced, strict=True):
             assert (each.doc_id, each.docid, each.steps) == (hit.doc_id, hit.docid, [])
-            assert set(map(stem, hit.docid.split())) <= {stem(word.word) for word in each.words}
-            assert each.score == pytest.approx(hit.score, rel=1e-3) == sum(word.score for word in each.words)
+            assert set(map(stem, hit.docid.split())) <= {stem(part.text) for part in each.parts}
+            assert each.score == pytest.approx(hit.score, rel=1e-3) == sum(part.score for part in each.parts)
 
     def test_the_query_s_own_words(self, writer: Retriever) -> None:
         """What the model makes of a word that it has never met must not decide whether documents with it are found."""
-        postings = writer._postings
-        assert postings
-        named, texts = postings.named("an unheard of sourdough starter")
-        assert texts and "unheard" not in texts
-        [alone] = writer.search(["an unheard of sourdough starter"], k=40, num_words=1, query_share=1)
-        expected = postings.rank(named, named, 1, 40)
-        assert [(hit.doc_id, hit.score) for hit in alone] == [
-            (writer._doc_ids[row].as_py(), score) for row, score in zip(*expected, strict=True)
-        ]
         [model], [mixed], [nothing_named], [same] = (
-            writer.search([query], k=40, num_words=500, query_share=share)
-            for query, share in (
-                ("sourdough starter", 0), ("sourdough starter", 0.5), ("unheard of", 0.5), ("unheard of", 0.0)
+            writer.search([query], k=40, num_leaves=500, ranking=ranking)
+            for query, ranking in (
+                ("sourdough starter", "terms"), ("sourdough starter", "mix"), ("unheard of", "mix"), ("unheard of", "terms")
             )
         )  # fmt: skip
-        own = {hit.doc_id for hit in writer.search(["sourdough starter"], k=40, query_share=1)[0]}
+        own = {hit.doc_id for hit in writer.search(["sourdough starter"], k=40, ranking="lexical")[0]}
         assert own < {hit.doc_id for hit in model}
         places = [sum(hit.rank for hit in hits if hit.doc_id in own) for hits in (model, mixed)]
         assert places[1] < places[0]
         assert [(hit.doc_id, 2 * hit.score) for hit in nothing_named] == [(hit.doc_id, hit.score) for hit in same]
 
     def test_fewer_words_find_fewer_documents(self, writer: Retriever) -> None:
-        [few], [many] = (writer.search(QUERIES[:1], k=40, num_words=number) for number in (1, 8))
+        [few], [many] = (writer.search(QUERIES[:1], k=40, num_leaves=number) for number in (1, 8))
         assert 0 < len(few) <= len(many) <= 40
 
     def test_restricted_to_some_documents(self, writer: Retriever) -> None:
@@ -261,7 +259,7 @@ class TestWords:
         for strategy in STRATEGIES:
             assert {hit.doc_id for hit in tenant.search(QUERIES[:1], k=40, strategy=strategy)[0]} == coffee
         others = {
-            hit.doc_id for hit in writer.restricted(deny=sorted(coffee)).search(QUERIES[:1], k=40, num_words=500)[0]
+            hit.doc_id for hit in writer.restricted(deny=sorted(coffee)).search(QUERIES[:1], k=40, num_leaves=500)[0]
         }
         assert others == writer.doc_ids() - coffee
         assert writer.restricted(allow=[]).search(QUERIES[:1]) == [[]]
@@ -277,12 +275,12 @@ class TestWords:
         with pytest.raises(UserError, match="is not that of its 39 docids; run `zerogr index` with --rebuild trie"):
             Retriever.load(index.uri, device="cpu")
 
-    @pytest.mark.parametrize("option", ["num_words", "query_share"])
-    def test_a_setting_of_words_is_named_where_docids_are_written(
-        self, built_and_trained: tuple[str, dict[str, torch.Tensor]], option: str
-    ) -> None:
-        with pytest.raises(UserError, match=f"{option} is for an index whose retriever writes words"):
-            Retriever.load(built_and_trained[0], device="cpu").search(QUERIES[:1], **{option: 1})
+    def test_a_setting_of_another_ranker_is_named(self, built_and_trained: tuple[str, dict[str, torch.Tensor]]) -> None:
+        retriever = Retriever.load(built_and_trained[0], device="cpu")
+        with pytest.raises(UserError, match="num_leaves is no setting of the ranker likelihood"):
+            retriever.search(QUERIES[:1], num_leaves=1)
+        with pytest.raises(UserError, match="the index ranks by likelihood, not by 'lexical'"):
+            retriever.search(QUERIES[:1], ranking="lexical")
 
 
 class TestLoad:
@@ -313,6 +311,7 @@ class TestLoad:
     def test_settings_travel_with_the_model(self, built: str) -> None:
         assert storage.read_json(f"{built}/retriever/{SETTINGS_FILE}") == {
             "instruction": tiny_instruction(),
+            "codec": "text",
             "max_instruction_tokens": 64,
             "max_query_tokens": 64,
         }
@@ -320,7 +319,7 @@ class TestLoad:
 
 class TestStages:
     def test_a_document_without_a_docid_teaches_nothing(self, copy: str, tiny_model: Path, collection: Path) -> None:
-        config = validate_config(tiny.settings(copy, collection, tiny_model, docids__unit="docid"))
+        config = validate_config(tiny.settings(copy, collection, tiny_model))
         index, recipe = Index(copy), RetrieverRecipe(config)
         tokenizer = load_base(recipe)[1]
         before = len(recipe.examples(tokenizer))
@@ -332,7 +331,7 @@ class TestStages:
         assert len(recipe.examples(tokenizer)) == before - lost
 
     def test_no_query_at_all_is_one_error(self, copy: str, tiny_model: Path, collection: Path) -> None:
-        config = validate_config(tiny.settings(copy, collection, tiny_model, docids__unit="docid"))
+        config = validate_config(tiny.settings(copy, collection, tiny_model))
         recipe = RetrieverRecipe(config)
         tokenizer = load_base(recipe)[1]
         storage.delete(Index(copy).path("queries"))
@@ -340,7 +339,7 @@ class TestStages:
             recipe.examples(tokenizer)
 
     def test_no_docid_at_all_is_one_error(self, copy: str, tiny_model: Path, collection: Path) -> None:
-        config = validate_config(tiny.settings(copy, collection, tiny_model, docids__unit="docid"))
+        config = validate_config(tiny.settings(copy, collection, tiny_model))
         index = Index(copy)
         for shard in range(5):
             table: pa.Table = storage.read_parquet(index.shard("docids", shard))
@@ -352,9 +351,7 @@ class TestStages:
         self, built: str, tiny_model: Path, collection: Path
     ) -> None:
         def inputs(**changes: Any) -> dict[str, Any]:
-            return RetrieverRecipe(
-                validate_config(tiny.settings(built, collection, tiny_model, docids__unit="docid", **changes))
-            ).inputs()
+            return RetrieverRecipe(validate_config(tiny.settings(built, collection, tiny_model, **changes))).inputs()
 
         plain = inputs()
         assert inputs(compute__num_training_workers=2, training__checkpoint_every=9) == plain

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from zerogr.config.names import EMBEDDED_MODEL
+from zerogr.config.names import EMBEDDED_MODEL, ENCODER
 
 Strategy = Literal["greedy", "beam", "nucleus", "reverse_annealing", "stochastic_beam", "best_first"]
-EngineName = Literal["auto", "transformers", "vllm", "fake"]
+ENGINES = ("auto", "transformers", "vllm", "fake")
+
+
+def _engine(name: str) -> str:
+    if name not in ENGINES and ":" not in name:
+        raise ValueError(f"must be one of {', '.join(ENGINES)}, or package.module:Class, not '{name}'")
+    return name
+
+
+EngineName = Annotated[str, AfterValidator(_engine)]
+"""The name of an engine of ours, or the class of another."""
 
 
 class Section(BaseModel):
@@ -51,8 +61,61 @@ class EngineConfig(Section):
     """A language model that writes, and what runs it."""
 
     engine: EngineName = Field(
-        "auto", description="auto = vllm where it is installed with a GPU, else transformers; fake = for tests."
+        "auto",
+        description="auto = vllm where it is installed with a GPU, else transformers; fake, for tests; package.module:Class.",
     )
     model: str = Field(
         EMBEDDED_MODEL, min_length=1, description="Instruction-tuned causal LM: a folder, a Hub name, an s3:// URI."
     )
+
+
+class GenerationConfig(EngineConfig):
+    """What the two generating stages share."""
+
+    document_words: int = Field(128, ge=1, description="Words of the document that the model sees.")
+    top_p: float = Field(0.95, gt=0, le=1, description="Nucleus mass of the sampler.")
+
+
+class EncoderConfig(Section):
+    """A sentence encoder, which turns documents into vectors."""
+
+    encoder: str = Field(
+        ENCODER, min_length=1, description="A sentence-transformers model: a folder, a Hub name, an s3:// URI."
+    )
+
+
+class SchemeSettings(Section):
+    """What every docid scheme has; its own settings are in its own file."""
+
+    needs_engine: ClassVar[bool] = False
+    """Whether it asks a language model."""
+    needs_embeddings: ClassVar[bool] = False
+    """Whether it reads documents' vectors; its settings then say whose (`EncoderConfig`)."""
+    has_fit: ClassVar[bool] = False
+    """Whether something is made of the whole corpus, once, before any document is identified."""
+    codec: ClassVar[Literal["text", "codes"]] = "text"
+    """How the retriever writes its identifiers; see `zerogr.llm.codec`."""
+    has_shared: ClassVar[bool] = False
+    """Whether the retriever writes identifiers that several documents share, instead of docids."""
+
+    scheme: str = Field(description="Where identifiers come from: the name of a scheme, or package.module:Class.")
+
+
+class RankerSettings(Section):
+    """What every ranker has; its own settings are in its own file."""
+
+    takes: ClassVar[frozenset[Literal["docids", "shared"]]] = frozenset({"docids", "shared"})
+    """What the retriever may write, for this ranker to make a ranking of it."""
+
+    name: str = Field(description="How documents are ranked: the name of a ranker, or package.module:Class.")
+
+    @property
+    def needs_lexical(self) -> bool:
+        """Whether it reads the lexical index."""
+        return False
+
+
+class LossSettings(Section):
+    """What every loss has; its own settings are in its own file."""
+
+    name: str = Field(description="What is minimised: the name of a loss, or package.module:Class.")

@@ -11,11 +11,15 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from zerogr.config.base import EngineConfig, Section
+from zerogr.config.base import EncoderConfig, EngineConfig, SchemeSettings, Section
+from zerogr.config.owned import LOSS, RANKER, SCHEME, OwnedError, UnknownOwnerError, settings_of
 from zerogr.config.teaching import TuningConfig
 from zerogr.config.tree import Config, RetrieverConfig
 from zerogr.errors import UserError
+from zerogr.plugins import built_in
 
+_OWNED = {"docids": SCHEME, "ranking": RANKER, "training.loss": LOSS}
+"""Sections whose keys depend on a name."""
 _SECTIONS = {name for name in Config.model_fields if isinstance(getattr(Config(), name), Section)}
 
 
@@ -60,6 +64,11 @@ def _with_absolute_paths(config: Config) -> Config:
     ) -> Section:  # it may be a name on a hub, and no folder
         return changed(section, "model") if os.path.isdir(os.path.expanduser(section.model)) else section
 
+    def with_models(scheme: SchemeSettings) -> Section:
+        kinds = {EngineConfig: "model", EncoderConfig: "encoder"}
+        keys = [key for kind, key in kinds.items() if isinstance(scheme, kind)]
+        return changed(scheme, *[key for key in keys if os.path.isdir(os.path.expanduser(getattr(scheme, key)))])
+
     teacher = {
         "out": absolute(config.distil.out),
         "tasks": [changed(task, "source") for task in config.distil.tasks],
@@ -73,7 +82,7 @@ def _with_absolute_paths(config: Config) -> Config:
         update={
             "index": absolute(config.index),
             "corpus": changed(config.corpus, "source", "keep_judged"),
-            "docids": with_model(config.docids),
+            "docids": with_models(config.docids),
             "queries": with_model(config.queries),
             "retriever": with_model(config.retriever),
             "evaluation": changed(config.evaluation, "dataset"),
@@ -129,15 +138,44 @@ def set_key(tree: dict[str, Any], key: str, value: Any, place: str) -> None:
     tree[last] = value
 
 
-def _explain(error: ValidationError) -> str:
+def drop_foreign(tree: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Leaves out of a tree the settings that mean nothing to the owners which `changes` (key -> value) choose."""
+    for path, kind in _OWNED.items():
+        name = changes.get(f"{path}.{kind.key}")
+        if not isinstance(name, str):
+            continue
+        section = tree
+        for part in path.split("."):
+            section = section.get(part, {})
+        try:
+            known = settings_of(kind, name).model_fields
+        except ValueError:
+            continue  # what is wrong with the name is said when the tree is validated
+        for key in [key for key in section if key not in known]:
+            del section[key]
+
+
+def _explain(error: ValidationError, section: type[Section] = Config, above: tuple[str, ...] = ()) -> str:
+    """Returns one sentence of what is wrong with a section; `above` is the path to it."""
     sentences = []
     for item in error.errors():
-        path = ".".join(str(part) for part in item["loc"]) or "the configuration"
-        if item["type"] == "extra_forbidden":
-            *parents, wrong = (str(part) for part in item["loc"])
-            names = list(_section_at(parents).model_fields)
+        places = [str(part) for part in item["loc"]]
+        path = ".".join([*above, *places]) or "the configuration"
+        cause = item.get("ctx", {}).get("error")
+        if isinstance(cause, OwnedError):
+            sentences.append(_explain_owned(cause, (*above, *places)))
+        elif isinstance(cause, UnknownOwnerError):
+            sentences.append(f"{path}.{cause}")
+        elif item["type"] == "extra_forbidden":
+            *parents, wrong = places
+            names = list(_section_at(parents, section).model_fields)
             near = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5)
-            hint = f"did you mean '{'.'.join([*parents, near[0]])}'?" if near else f"allowed there: {', '.join(names)}"
+            here = ".".join([*above, *parents])
+            hint = (
+                f"did you mean '{here}{'.' if here else ''}{near[0]}'?"
+                if near
+                else f"allowed there: {', '.join(names)}"
+            )
             sentences.append(f"there is no key '{path}'; {hint}")
         else:
             reason = item["msg"].removeprefix("Value error, ")
@@ -146,8 +184,19 @@ def _explain(error: ValidationError) -> str:
     return "; ".join(sentences)
 
 
-def _section_at(path: list[str]) -> type[Section]:
-    section: type[Section] = Config
+def _explain_owned(cause: OwnedError, above: tuple[str, ...]) -> str:
+    """Returns the same of a section whose owner has other settings."""
+    [first, *_] = cause.error.errors()
+    if first["type"] == "extra_forbidden" and (owners := cause.owners_of(name := str(first["loc"][0]))):
+        path = ".".join(above)
+        return (
+            f"'{path}.{name}' is a setting of {path}.{cause.kind.key} {' and '.join(owners)}; "
+            f"the one chosen has {', '.join(cause.settings.model_fields)}"
+        )
+    return _explain(cause.error, cause.settings, above)
+
+
+def _section_at(path: list[str], section: type[Section]) -> type[Section]:
     for part in path:
         if not part.isdigit():
             annotation: Any = section.model_fields[part].annotation
@@ -156,7 +205,7 @@ def _section_at(path: list[str]) -> type[Section]:
 
 
 def default_yaml() -> str:
-    """Returns the documented default configuration file."""
+    """Returns the documented default configuration file; of schemes, rankers and losses the others follow, commented out."""
     lines = ["# The configuration of ZeroGR. Every key is optional; what stands here is the default."]
     for name, field in Config.model_fields.items():
         default = getattr(Config(), name)
@@ -164,10 +213,34 @@ def default_yaml() -> str:
         if not isinstance(default, Section):
             lines.append(f"{name}: {_yaml_value(default)}")
             continue
-        lines.append(f"{name}:")
-        for key, sub in type(default).model_fields.items():
-            lines += [f"  # {sub.description}", f"  {key}: {_yaml_value(getattr(default, key))}"]
+        lines += [f"{name}:", *_section_lines(default, name)]
+        for settings in _other_variants(name):
+            lines += ["", f"# or {name}:", *(f"#{line}" for line in _section_lines(settings, name))]
     return "\n".join(lines) + "\n"
+
+
+def _section_lines(section: Section, path: str) -> list[str]:
+    lines = []
+    for key, field in type(section).model_fields.items():
+        value = getattr(section, key)
+        if not isinstance(value, Section):
+            lines += [f"  # {field.description}", f"  {key}: {_yaml_value(value)}"]
+            continue
+        first, *others = [_one_line(key, variant) for variant in (value, *_other_variants(f"{path}.{key}"))]
+        lines += [f"  # {field.description}", f"  {first}", *(f"  # or {other}" for other in others)]
+    return lines
+
+
+def _one_line(key: str, variant: Section) -> str:
+    what_it_is = type(variant).model_fields["name"].description
+    return f"{key}: {_yaml_value(variant.model_dump(mode='json'))}  # {what_it_is}"
+
+
+def _other_variants(path: str) -> list[Section]:
+    """Returns the settings of the other owners that the section at `path` could be of."""
+    kind = _OWNED.get(path)
+    names = built_in(kind.package) if kind else []
+    return [settings_of(kind, name)() for name in names if kind and name != kind.default]
 
 
 def _yaml_value(value: Any) -> str:

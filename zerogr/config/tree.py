@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from zerogr.config.base import EngineConfig, Section, SourceConfig, Strategy
+from zerogr.config.base import GenerationConfig, Section, SourceConfig, Strategy
 from zerogr.config.evaluation import AblationConfig, EvaluationConfig
 from zerogr.config.names import EMBEDDED_MODEL
+from zerogr.config.owned import LOSS, RANKER, SCHEME, LossSection, RankerSection, SchemeSection, default_of
 from zerogr.config.teaching import DistilConfig, TuningConfig
 
 
@@ -25,61 +26,6 @@ class CorpusConfig(SourceConfig):
     shard_size: int = Field(
         256, ge=1, description="Documents per shard, the unit of resuming; 64 on a laptop, thousands on a cluster."
     )
-
-
-class GenerationConfig(EngineConfig):
-    """What the two generating stages share."""
-
-    document_words: int = Field(128, ge=1, description="Words of the document that the model sees.")
-    top_p: float = Field(0.95, gt=0, le=1, description="Nucleus mass of the sampler.")
-
-
-class DocidsConfig(GenerationConfig):
-    scheme: Literal["keywords", "title", "tfidf", "random"] = Field(
-        "tfidf",
-        description="tfidf = the heaviest terms; title; random; keywords = proposed by the LM, validated and repaired. Only "
-        "keywords needs an LM; it is for ones of 1B and more, or where the unit is docid.",
-    )
-    prompt_style: Literal["brief", "rules"] = Field(
-        "brief",
-        description="How the LM is asked: brief for small models, rules (those of the paper) for ones of 1B and more.",
-    )
-    min_words: int = Field(6, ge=1, le=32, description="Fewest words of a docid (fewer where the document has fewer).")
-    max_words: int = Field(8, ge=1, le=32, description="Most words of a docid.")
-    min_core_terms: int = Field(3, ge=0, le=32, description="Words of the docid that must occur in the document.")
-    max_foreign_words: int = Field(
-        0,
-        ge=0,
-        le=32,
-        description="Words that need not occur in it; 0 for small models, 2 or 3 for ones of 1B and more.",
-    )
-    unit: Literal["word", "docid"] = Field(
-        "word",
-        description="What the retriever writes: word = single words, and a document's score is the sum over its own; "
-        "docid = docids whole, as in the paper.",
-    )
-    num_terms: int = Field(
-        64,
-        ge=0,
-        le=256,
-        description="Words by which a document is found where the unit is word: those of its docid, then its heaviest terms; 0 "
-        "= the docid's alone.",
-    )
-    candidates: int = Field(
-        2, ge=1, le=16, description="Docids the LM proposes per document; later ones serve when earlier ones collide."
-    )
-    temperature: float = Field(0.3, ge=0, le=2, description="0 = the likeliest words.")
-    max_tokens: int = Field(32, ge=4, le=256, description="Tokens per proposal.")
-
-    @model_validator(mode="after")
-    def _word_limits(self) -> DocidsConfig:
-        if self.min_words > self.max_words:
-            raise ValueError(f"min_words is {self.min_words}; it must not exceed max_words = {self.max_words}")
-        if self.min_core_terms > self.max_words:
-            raise ValueError(
-                f"min_core_terms is {self.min_core_terms}; it must not exceed max_words = {self.max_words}"
-            )
-        return self
 
 
 class QueriesConfig(GenerationConfig):
@@ -99,6 +45,11 @@ class QueriesConfig(GenerationConfig):
         ge=0,
         le=256,
         description="Different passages and keyword sets of the document, used as queries; 12 to 16 with a larger LM.",
+    )
+    on_topic: bool = Field(
+        True,
+        description="Keep only queries that share words with their document: a small model strays. Off for models of 1B and "
+        "more, since it removes the paraphrases that generative retrieval is for.",
     )
     temperature: float = Field(0.7, ge=0, le=2, description="Sampling temperature; 1.0 for models of 1B and more.")
     max_tokens: int = Field(32, ge=4, le=256, description="Tokens per pseudo-query.")
@@ -137,6 +88,7 @@ class TrainingConfig(Section):
     max_gradient_norm: float = Field(1.0, gt=0, description="Gradient clipping.")
     max_query_tokens: int = Field(64, ge=4, description="Longer queries are cut.")
     max_instruction_tokens: int = Field(64, ge=0, description="Longer instructions are cut.")
+    loss: LossSection = Field(default_factory=lambda: default_of(LOSS), description="What is made smaller.")
     normalise: Literal["allowed", "vocabulary"] = Field(
         "allowed",
         description="What the loss compares a docid's tokens with: those the trie allows, as decoding does, so that "
@@ -172,19 +124,6 @@ class DecodingConfig(Section):
     k: int = Field(10, ge=1, le=10_000, description="Documents per search, unless a search says otherwise.")
     normalise: Literal["allowed", "vocabulary"] = Field(
         "allowed", description="Probabilities over the allowed tokens, or over all of them."
-    )
-    num_words: int = Field(
-        64,
-        ge=1,
-        le=10_000,
-        description="Words that a search writes, of which documents are made; where docids.unit is word.",
-    )
-    query_share: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="How much of a document's score is for its words that the query itself names, rare ones first; the rest is "
-        "for the model's. Where docids.unit is word.",
     )
     max_temperature: float = Field(1.5, gt=0, description="T_max of reverse annealing.")
     top_p: float = Field(0.9, gt=0, le=1, description="Mass of the nucleus strategy.")
@@ -273,13 +212,20 @@ class Config(Section):
         description="The retrieval task in one sentence.",
     )
     corpus: CorpusConfig = Field(default_factory=CorpusConfig, description="What to index.")
-    docids: DocidsConfig = Field(default_factory=DocidsConfig, description="How documents get their identifiers.")
+    docids: SchemeSection = Field(
+        default_factory=lambda: default_of(SCHEME),
+        description="How documents get their identifiers: one of the schemes.",
+    )
     queries: QueriesConfig = Field(
         default_factory=QueriesConfig, description="Pseudo-queries the retriever learns from."
     )
     retriever: RetrieverConfig = Field(default_factory=RetrieverConfig, description="The model that becomes the index.")
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="How it learns.")
     decoding: DecodingConfig = Field(default_factory=DecodingConfig, description="How it answers.")
+    ranking: RankerSection = Field(
+        default_factory=lambda: default_of(RANKER),
+        description="How documents are ranked by what the retriever writes: one of the rankers.",
+    )
     compute: ComputeConfig = Field(
         default_factory=ComputeConfig, description="How much hardware to use. Never part of a fingerprint."
     )
@@ -297,3 +243,13 @@ class Config(Section):
         default_factory=TuningConfig,
         description="What `zerogr train --recipe docid_generator` or `query_generator` learns from; the rest as in training.",
     )
+
+    @model_validator(mode="after")
+    def _ranker_fits_scheme(self) -> Config:
+        given = "shared" if self.docids.has_shared else "docids"
+        if given not in self.ranking.takes:
+            raise ValueError(
+                f"ranking.name {self.ranking.name} ranks by {' or '.join(sorted(self.ranking.takes))}, and docids.scheme "
+                f"{self.docids.scheme} gives {given}; see `zerogr config` for schemes and rankers that fit"
+            )
+        return self

@@ -58,35 +58,39 @@ def _names(filesystem: fsspec.AbstractFileSystem, pattern: str) -> list[str]:
 
 def _read_qrels(uri: str, split: str) -> Qrels:
     qrels: Qrels = {}
-    for index, (place, raw) in enumerate(lines(storage.join(uri, "qrels", f"{split}.tsv"))):
-        place = f"qrels/{place}"
+    for index, (location, raw) in enumerate(lines(storage.join(uri, "qrels", f"{split}.tsv"))):
+        location = f"qrels/{location}"
         try:
             line = raw.decode().rstrip("\r\n")
         except UnicodeDecodeError as error:
-            raise UserError(f"{place} is not UTF-8 ({error.reason} at byte {error.start}); re-encode it") from error
+            raise UserError(f"{location} is not UTF-8 ({error.reason} at byte {error.start}); re-encode it") from error
         columns = line.split("\t")
         if index == 0:
             if re.fullmatch(r"-?\d+", columns[-1]):
-                raise UserError(f"{place} must be the header, tab-separated: query-id, corpus-id, score; not {line!r}")
+                raise UserError(
+                    f"{location} must be the header, tab-separated: query-id, corpus-id, score; not {line!r}"
+                )
             continue
         if len(columns) != 3 or not columns[0] or not columns[1]:
-            raise UserError(f"{place} must hold three tab-separated columns, query-id, corpus-id, score; not {line!r}")
+            raise UserError(
+                f"{location} must hold three tab-separated columns, query-id, corpus-id, score; not {line!r}"
+            )
         query_id, doc_id, text = columns
         try:
             grade = int(text)
         except ValueError:
-            raise UserError(f"{place}: the score must be a whole number, not {text!r}") from None
-        add_grade(qrels, place, query_id, doc_id, grade)
+            raise UserError(f"{location}: the score must be a whole number, not {text!r}") from None
+        add_grade(qrels, location, query_id, doc_id, grade)
     return qrels
 
 
 def _read_queries(uri: str, judged: Container[str]) -> dict[str, Query]:
     queries: dict[str, Query] = {}
-    for place, row in query_rows(storage.join(uri, "queries.jsonl")):
+    for location, row in query_rows(storage.join(uri, "queries.jsonl")):
         if not isinstance(row.get("_id"), str) or not isinstance(row.get("text"), str):
-            raise UserError(f'{place} must be an object with the strings "_id" and "text"')
+            raise UserError(f'{location} must be an object with the strings "_id" and "text"')
         if row["_id"] in judged:
-            add_query(queries, place, row["_id"], row["text"], _instruction(row))
+            add_query(queries, location, row["_id"], row["text"], _instruction(row))
     return queries
 
 

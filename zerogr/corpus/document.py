@@ -29,7 +29,7 @@ class Rejected:
     """A row of the source that cannot become a document, and why."""
 
     doc_id: str
-    """The key if the row had one, else its place in the source, such as `corpus.jsonl:17`."""
+    """The key if the row had one, else its location in the source, such as `corpus.jsonl:17`."""
     reason: str
     """A short machine-readable word: `empty_doc_id`, `duplicate_doc_id`, `empty_document`, `invalid_utf8`, `too_large`,
     `invalid_json`, `invalid_row`."""

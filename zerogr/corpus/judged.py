@@ -27,37 +27,37 @@ class Query:
 
 
 def query_rows(uri: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields (place, object) of every line that is not blank.
+    """Yields (location, object) of every line that is not blank.
 
     Raises:
         UserError: A line is no JSON object.
     """
-    for place, row in json_rows(uri):
+    for location, row in json_rows(uri):
         if isinstance(row, Rejected):
-            raise UserError(f"{place} cannot be read: {row.detail}; mend that line")
-        yield place, row
+            raise UserError(f"{location} cannot be read: {row.detail}; mend that line")
+        yield location, row
 
 
-def add_query(queries: dict[str, Query], place: str, query_id: str, text: str, instruction: Any) -> None:
+def add_query(queries: dict[str, Query], location: str, query_id: str, text: str, instruction: Any) -> None:
     """Adds a judged query.
 
     Raises:
         UserError: Its text is empty, its id is there already, or its instruction is no string.
     """
     if not text.strip():
-        raise UserError(f"{place}: the text of the judged query {query_id!r} is empty")
+        raise UserError(f"{location}: the text of the judged query {query_id!r} is empty")
     if query_id in queries:
-        raise UserError(f"{place} repeats the query id {query_id!r}; every query needs its own")
+        raise UserError(f"{location} repeats the query id {query_id!r}; every query needs its own")
     if not isinstance(instruction, str | None):
-        raise UserError(f"{place}: the instruction must be a string, not {instruction!r}")
+        raise UserError(f"{location}: the instruction must be a string, not {instruction!r}")
     queries[query_id] = Query(query_id, text, instruction or None)
 
 
-def add_grade(qrels: Qrels, place: str, query_id: str, doc_id: str, grade: int) -> None:
+def add_grade(qrels: Qrels, location: str, query_id: str, doc_id: str, grade: int) -> None:
     """Adds a judgement.
 
     Raises:
         UserError: There is another one of the same document for the same query.
     """
     if qrels.setdefault(query_id, {}).setdefault(doc_id, grade) != grade:
-        raise UserError(f"{place} judges document {doc_id!r} for query {query_id!r} again, with another score")
+        raise UserError(f"{location} judges document {doc_id!r} for query {query_id!r} again, with another score")

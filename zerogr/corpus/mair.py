@@ -69,17 +69,17 @@ def read_judged(file: str, split: str) -> tuple[dict[str, Query], Qrels]:
         raise UserError(f"there is no file '{file}'; give a folder with judged queries, or a file of MAIR's")
     queries: dict[str, Query] = {}
     qrels: Qrels = {}
-    for place, row in query_rows(file):
+    for location, row in query_rows(file):
         query_id, text, labels = _text_of(row.get("qid")), row.get("query"), row.get("labels")
         if query_id is None or not isinstance(text, str) or not isinstance(labels, list):
-            raise UserError(f'{place} must be an object with "qid", the string "query" and the list "labels"')
+            raise UserError(f'{location} must be an object with "qid", the string "query" and the list "labels"')
         if labels:
-            add_query(queries, place, query_id, text, row.get("instruction"))
+            add_query(queries, location, query_id, text, row.get("instruction"))
         for label in labels:
             doc_id = _text_of(label.get("id")) if isinstance(label, dict) else None
             if doc_id is None:
-                raise UserError(f'{place}: a label must be an object with "id" and "score", not {label!r}')
-            add_grade(qrels, place, query_id, doc_id, _grade(label.get("score"), doc_id, place))
+                raise UserError(f'{location}: a label must be an object with "id" and "score", not {label!r}')
+            add_grade(qrels, location, query_id, doc_id, _grade(label.get("score"), doc_id, location))
     if not qrels:
         raise UserError(f"'{file}' holds no judgement; give a file with at least one label")
     return queries, qrels
@@ -97,7 +97,7 @@ def _text_of(key: Any) -> str | None:
     return str(key).strip() or None
 
 
-def _grade(score: Any, doc_id: str, place: str) -> int:
+def _grade(score: Any, doc_id: str, location: str) -> int:
     if isinstance(score, bool) or not isinstance(score, int | float) or score != score // 1:
-        raise UserError(f"{place}: the score of document {doc_id!r} must be a whole number, not {score!r}")
+        raise UserError(f"{location}: the score of document {doc_id!r} must be a whole number, not {score!r}")
     return int(score)

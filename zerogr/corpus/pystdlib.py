@@ -1,7 +1,7 @@
 """The built-in corpus: the reference text that ships inside every CPython.
 
-It is real, mixed (prose, tables, code) and always there, so the whole chain runs offline on a machine that has nothing
-else. Documents and their keys, which are the same on Python 3.11 to 3.14 wherever the thing itself exists:
+It is real, mixed (prose, tables, code) and always there, so the whole chain runs offline. Documents and their keys, which are
+the same on Python 3.11 to 3.14 wherever the thing itself exists:
 
     topic:assignment                language topics, from `pydoc_data.topics`
     module:csv                      module docstrings
@@ -36,6 +36,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from zerogr.corpus.document import Document
+from zerogr.corpus.pystdlib_names import C_MODULES, METHOD_CLASSES, PUBLIC_MODULE_NAMES, SKIPPED
 from zerogr.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -48,44 +49,6 @@ TABLE_LINE_FRACTION = 1 / 3
 
 CODE_CHARACTER_FRACTION = 1 / 2
 """A document is code when more than this fraction of its characters are signatures or doctests."""
-
-NOT_A_LIBRARY = "test tests idlelib idle_test turtledemo ensurepip pydoc_data encodings macholib __phello__ __hello__"
-WITH_SIDE_EFFECTS = "antigravity this"
-OF_ANOTHER_PLATFORM = "ntpath nturl2path"
-REMOVED = """
-    aifc asynchat asyncore audioop cgi cgitb chunk crypt distutils imghdr imp lib2to3 mailcap msilib nis nntplib
-    ossaudiodev pipes smtpd sndhdr spwd sunau telnetlib uu xdrlib
-"""
-"""Gone in Python 3.12 or 3.13."""
-NOT_IN_LIBRARY = "site-packages dist-packages lib-dynload __pycache__"
-SKIPPED = frozenset(f"{NOT_A_LIBRARY} {WITH_SIDE_EFFECTS} {OF_ANOTHER_PLATFORM} {REMOVED} {NOT_IN_LIBRARY}".split())
-"""Names of files and folders that are never opened."""
-
-PUBLIC_MODULE_NAMES = {
-    "posixpath": "os.path",
-    "genericpath": "_genericpath",
-    "concurrent.futures.thread": "concurrent.futures",
-    "concurrent.futures.process": "concurrent.futures",
-}
-"""Modules known under another name. A leading underscore marks one that has no public name of its own."""
-
-C_NAMES = "array atexit binascii cmath gc itertools marshal math select sys time unicodedata zlib"
-C_ACCELERATORS = "bz2 collections contextvars csv decimal functools hashlib io lzma operator pickle queue signal socket"
-C_MODULES = (
-    {"builtins": "", "posix" if os.name == "posix" else "nt": "os"}
-    | {name: name for name in C_NAMES.split()}
-    | {f"_{name}": name for name in f"{C_ACCELERATORS} sqlite3 struct weakref".split()}
-)
-"""Modules written in C that are safe to import, and the public module that their names belong to."""
-
-BUILTIN_TYPES = "bool bytearray bytes complex dict float frozenset int list memoryview range set slice str tuple"
-EVERYDAY_CLASSES = """
-    collections.Counter collections.OrderedDict collections.deque datetime.date datetime.datetime datetime.time
-    datetime.timedelta pathlib.Path pathlib.PurePath random.Random threading.Barrier threading.Condition threading.Event
-    threading.Thread unittest.TestCase
-"""
-METHOD_CLASSES = frozenset(f"{BUILTIN_TYPES} {EVERYDAY_CLASSES}".split())
-"""Classes whose methods are documents of their own; every other class lists its methods in its own document."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Definition = Function | ast.ClassDef

@@ -122,7 +122,7 @@ def source_files(config: CorpusConfig) -> list[str]:
 
 
 def source_hash(config: CorpusConfig) -> str:
-    """Returns a hash of the source's content, not of its place.
+    """Returns a hash of the source's content, not of its location.
 
     Local files are read whole (about 1 GB/s); of remote ones name, size and version tag stand for the content, and the
     built-in corpus is as old as the interpreter.
@@ -144,12 +144,12 @@ def source_hash(config: CorpusConfig) -> str:
 
 def _read_json_lines(uri: str, config: CorpusConfig) -> Iterator[Document | Rejected]:
     fitted = None
-    for place, row in json_rows(uri):
+    for location, row in json_rows(uri):
         if isinstance(row, Rejected):
             yield row
             continue
         fitted = fitted or with_columns_of(config, list(row), uri)
-        yield to_document(row, place, fitted)
+        yield to_document(row, location, fitted)
 
 
 def _read_parquet(uri: str, config: CorpusConfig) -> Iterator[Document | Rejected]:

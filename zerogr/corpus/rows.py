@@ -46,20 +46,20 @@ def columns_read(config: CorpusConfig) -> set[str]:
     return {config.doc_id_column, config.title_column, config.text_column, "metadata", "kind"}
 
 
-def to_document(row: dict[str, Any], place: str, config: CorpusConfig) -> Document | Rejected:
+def to_document(row: dict[str, Any], location: str, config: CorpusConfig) -> Document | Rejected:
     """Returns the row's document, or why it is none. Bytes stand for text that is no UTF-8."""
     key = row.get(config.doc_id_column)
     if isinstance(key, bytes):
-        return Rejected(place, "invalid_utf8", f"'{config.doc_id_column}' is not UTF-8")
+        return Rejected(location, "invalid_utf8", f"'{config.doc_id_column}' is not UTF-8")
     if isinstance(key, (dict, list, bool, float)):
         return Rejected(
-            place, "invalid_row", f"'{config.doc_id_column}' is a {type(key).__name__}, not a string or an integer"
+            location, "invalid_row", f"'{config.doc_id_column}' is a {type(key).__name__}, not a string or an integer"
         )
     doc_id = "" if key is None else str(key).strip()
     if not doc_id:
-        return Rejected(place, "empty_doc_id", f"'{config.doc_id_column}' is empty")
+        return Rejected(location, "empty_doc_id", f"'{config.doc_id_column}' is empty")
     if not is_utf8(doc_id):
-        return Rejected(place, "invalid_utf8", f"'{config.doc_id_column}' holds half of a surrogate pair")
+        return Rejected(location, "invalid_utf8", f"'{config.doc_id_column}' holds half of a surrogate pair")
     title, text = row.get(config.title_column), row.get(config.text_column)
     metadata = row.get("metadata")
     metadata = metadata if isinstance(metadata, dict) else {}

@@ -45,16 +45,16 @@ def read_separated(uri: str, config: CorpusConfig) -> Iterator[Document | Reject
             raise UserError(f"the header of '{uri}' is not UTF-8; save the file as UTF-8")
         fitted = with_columns_of(config, header, uri)
         columns = _places(header, columns_read(fitted), uri)
-        for place, cells in rows:
+        for location, cells in rows:
             if isinstance(cells, Rejected):
                 yield cells
             elif len(cells) != len(header):
-                yield Rejected(place, "invalid_row", f"the row has {len(cells)} cells, the header {len(header)}")
+                yield Rejected(location, "invalid_row", f"the row has {len(cells)} cells, the header {len(header)}")
             else:
                 row: dict[str, Any] = {column: _decoded(cells[i]) for column, i in columns.items()}
                 if "metadata" in row:
                     row["metadata"] = _parsed(row["metadata"])
-                yield to_document(row, place, fitted)
+                yield to_document(row, location, fitted)
 
 
 class _Lines:
@@ -73,13 +73,13 @@ class _Lines:
 
 
 def _rows(stream: IO[bytes], uri: str, limit: int) -> Iterator[tuple[str, list[str] | Rejected]]:
-    """Yields (place, cells) of every row that is not blank; bytes that are no UTF-8 are surrogates in the cells."""
+    """Yields (location, cells) of every row that is not blank; bytes that are no UTF-8 are surrogates in the cells."""
     name = uri.rpartition("/")[2]
     lines = _Lines(io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=""))
     reader = csv.reader(lines, delimiter="\t" if uri.endswith((".tsv", ".tsv.gz")) else ",", strict=True)
     while True:
         first = reader.line_num + 1
-        place = f"{name}:{first}"
+        location = f"{name}:{first}"
         try:
             cells = next(reader, None)
         except csv.Error as error:
@@ -90,12 +90,12 @@ def _rows(stream: IO[bytes], uri: str, limit: int) -> Iterator[tuple[str, list[s
                     "corpus.max_document_bytes if a cell is that long"
                 ) from None
             reason = "too_large" if len(lines.last) > limit else "invalid_row"
-            yield place, Rejected(place, reason, str(error))
+            yield location, Rejected(location, reason, str(error))
             continue
         if cells is None:
             return
         if cells:
-            yield place, cells
+            yield location, cells
 
 
 @contextmanager

@@ -42,7 +42,7 @@ def opened(uri: str) -> Iterator[IO[bytes]]:
 
 
 def lines(uri: str) -> Iterator[tuple[str, bytes]]:
-    """Yields (place, line) of every line that is not blank; place is `file:line`, for whoever must find it."""
+    """Yields (location, line) of every line that is not blank; location is `file:line`, for whoever must find it."""
     name = uri.rpartition("/")[2]
     with opened(uri) as stream:
         for number, line in enumerate(stream, 1):
@@ -52,18 +52,21 @@ def lines(uri: str) -> Iterator[tuple[str, bytes]]:
 
 
 def json_rows(uri: str) -> Iterator[tuple[str, dict[str, Any] | Rejected]]:
-    """Yields (place, object) of every line that is not blank, or why the line is no object."""
-    for place, line in lines(uri):
+    """Yields (location, object) of every line that is not blank, or why the line is no object."""
+    for location, line in lines(uri):
         try:
             row = json.loads(line.rstrip().decode())
         except UnicodeDecodeError as error:
-            yield place, Rejected(place, "invalid_utf8", f"byte {error.start} of the line is not UTF-8")
+            yield location, Rejected(location, "invalid_utf8", f"byte {error.start} of the line is not UTF-8")
         except json.JSONDecodeError as error:
-            yield place, Rejected(place, "invalid_json", f"{error.msg} at column {error.colno}")
+            yield location, Rejected(location, "invalid_json", f"{error.msg} at column {error.colno}")
         except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 100,000 brackets
-            yield place, Rejected(place, "invalid_json", f"Python cannot read it: {error}")
+            yield location, Rejected(location, "invalid_json", f"Python cannot read it: {error}")
         else:
             if isinstance(row, dict):
-                yield place, row
+                yield location, row
             else:
-                yield place, Rejected(place, "invalid_row", f"the line holds a {type(row).__name__}, not an object")
+                yield (
+                    location,
+                    Rejected(location, "invalid_row", f"the line holds a {type(row).__name__}, not an object"),
+                )

@@ -2,8 +2,8 @@
 
 Documents with equal content are one group, represented by its first row. Then, in rounds: every group without a docid
 claims its next candidate; a candidate already taken is skipped, and of several claims the smallest row wins. Groups that
-run out of candidates are told apart, in row order, by terms of their own that the docid's owner lacks, and as a last resort
-by an ordinal.
+run out of candidates are told apart by their scheme, in row order: by words of their own that the docid's owner lacks, say,
+and as a last resort by an ordinal.
 
 Texts are compared by 64-bit keys. If two different texts ever share a key, one of them looks taken and its document gets
 another docid; two documents never share a docid for it. Content is compared by 128 bits of a cryptographic hash.
@@ -16,11 +16,11 @@ the owners of their docids, `PART` groups at a time, and only these are visited 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -76,16 +76,24 @@ def content_of(title: str, text: str) -> bytes:
     return hashlib.sha256(f"{title}\x1f{text}".encode()).digest()[:16]
 
 
+class TellsApart(Protocol):
+    """What the resolution asks of a scheme; see `zerogr.docids.scheme.Scheme`."""
+
+    def tell_apart(self, docid: str, own: Sequence[str], rival: Collection[str]) -> Iterator[str]: ...
+
+    def numbered(self, docid: str, number: int) -> str: ...
+
+
 def resolve(
-    content: Sequence[str] | pa.Array, candidates: pa.ListArray, terms: pa.ListArray, max_words: int
+    content: Sequence[str] | pa.Array, candidates: pa.ListArray, own: pa.ListArray, scheme: TellsApart
 ) -> Resolution:
     """Returns one docid per row, for rows in memory.
 
     Args:
         content: Content of each row [N], in row order, or what stands for it.
         candidates: Docids each row could have [N], best first; at least one each.
-        terms: Words of each document [N], heaviest first, to tell colliding documents apart.
-        max_words: Most words of a docid.
+        own: What the scheme knows of each document [N], to tell colliding documents apart.
+        scheme: Tells them apart.
     """
     hashes = [content_of("", str(text)) for text in content]
     table = pa.table(
@@ -93,10 +101,10 @@ def resolve(
             "content": pa.array(hashes, pa.binary(16)),
             "keys": pa.array([[key_of(text) for text in texts] for texts in candidates.to_pylist()], pa.list_(pa.uint64())),
             "candidates": candidates,
-            "terms": terms,
+            "own": own,
         }
     )  # fmt: skip
-    assignment = resolve_shards(lambda _, columns: table.select(columns), 1, max_words)
+    assignment = resolve_shards(lambda _, columns: table.select(columns), 1, scheme)
     docids = pick(candidates, np.maximum(assignment.choice, 0)).to_pylist()
     for row, text in zip(assignment.told_apart.tolist(), assignment.texts.to_pylist(), strict=True):
         docids[row] = text
@@ -108,14 +116,14 @@ def resolve(
     )
 
 
-def resolve_shards(read: Read, num_shards: int, max_words: int, *, num_workers: int = 1) -> Assignment:
+def resolve_shards(read: Read, num_shards: int, scheme: TellsApart, *, num_workers: int = 1) -> Assignment:
     """Returns the docid of every row of all shards.
 
     Args:
         read: Gives the columns `content` (binary(16)), `keys` (list of uint64: `key_of` each candidate), `candidates` and
-            `terms` (lists of strings) of a shard's rows; called from several threads.
+            `own` (lists of strings) of a shard's rows; called from several threads.
         num_shards: Their order is that of the rows.
-        max_words: Most words of a docid.
+        scheme: Tells documents apart whose candidates are all taken.
         num_workers: Threads that read.
     """
     heads = map_shards("resolution", partial(_head, read), range(num_shards), num_workers)
@@ -131,7 +139,7 @@ def resolve_shards(read: Read, num_shards: int, max_words: int, *, num_workers: 
     rivals = owner[np.searchsorted(taken, keys[offsets[waiting]])]
     num_by_candidate = len(groups) - int((choice[groups] == 0).sum()) - len(waiting)
     del keys, offsets, owner
-    docids = _Docids(taken, max_words)
+    docids = _Docids(taken, scheme)
     gathered = partial(gather, read, starts, num_workers=num_workers)
     texts = [
         pa.array(docids.tell_apart(_with_rivals(gathered, waiting[part], rivals[part])), pa.string())
@@ -256,13 +264,13 @@ def _contains(taken: np.ndarray, keys: np.ndarray) -> np.ndarray:
 def _with_rivals(
     gathered: Callable[[np.ndarray, list[str]], pa.Table], rows: np.ndarray, rivals: np.ndarray
 ) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Yields the first candidate, the terms, and the terms of the rival of each row."""
-    own = gathered(rows, ["candidates", "terms"])
+    """Yields the first candidate, the terms (`own`), and those of the rival of each row."""
+    own = gathered(rows, ["candidates", "own"])
     table = pa.table(
         [
             pc.list_element(own.column("candidates"), 0),
-            own.column("terms"),
-            gathered(rivals, ["terms"]).column("terms"),
+            own.column("own"),
+            gathered(rivals, ["own"]).column("own"),
         ],
         names=["docid", "own", "rival"],
     )
@@ -277,11 +285,11 @@ class _Docids:
         num_ordinals: Docids that end with an ordinal.
     """
 
-    def __init__(self, taken: np.ndarray, max_words: int) -> None:
+    def __init__(self, taken: np.ndarray, scheme: TellsApart) -> None:
         """`taken` are the sorted keys of the docids given out before."""
-        self._taken, self._max_words = taken, max_words
+        self._taken, self._scheme = taken, scheme
         self._recent: set[int] = set()  # keys that are not yet in `_taken`
-        self._next_number: dict[int, int] = {}  # by key of the words before it; smaller ones are taken
+        self._next_number: dict[int, int] = {}  # by key of the docid numbered 0; smaller ones are taken
         self.num_ordinals = 0
 
     def __len__(self) -> int:
@@ -289,27 +297,23 @@ class _Docids:
 
     def tell_apart(self, rows: Iterable[tuple[str, list[str], list[str]]]) -> list[str]:
         """Returns a docid for each row of (first candidate, own terms, terms of the candidate's owner), given out in order."""
-        texts = [self._new(docid.split(" "), own, set(rival)) for docid, own, rival in rows]
+        texts = [self._new(docid, own, set(rival)) for docid, own, rival in rows]
         recent = np.fromiter(self._recent, dtype=np.uint64, count=len(self._recent))
         recent.sort()
         self._taken = np.insert(self._taken, np.searchsorted(self._taken, recent), recent)
         self._recent.clear()
         return texts
 
-    def _new(self, docid: list[str], own: list[str], rival: set[str]) -> str:
-        """Adds one word of the document to the docid (or puts it last), words that the rival lacks first; else an ordinal."""
-        kept = docid[: self._max_words - 1]
-        spare = [term for term in own if term not in docid]
-        for term in sorted(spare, key=lambda term: term in rival):
-            text = " ".join([*kept, term])
+    def _new(self, docid: str, own: list[str], rival: set[str]) -> str:
+        for text in self._scheme.tell_apart(docid, own, rival):
             if self._add(text):
                 return text
         self.num_ordinals += 1
-        stem = key_of(" ".join(kept))
-        number = self._next_number.get(stem, 2)
-        while not self._add(text := " ".join([*kept, str(number)])):
+        key = key_of(self._scheme.numbered(docid, 0))
+        number = self._next_number.get(key, 2)
+        while not self._add(text := self._scheme.numbered(docid, number)):
             number += 1
-        self._next_number[stem] = number + 1
+        self._next_number[key] = number + 1
         return text
 
     def _add(self, text: str) -> bool:

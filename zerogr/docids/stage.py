@@ -17,26 +17,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from zerogr.config.tree import Config
-from zerogr.corpus.stage import load_frequency
 from zerogr.docids import report
+from zerogr.docids.embeddings import read_vectors
 from zerogr.docids.resolve import Assignment, Read, content_of, gather, map_shards, pick, resolve_shards
-from zerogr.docids.rules import Limits, Terms, validate
-from zerogr.docids.schemes import Candidate, keyword_candidates, random_candidates, tfidf_candidates, title_candidates
+from zerogr.docids.scheme import FITTED, Context, Proposal, Scheme, scheme_class
 from zerogr.index.index import Index, shards_in
-from zerogr.llm import prompts
-from zerogr.llm.engines.engine import Engine, Generation, Prompt, Sampling
-from zerogr.llm.generation import Rejection, ShardReport, model_inputs, read_counts, write_shard
-from zerogr.seeds import seed_of
+from zerogr.llm.engines.engine import Engine
+from zerogr.llm.generation import Rejection, ShardReport, publish_rows, read_counts
 from zerogr.store import storage
 from zerogr.text.words import key_of
 
-VERSION = 4
+VERSION = 5
 FOLDER = "work/docids"
-MIN_TERMS = 32
-"""Ranked terms kept per document at least, to tell colliding documents apart."""
-MOST_COUNTED = 255
-"""Occurrences of a term in a document."""
 
+IDENTIFIERS = pa.list_(pa.struct([("text", pa.string()), ("view", pa.string()), ("weight", pa.float64())]))
+"""`zerogr.docids.scheme.Identifier`s."""
 PROPOSAL_SCHEMA = pa.schema(
     [
         ("row_id", pa.int64()),
@@ -47,9 +42,8 @@ PROPOSAL_SCHEMA = pa.schema(
         ("sources", pa.list_(pa.string())),  # of the candidates
         ("coverage", pa.list_(pa.float32())),  # of the candidates
         ("violations", pa.list_(pa.string())),
-        ("terms", pa.list_(pa.string())),
-        ("term_counts", pa.list_(pa.uint8())),
-        ("length", pa.int32()),  # the sum of the counts of all its terms
+        ("own", pa.list_(pa.string())),  # what tells it apart from others
+        ("identifiers", IDENTIFIERS),  # those it shares
     ]
 )
 SCHEMA = pa.schema(
@@ -59,52 +53,36 @@ SCHEMA = pa.schema(
         ("docid", pa.string()),
         ("source", pa.string()),
         ("candidates", pa.list_(pa.string())),
-        ("terms", pa.list_(pa.string())),
-        ("term_counts", pa.list_(pa.uint8())),
-        ("length", pa.int32()),
     ]
 )
-
-
-OF_EVERY_SCHEME = frozenset(
-    {"scheme", "min_words", "max_words", "min_core_terms", "max_foreign_words", "num_terms", "unit"}
-)
-"""Settings of the section; the others say how the LM is asked."""
+SHARED_SCHEMA = SCHEMA.append(pa.field("identifiers", IDENTIFIERS))
+"""Where the scheme has shared identifiers."""
 
 
 def docids_inputs(config: Config, index: Index) -> dict[str, Any]:
-    """Returns what the docid stage is made from; without an LM, nothing of the LM's settings."""
-    docids = config.docids
-    inputs = {"corpus": index.require("corpus").fingerprint, "seed": config.seed, "version": VERSION}
-    keys = set(OF_EVERY_SCHEME - {"unit"})
-    if docids.scheme == "keywords":
-        keys = set(type(docids).model_fields) - {"model", "unit"}
-        inputs |= {
-            "docids.prompt": prompts.docid_wording(docids),
-            **model_inputs("docids", docids),
-        }
-    return inputs | {f"docids.{key}": getattr(docids, key) for key in sorted(keys)}
+    """Returns what the docid stage is made from."""
+    settings = config.docids
+    return {
+        "corpus": index.require("corpus").fingerprint,
+        **({"embeddings": index.require("embeddings").fingerprint} if settings.needs_embeddings else {}),
+        "seed": config.seed,
+        "version": VERSION,
+        **{f"docids.{key}": value for key, value in settings.model_dump(mode="json").items()},
+        **scheme_class(settings).inputs(settings),  # a model counts by its weights, not by its name
+    }
 
 
-def idle_settings(config: Config) -> list[str]:
-    """Returns the settings of the section that differ from their defaults and have no effect, because no LM is asked."""
-    docids = config.docids
-    if docids.scheme == "keywords":
-        return []
-    usual = type(docids)()
-    of_model = [key for key in type(docids).model_fields if key not in OF_EVERY_SCHEME]
-    return [f"docids.{key}" for key in of_model if getattr(docids, key) != getattr(usual, key)]
+def load_scheme(config: Config, index: Index, engine: Engine | None = None) -> Scheme:
+    """Returns the configuration's scheme, for the documents of an index."""
+    scheme: Scheme = scheme_class(config.docids)(config.docids, Context(index, config.seed, engine))
+    return scheme
 
 
-def limits_of(config: Config) -> Limits:
-    """Returns the rules' limits as configured."""
-    docids = config.docids
-    return Limits(
-        min_words=docids.min_words,
-        max_words=docids.max_words,
-        min_core_terms=docids.min_core_terms,
-        max_foreign_words=docids.max_foreign_words,
-    )
+def fit_scheme(config: Config, index: Index) -> None:
+    """Makes and publishes what the scheme needs to know of the whole corpus, unless it is there."""
+    if config.docids.has_fit and not storage.list_files(index.path(FITTED)):
+        with storage.staging_folder(index.path(FITTED)) as folder:
+            scheme_class(config.docids).fit(config.docids, Context(index, config.seed), folder)
 
 
 class DocidProposer:
@@ -112,58 +90,46 @@ class DocidProposer:
 
     def __init__(self, config: Config, index: Index, engine: Engine | None) -> None:
         """`engine` is None for the schemes that need no language model."""
-        self._config, self._index, self._engine = config, index, engine
-        self._limits = limits_of(config)
-        self._frequency = load_frequency(index)
+        self._index, self._scheme = index, load_scheme(config, index, engine)
+        self._needs_embeddings = config.docids.needs_embeddings
 
     def __call__(self, shard: int) -> ShardReport:
         """Publishes the shard's candidates and returns its counts."""
-        return write_shard(
-            self._index, "docids", FOLDER, shard, PROPOSAL_SCHEMA, generate=self._generate, make_row=self._make_row
+        documents = storage.read_parquet(self._index.shard("corpus", shard)).to_pylist()
+        if self._needs_embeddings:
+            for document, vector in zip(documents, read_vectors(self._index, shard), strict=True):
+                document["vector"] = vector
+        proposals = self._scheme.identify(documents)
+        outcomes = [
+            (document["doc_id"], each if isinstance(each, Rejection) else _row(document, each))
+            for document, each in zip(documents, proposals, strict=True)
+        ]
+        made = [each for each in proposals if isinstance(each, Proposal)]
+        return publish_rows(
+            self._index,
+            "docids",
+            FOLDER,
+            shard,
+            PROPOSAL_SCHEMA,
+            outcomes,
+            num_prompt_tokens=sum(each.num_prompt_tokens for each in made),
+            num_output_tokens=sum(each.num_output_tokens for each in made),
         )
 
-    def _make_row(self, document: dict[str, Any], generation: Generation) -> dict[str, Any] | Rejection:
-        terms = Terms.of(document["title"], document["text"], self._frequency)
-        candidates = self._candidates(document, terms, generation.texts)
-        if not candidates or not candidates[0].docid:
-            return Rejection("no_words", "title and text hold no letter and no digit")
-        num_terms = max(MIN_TERMS, self._config.docids.num_terms)
-        return {
-            "row_id": document["row_id"],
-            "doc_id": document["doc_id"],
-            "content": content_of(document["title"], document["text"]),
-            "candidates": [candidate.docid for candidate in candidates],
-            "keys": [key_of(candidate.docid) for candidate in candidates],
-            "sources": [candidate.source for candidate in candidates],
-            "coverage": [terms.coverage(candidate.docid.split(" ")) for candidate in candidates],
-            "violations": list(candidates[0].violations),
-            "terms": terms.ranked[:num_terms],
-            "term_counts": [min(count, MOST_COUNTED) for count in terms.counts[:num_terms]],
-            "length": sum(terms.counts),
-        }
 
-    def _generate(self, documents: list[dict[str, Any]]) -> list[Generation]:
-        docids = self._config.docids
-        if self._engine is None:
-            return [Generation(texts=[]) for _ in documents]
-        requests = []
-        for document in documents:
-            user, prefill = prompts.docid_prompt(docids, document)
-            seeds = (seed_of(self._config.seed, "docids", document["doc_id"], i) for i in range(docids.candidates))
-            requests.append(Prompt(user=user, prefill=prefill, seeds=tuple(seeds)))
-        sampling = Sampling(max_tokens=docids.max_tokens, temperature=docids.temperature, top_p=docids.top_p)
-        return self._engine.generate(requests, sampling)
-
-    def _candidates(self, document: dict[str, Any], terms: Terms, texts: list[str]) -> list[Candidate]:
-        match self._config.docids.scheme:
-            case "keywords":
-                return keyword_candidates(texts, terms, self._limits, self._frequency) if terms.ranked else []
-            case "title":
-                return title_candidates(document["title"], document["text"], self._limits)
-            case "tfidf":
-                return tfidf_candidates(terms, self._limits)
-            case "random":
-                return random_candidates(self._config.seed, document["doc_id"], self._limits)
+def _row(document: dict[str, Any], proposal: Proposal) -> dict[str, Any]:
+    return {
+        "row_id": document["row_id"],
+        "doc_id": document["doc_id"],
+        "content": content_of(document["title"], document["text"]),
+        "candidates": proposal.candidates,
+        "keys": [key_of(candidate) for candidate in proposal.candidates],
+        "sources": proposal.sources,
+        "coverage": [*proposal.coverage] or [0.0] * len(proposal.candidates),
+        "violations": list(proposal.violations),
+        "own": list(proposal.own),
+        "identifiers": [identifier._asdict() for identifier in proposal.shared],
+    }
 
 
 def assign_docids(config: Config, index: Index, *, num_workers: int = 4) -> dict[str, Any]:
@@ -179,8 +145,9 @@ def assign_docids(config: Config, index: Index, *, num_workers: int = 4) -> dict
     def read(place: int, columns: list[str]) -> pa.Table:
         return storage.read_parquet(index.shard(FOLDER, shards[place]), columns)
 
-    assignment = resolve_shards(read, len(shards), config.docids.max_words, num_workers=num_workers)
-    writer = _DocidWriter(read, assignment, _elsewhere(read, assignment, num_workers), config.docids.num_terms)
+    assignment = resolve_shards(read, len(shards), load_scheme(config, index), num_workers=num_workers)
+    schema = SHARED_SCHEMA if config.docids.has_shared else SCHEMA
+    writer = _DocidWriter(read, assignment, _elsewhere(read, assignment, num_workers), schema)
 
     def write(place: int) -> report.Sums:
         docids, sums = writer.docids(place)
@@ -189,11 +156,22 @@ def assign_docids(config: Config, index: Index, *, num_workers: int = 4) -> dict
 
     sums = report.total(map_shards("docids", write, range(len(shards)), num_workers))
     rejected = sum(index.num_rejected("docids").values())
-    has_model = config.docids.scheme == "keywords"
+    codes = {"codes": _num_codes(index, shards)} if config.docids.codec == "codes" else {}
     return {
-        **report.counts(sums, assignment, rejected=rejected, has_model=has_model),
+        **codes,
+        **report.counts(sums, assignment, rejected=rejected, has_model=config.docids.needs_engine),
         **read_counts(index, FOLDER),
     }
+
+
+def _num_codes(index: Index, shards: list[int]) -> list[int]:
+    """Returns how many codes each level of the docids has: the highest one's number and one."""
+    highest: Counter[int] = Counter()
+    for shard in shards:
+        for docid in storage.read_parquet(index.shard("docids", shard), ["docid"]).column("docid").to_pylist():
+            for level, code in enumerate(docid.split(" ")):
+                highest[level] = max(highest[level], int(code) + 1)
+    return [highest[level] for level in range(len(highest))]
 
 
 _CHOSEN = pa.schema([("docid", pa.string()), ("source", pa.string()), ("coverage", pa.float32())])
@@ -228,23 +206,13 @@ class _DocidWriter:
     assignment: Assignment
     elsewhere: tuple[np.ndarray, pa.Table]
     """From `_elsewhere`."""
-    num_terms: int
-    """Per document."""
+    schema: pa.Schema
+    """Of what is written."""
 
     def docids(self, place: int) -> tuple[pa.Table, report.Sums]:
         """Returns the rows of a docid shard, and their sums."""
-        columns = [
-            "row_id",
-            "doc_id",
-            "candidates",
-            "sources",
-            "coverage",
-            "violations",
-            "terms",
-            "term_counts",
-            "length",
-        ]
-        proposals = self.read(place, columns)
+        kept = [name for name in self.schema.names if name not in ("docid", "source")]
+        proposals = self.read(place, [*kept, "sources", "coverage", "violations"])
         rows = np.arange(*self.assignment.starts[place : place + 2])
         group, choice = self.assignment.group[rows], self.assignment.choice[rows]
         is_own = (group == rows) & (choice >= 0)
@@ -257,22 +225,6 @@ class _DocidWriter:
             pa.concat_tables([_chosen(proposals, np.where(is_own, choice, 0)), others]).combine_chunks().take(position)
         )
         docid, source, coverage = (chosen.column(name).combine_chunks() for name in _CHOSEN.names)
-        kept = [proposals.column(name) for name in ("row_id", "doc_id", "candidates")]
-        terms, counts = (pc.list_slice(proposals.column(name), 0, self.num_terms) for name in ("terms", "term_counts"))
-        length = proposals.column("length")
-        table = pa.table([*kept[:2], docid, source, kept[2], terms, counts, length], schema=SCHEMA)
+        columns = {"docid": docid, "source": source, **{name: proposals.column(name) for name in kept}}
+        table = pa.table([columns[name] for name in self.schema.names], schema=self.schema)
         return table, report.Sums.of(docid, source, coverage, proposals)
-
-
-def check_docids(config: Config, index: Index) -> dict[str, int]:
-    """Returns {rule: docids of the finished stage that break it}; empty when every keyword docid obeys the rules."""
-    frequency = load_frequency(index)
-    limits = limits_of(config)
-    broken: Counter[str] = Counter()
-    for shard in shards_in(index.path("docids")):
-        documents = {row["row_id"]: row for row in storage.read_parquet(index.shard("corpus", shard)).to_pylist()}
-        for row in storage.read_parquet(index.shard("docids", shard), ["row_id", "docid"]).to_pylist():
-            document = documents[row["row_id"]]
-            terms = Terms.of(document["title"], document["text"], frequency)
-            broken.update(validate(row["docid"].split(" "), terms, limits, frequency))
-    return dict(sorted(broken.items()))

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from zerogr.config.file import set_key, validate_config
+from zerogr.config.file import drop_foreign, set_key, validate_config
 from zerogr.config.tree import Config
 from zerogr.errors import UserError
 from zerogr.evaluation.report.ablation import MAX_WORDS, NUM_PAIRS, ablation_report
@@ -78,10 +78,13 @@ def variants(config: Config) -> list[Variant]:
 def variant_config(config: Config, variant: Variant, donors: Sequence[str] = ()) -> Config:
     """Returns the variant's configuration; stages are taken over from the donors' indexes where they fit.
 
+    Settings of the file that mean nothing to another scheme, ranker or loss stay behind with the one that they belong to.
+
     Raises:
         UserError: A changed key does not exist or has a value that is not allowed.
     """
     tree = config.model_dump(mode="json")
+    drop_foreign(tree, variant.changes)
     for key, value in variant.changes.items():
         set_key(tree, key, value, "ablation.grids")
     tree["index"] = storage.join(config.ablation.out, "indexes", variant.name)

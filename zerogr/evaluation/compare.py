@@ -62,16 +62,22 @@ def compare_systems(
         documents.expanded()  # before anything is decoded
     seconds = sum(stage["seconds"] for name, stage in index.manifest()["stages"].items() if name != "evaluation")
     answers = []
-    for spec in strategies:
+    for spec in [*strategies, *_parts_of(strategies[0], retriever)]:
         answers.append(run_strategy(retriever, collection, spec, k=k, seed=seed, seconds_to_index=seconds))
-    query_share = answers[0].options.get("query_share")
-    errors = count_errors(retriever, index, collection, answers[0].run, query_share=query_share)
+    errors = count_errors(retriever, index, collection, answers[0].run, ranking=answers[0].options.get("ranking"))
     for name in baselines:
         answers.append(run_baseline(name, documents, collection, k, answers))
     answers += foreign
     per_query = {each.system: evaluate_queries(collection.qrels, each.run) for each in answers}
     kinds, openings = _looked_at(index, collection, answers)
     return Comparison(collection, answers, per_query, kinds, errors, openings)
+
+
+def _parts_of(spec: StrategySpec, retriever: Retriever) -> list[StrategySpec]:
+    """Returns a strategy with each ranker of a mix by itself: its parts are rows beside it."""
+    if "ranking" in spec.options:
+        return []
+    return [StrategySpec(spec.strategy, {**spec.options, "ranking": name}) for name in retriever.rankers]
 
 
 def run_strategy(
@@ -113,7 +119,7 @@ def run_strategy(
         scores,
         spec.options.get("k", k),
         spec.options,
-        retriever.unit == "docid",
+        retriever.has_log_probs(spec.options.get("ranking")),
     )
 
 

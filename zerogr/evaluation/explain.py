@@ -1,17 +1,17 @@
 """Why a document was missed: where its docid lost against the first hit's, and which pseudo-queries stood behind the two.
 
-Where docids are written whole, a docid's score only falls from token to token, so it has lost where its prefix is less likely
-than the first hit's whole docid: nothing that follows can make up for it. Where words are written, every word adds to the
-score. The loss is put into one of these classes, the first that fits:
+Where docids are written, a docid's score only falls from token to token, so it has lost where its prefix is less likely than
+the first hit's whole docid: nothing that follows can make up for it. Where a score is a sum, every part adds to it. The loss is
+put into one of these classes, the first that fits:
 
     collided      it shares its docid with the first hit, which stands before it in the corpus
-    search        its docid is the likelier one, but the search gave up its prefix, or did not write its words
+    search        its docid is the likelier one, but the search gave up its prefix, or did not write its terms
     ambiguous     at least half of its words are in the first hit's docid too
     unsupported   no pseudo-query of it has a third of the query's topical words: training never linked the two
     first_token   docids: it had lost with its first token
     late          docids: it lost at a later token
-    unnamed       words: it has fewer of the query's topical words than the first hit
-    outweighed    words: it has as many, but those of the first hit weigh more
+    lacks_terms   sums: fewer of the query's topical words are among its parts than among the first hit's
+    outweighed    sums: as many are, but those of the first hit weigh more
 """
 
 from __future__ import annotations
@@ -27,29 +27,30 @@ from zerogr.corpus.collection import Collection
 from zerogr.errors import UserError
 from zerogr.evaluation.metrics import Run
 from zerogr.index.index import Index, shards_in
-from zerogr.retriever import Retriever, Traced
+from zerogr.retriever import Retriever
+from zerogr.search.answer import Traced
 from zerogr.store import storage
 from zerogr.text.words import is_topical, stem, words
 
 MEANINGS = {
     "collided": "it shares its docid with the first hit",
-    "search": "its score is the better one, but the search gave it up, drew another or did not write its words",
+    "search": "its score is the better one, but the search gave it up, drew another or did not write its terms",
     "ambiguous": "half of its docid's words are in the first hit's docid too",
     "unsupported": "none of its pseudo-queries has a third of the query's words",
     "first_token": "already its first token is less likely than the first hit's whole docid",
     "late": "it fell behind the first hit's docid at a later token",
-    "unnamed": "fewer of the query's words are among its words than among the first hit's",
-    "outweighed": "it has as many of the query's words as the first hit, but the words of that one weigh more",
+    "lacks_terms": "fewer of the query's words are among its terms than among the first hit's",
+    "outweighed": "it has as many of the query's words as the first hit, but the terms of that one weigh more",
 }
 """What each class says of the relevant document."""
 REMEDIES = {
     "collided": "more candidates (docids.candidates), longer docids",
-    "search": "a wider beam, more words (decoding.num_words), the strategy best_first",
+    "search": "a wider beam, more terms (ranking.num_leaves), the strategy best_first",
     "ambiguous": "other docids",
     "unsupported": "more and wider pseudo-queries",
     "first_token": "longer training, a larger model",
     "late": "longer training, a larger model",
-    "unnamed": "more words (docids.num_terms), pseudo-queries in other words than the documents'",
+    "lacks_terms": "more terms (docids.num_terms), pseudo-queries in other words than the documents'",
     "outweighed": "longer training, a larger model",
 }
 CLASSES = tuple(MEANINGS)
@@ -80,7 +81,7 @@ class Explanation:
     first: Traced
     """The first hit; the document itself where it is the first."""
     lost_at: int | None
-    """Step of `wanted` after which its prefix is less likely than `first`; None if there is none, or words are written."""
+    """Step of `wanted` after which its prefix is less likely than `first`; None if there is none, or the score is a sum."""
     verdict: str
     """One of `CLASSES`, or `first` where nothing was lost."""
     support: list[Support]
@@ -130,7 +131,7 @@ def explain(
     if not hits:
         raise UserError("the search found no document at all; is the index empty?")
     [[wanted, first]] = retriever.trace(
-        [query], [[doc_id, hits[0].doc_id]], instruction=instruction, query_share=options.get("query_share")
+        [query], [[doc_id, hits[0].doc_id]], instruction=instruction, ranking=options.get("ranking")
     )
     texts = training_queries(index, {doc_id, first.doc_id})
     support = {each: _support(query, texts.get(each, [])) for each in (doc_id, first.doc_id)}
@@ -149,12 +150,12 @@ def explain(
 
 
 def count_errors(
-    retriever: Retriever, index: Index, collection: Collection, run: Run, *, query_share: float | None = None
+    retriever: Retriever, index: Index, collection: Collection, run: Run, *, ranking: str | None = None
 ) -> dict[str, Any]:
     """Returns how many queries were answered right at the first place, how many not, and why.
 
     Of a query's relevant documents the likeliest is held against the first hit; at most `MOST_RELEVANT` are looked at. A query
-    without a relevant document or without an answer is wrong and in no class. `query_share` is that of the run's search.
+    without a relevant document or without an answer is wrong and in no class. `ranking` is that of the run's search.
 
     Returns:
         {"right", "wrong", one number per class, "queries": {query id: {"verdict", "doc_id", "docid", "first",
@@ -173,7 +174,7 @@ def count_errors(
             [query.text for query in queries],
             [[*relevant[query_id], run[query_id][0]] for query_id in batch],
             instruction=[query.instruction for query in queries],
-            query_share=query_share,
+            ranking=ranking,
         )
         texts = training_queries(index, {each.doc_id for of_query in traced for each in of_query[:-1]})
         for query, (*candidates, first) in zip(queries, traced, strict=True):
@@ -208,7 +209,7 @@ def _support(query: str, texts: Sequence[str]) -> list[Support]:
 
 
 def classify(query: str, wanted: Traced, first: Traced, support: list[Support]) -> tuple[int | None, str]:
-    """Returns (the step with which it lost, where docids are written whole; the class of the loss)."""
+    """Returns (the step with which it lost, where docids are written; the class of the loss)."""
     if wanted.doc_id == first.doc_id:
         return None, "first"
     if wanted.docid == first.docid:
@@ -224,8 +225,8 @@ def classify(query: str, wanted: Traced, first: Traced, support: list[Support]) 
     if wanted.steps:
         return lost_at, "first_token" if lost_at == 0 else "late"
     asked = _topical(query)
-    named, named_by_first = (len(asked & {stem(each.word) for each in traced.words}) for traced in (wanted, first))
-    return None, "unnamed" if named < named_by_first else "outweighed"
+    named, named_by_first = (len(asked & {stem(part.text) for part in traced.parts}) for traced in (wanted, first))
+    return None, "lacks_terms" if named < named_by_first else "outweighed"
 
 
 def _lost_at(wanted: Traced, first: Traced) -> int | None:
@@ -243,22 +244,17 @@ def _topical(text: str) -> set[str]:
 
 
 def _details(traced: Traced, retriever: Retriever) -> dict[str, Any]:
-    """Returns the words of a trace, or the tokens of the docid, in plain values."""
-    if retriever.unit == "word":
-        return {
-            "words": [
-                {"word": each.word, "probability": round(each.probability, 6), "score": round(each.score, 4)}
-                for each in traced.words
-            ]
-        }
+    """Returns the tokens of the docid, or the parts of the score, in plain values."""
+    if not traced.steps:
+        return {"parts": [{**part._asdict(), "score": round(part.score, 4)} for part in traced.parts]}
     return {
         "tokens": [
             {
-                "token": retriever.token_text(step.token),
+                "token": retriever.writer.token_text(step.token),
                 "log_prob": round(step.log_prob, 4),
                 "rank": step.rank,
                 "num_allowed": step.num_allowed,
-                "best": retriever.token_text(step.best),
+                "best": retriever.writer.token_text(step.best),
                 "best_log_prob": round(step.best_log_prob, 4),
             }
             for step in traced.steps

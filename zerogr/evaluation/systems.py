@@ -4,7 +4,7 @@
     beam:beam_width=200                     options of the strategy, see `zerogr.decoding.strategies`
     reverse_annealing:max_temperature=1,k=20,normalise=vocabulary
 
-`k`, `normalise` and, where words are written, `num_words` and `query_share` are options of every strategy.
+`k`, `normalise`, `ranking` (one part of a mix) and, where terms are generated, `num_leaves` are options of every strategy.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from zerogr.decoding import NORMALISATIONS, decode
 from zerogr.decoding.decoder import policy
 from zerogr.errors import UserError
 from zerogr.evaluation.metrics import Run
-from zerogr.retriever import OF_WORDS
 from zerogr.trie import DocidTrie
 
-_OF_EVERY_STRATEGY = ("k", "normalise", *OF_WORDS)
+_OF_EVERY_STRATEGY = ("k", "normalise", "ranking", "num_leaves")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +53,9 @@ class StrategySpec:
         except ValueError as error:
             raise UserError(f"'{text}' is no strategy: {error}") from None
         k, normalise = options.get("k", 1), options.get("normalise", NORMALISATIONS[0])
-        for name, number in (("k", k), ("num_words", options.get("num_words", 1))):
+        for name, number in (("k", k), ("num_leaves", options.get("num_leaves", 1))):
             if not isinstance(number, int) or number < 1:
                 raise UserError(f"'{text}' is no strategy: {name} must be a whole number of at least 1, not {number!r}")
-        share = options.get("query_share", 0.0)
-        if not isinstance(share, int | float) or not 0 <= share <= 1:
-            raise UserError(f"'{text}' is no strategy: query_share must be a number from 0 to 1, not {share!r}")
         if normalise not in NORMALISATIONS:
             raise UserError(
                 f"'{text}' is no strategy: normalise must be {' or '.join(NORMALISATIONS)}, not {normalise!r}"
@@ -68,7 +64,10 @@ class StrategySpec:
 
     def check(self, k: int) -> None:
         """Raises UserError for an option whose value the strategy does not take; `k` is what is asked for without one."""
-        options = {"k": k, **{name: value for name, value in self.options.items() if name not in OF_WORDS}}
+        options = {
+            "k": k,
+            **{name: value for name, value in self.options.items() if name not in ("ranking", "num_leaves")},
+        }
         smallest = DocidTrie.build([[0], [1]])
         try:
             decode(

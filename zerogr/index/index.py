@@ -26,7 +26,7 @@ from zerogr.errors import StageRefused, UserError
 from zerogr.index.stage import INDEX, KINDS, STAGES, FolderKind, Stage, kind_of
 from zerogr.store import cache, storage
 
-FORMAT = 1
+FORMAT = 2
 RUNS = "work/runs"
 """What the runs of each stage cost (`zerogr.index.ledger`)."""
 

@@ -65,15 +65,26 @@ CORPUS = Stage(
     keeps=("work/document_frequency.bin",),
     shards="corpus",
 )
+EMBEDDINGS = Stage(
+    name="embeddings",
+    command="embeddings",
+    help="encode every document as a vector, where the docid scheme wants them",
+    folders=("embeddings",),
+    shards="embeddings",
+    follows_corpus=True,
+    upstream=lambda config: ("corpus",),
+    is_wanted=lambda config: config.docids.needs_embeddings,
+    uses_ray=True,
+)
 DOCIDS = Stage(
     name="docids",
     command="docids",
     help="give every document its docid",
-    folders=("docids",),
+    folders=("docids", "scheme"),
     work=("work/docids",),
     shards="work/docids",
     follows_corpus=True,
-    upstream=lambda config: ("corpus",),
+    upstream=lambda config: ("corpus", "embeddings") if config.docids.needs_embeddings else ("corpus",),
     uses_ray=True,
 )
 QUERIES = Stage(
@@ -84,6 +95,18 @@ QUERIES = Stage(
     shards="queries",
     follows_corpus=True,
     upstream=lambda config: ("corpus",),
+    uses_ray=True,
+)
+LEXICAL = Stage(
+    name="lexical",
+    command="lexical",
+    help="build the lexical index, where the ranking wants one",
+    folders=("lexical",),
+    work=("work/lexical",),
+    shards="work/lexical",
+    follows_corpus=True,
+    upstream=lambda config: ("corpus", "docids"),
+    is_wanted=lambda config: config.ranking.needs_lexical,
     uses_ray=True,
 )
 TRIE = Stage(
@@ -134,7 +157,7 @@ INDEX = FolderKind(
     name="an index",
     key="index",
     place=lambda config: config.index,
-    stages=(CORPUS, DOCIDS, QUERIES, TRIE, RETRIEVER, EVALUATION),
+    stages=(CORPUS, EMBEDDINGS, DOCIDS, QUERIES, LEXICAL, TRIE, RETRIEVER, EVALUATION),
 )
 TEACHER_DATA = FolderKind(
     name="teacher data", key="distil.out", place=lambda config: config.distil.out, stages=(DISTIL,)

@@ -1,11 +1,10 @@
 """The retriever's prompt: a minimal chat format, one user turn and one assistant turn, no system turn.
 
-    <user turn opens> instruction \n query <user turn ends, assistant turn opens> " " docid <end>
+    <user turn opens> instruction \n query <user turn ends, assistant turn opens> docid <end>
 
 The pieces are tokenised one by one and joined, so that the docid's tokens are the same wherever it stands: in a training
-example, in the trie, and in what the decoder writes. The leading space makes its first word the same token as inside a
-query, which lets a language model copy. What comes before the query is the same for a whole task (`prefix`), so that it
-can be encoded once.
+example, in the trie, and in what the decoder writes. What comes before the query is the same for a whole task (`prefix`), so
+that it can be encoded once.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from zerogr.ragged import offsets_of
+from zerogr.llm.codec import CODECS, Codec, CodecName
 
 SETTINGS_FILE = "zerogr.json"
-"""In a retriever's folder: {"instruction", "max_instruction_tokens", "max_query_tokens"}, as it was trained."""
+"""In a retriever's folder: {"instruction", "codec", "max_instruction_tokens", "max_query_tokens"}, as it was trained."""
 
 _FORMATS = {
     "<|im_start|>": ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"),
@@ -47,11 +46,15 @@ class ChatFormat:
     """Tokens between the query and the docid."""
     end_token_id: int
     """The token that ends a docid; never part of one."""
+    codec: Codec
+    """How docids are written."""
     max_instruction_tokens: int = 64
     max_query_tokens: int = 64
 
     @classmethod
-    def of(cls, tokenizer: Any, *, max_instruction_tokens: int = 64, max_query_tokens: int = 64) -> ChatFormat:
+    def of(
+        cls, tokenizer: Any, *, codec: CodecName = "text", max_instruction_tokens: int = 64, max_query_tokens: int = 64
+    ) -> ChatFormat:
         """Returns the format of a tokenizer: that of its family, or two plain lines if it belongs to none.
 
         Raises:
@@ -73,6 +76,7 @@ class ChatFormat:
             tuple(opening_ids),
             tuple(_encode(tokenizer, between)),
             end_token_id,
+            CODECS[codec](tokenizer),
             max_instruction_tokens,
             max_query_tokens,
         )
@@ -105,16 +109,12 @@ class ChatFormat:
 
     def docid(self, docid: str) -> list[int]:
         """Returns the tokens of a docid, without the end token."""
-        return _encode(self.tokenizer, f" {docid}")
+        tokens: list[int] = self.docids([docid])[0].tolist()
+        return tokens
 
     def docids(self, docids: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Returns the tokens of many docids as (tokens int32 [T], offsets int64 [N+1]), the form `DocidTrie.build` takes."""
-        encoded = (
-            self.tokenizer([f" {docid}" for docid in docids], add_special_tokens=False)["input_ids"] if docids else []
-        )
-        offsets = offsets_of(map(len, encoded))
-        tokens = np.fromiter((token for tokens in encoded for token in tokens), dtype=np.int32, count=int(offsets[-1]))
-        return tokens, offsets
+        return self.codec.encode(docids)
 
 
 def _encode(tokenizer: Any, text: str, *, is_data: bool = False) -> list[int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,28 +71,45 @@ def write_shard(
     """
     documents = storage.read_parquet(index.shard("corpus", shard)).to_pylist()
     generations = generate(documents)
-    rows, rejected = [], []
-    for document, generation in zip(documents, generations, strict=True):
-        row = Rejection("engine_error", generation.error) if generation.error else make_row(document, generation)
-        if isinstance(row, Rejection):
-            rejected.append((document["doc_id"], row.reason, row.detail))
-        else:
-            rows.append(row)
-    report = ShardReport(
+    outcomes = [
+        (
+            document["doc_id"],
+            Rejection("engine_error", generation.error) if generation.error else make_row(document, generation),
+        )
+        for document, generation in zip(documents, generations, strict=True)
+    ]
+    return publish_rows(
+        index,
+        stage,
+        folder,
         shard,
-        len(rows),
-        len(rejected),
-        sum(generation.num_prompt_tokens for generation in generations),
-        sum(generation.num_output_tokens for generation in generations),
+        schema,
+        outcomes,
+        num_prompt_tokens=sum(generation.num_prompt_tokens for generation in generations),
+        num_output_tokens=sum(generation.num_output_tokens for generation in generations),
+        count=count,
     )
-    counts = {
-        "prompt_tokens": report.prompt_tokens,
-        "output_tokens": report.output_tokens,
-        **count(rows),
-    }
+
+
+def publish_rows(
+    index: Index,
+    stage: str,
+    folder: str,
+    shard: int,
+    schema: pa.Schema,
+    outcomes: Sequence[tuple[str, dict[str, Any] | Rejection]],
+    *,
+    num_prompt_tokens: int,
+    num_output_tokens: int,
+    count: Callable[[list[dict[str, Any]]], dict[str, int]] = lambda _: {},
+) -> ShardReport:
+    """Publishes a shard of what became of documents, by their `doc_id`; the rest as in `write_shard`."""
+    rows = [row for _, row in outcomes if not isinstance(row, Rejection)]
+    rejected = [(doc_id, row.reason, row.detail) for doc_id, row in outcomes if isinstance(row, Rejection)]
+    counts = {"prompt_tokens": num_prompt_tokens, "output_tokens": num_output_tokens, **count(rows)}
     table = pa.Table.from_pylist(rows, schema=schema).replace_schema_metadata({COUNTS_KEY: json.dumps(counts)})
     index.publish_shard(stage, folder, shard, table, rejected)
-    return report
+    return ShardReport(shard, len(rows), len(rejected), num_prompt_tokens, num_output_tokens)
 
 
 def read_counts(index: Index, folder: str) -> dict[str, int]:
@@ -105,9 +122,10 @@ def read_counts(index: Index, folder: str) -> dict[str, int]:
 
 
 def model_inputs(section: str, config: EngineConfig) -> dict[str, Any]:
-    """Returns the fingerprint's part for the weights of a generator; the fake engine has none."""
-    weights = None if config.engine == "fake" else model_hash(resolve_model(config.model))
-    return {f"{section}.model": weights}
+    """Returns the fingerprint's part for the weights of a generator: the fake engine has none, a user's engine names them."""
+    if config.engine == "fake":
+        return {f"{section}.model": None}
+    return {f"{section}.model": config.model if ":" in config.engine else model_hash(resolve_model(config.model))}
 
 
 def load_generator(config: EngineConfig, *, batch_size: int, options: dict[str, Any]) -> Engine:

@@ -34,12 +34,14 @@ def instruction_of(config: Config, document: dict[str, Any]) -> Any:
 REPETITION = "repetition"
 
 
-def judge_queries(samples: Sequence[str], title: str, text: str) -> tuple[list[str], list[tuple[str, str]]]:
+def judge_queries(
+    samples: Sequence[str], title: str, text: str, *, on_topic: bool = True
+) -> tuple[list[str], list[tuple[str, str]]]:
     """Returns the usable queries among an LM's samples, in their order, and (reason, sample) of the others.
 
     A label, a list mark or quotes around a query are taken off. Left out are empty ones, repetitions (whatever the case),
-    echoes of the prompt (unless the document speaks that way), ones of more than `MAX_QUERY_WORDS` words, and ones off the
-    topic: fewer than two of their topical words, or fewer than a third, share a stem with a word of the document.
+    echoes of the prompt (unless the document speaks that way), ones of more than `MAX_QUERY_WORDS` words, and with `on_topic`
+    those off the topic: fewer than two of their topical words, or fewer than a third, share a stem with a word of the document.
     """
     document = f"{title}\n{text}".lower()
     own = {stem(word) for word in words(document) if is_topical(word)}
@@ -56,7 +58,7 @@ def judge_queries(samples: Sequence[str], title: str, text: str) -> tuple[list[s
             dropped.append(("too_long", sample))
         elif (echo := _ECHO.search(query)) and echo[0].lower() not in document:
             dropped.append(("prompt_echo", sample))
-        elif num_shared < min(2, len(topical)) or 3 * num_shared < len(topical) or not num_shared:
+        elif on_topic and (num_shared < min(2, len(topical)) or 3 * num_shared < len(topical) or not num_shared):
             dropped.append(("off_topic", sample))
         elif (key := " ".join(terms)) in kept:
             dropped.append((REPETITION, sample))

@@ -74,7 +74,7 @@ class QueryWriter:
         instruction = instruction_of(config, document)
         if not isinstance(instruction, str):
             return Rejection("invalid_instruction", f"its metadata's instruction is {instruction!r}, which is no text")
-        queries, dropped = judge_queries(generation.texts, title, text)
+        queries, dropped = judge_queries(generation.texts, title, text, on_topic=config.queries.on_topic)
         return {
             "row_id": document["row_id"],
             "doc_id": document["doc_id"],

@@ -35,9 +35,10 @@ import pyarrow as pa
 from zerogr.config.base import SourceConfig
 from zerogr.config.tree import Config, CorpusConfig
 from zerogr.corpus.stage import build_corpus, corpus_inputs, load_frequency
+from zerogr.docids.prompts import docid_prompt, docid_wording
 from zerogr.docids.rules import Terms, validate
+from zerogr.docids.schemes.keywords import keywords_of, limits_of
 from zerogr.docids.stage import VERSION as DOCIDS_VERSION
-from zerogr.docids.stage import limits_of
 from zerogr.errors import StageRefused, UserError
 from zerogr.index.index import Index, shard_name, shards_in
 from zerogr.index.stage import DISTIL
@@ -94,7 +95,7 @@ def distil_inputs(config: Config) -> dict[str, Any]:
     Raises:
         UserError: A task's source is missing or of unknown format.
     """
-    distil, docids, tasks = config.distil, config.docids, tasks_of(config)
+    distil, docids, tasks = config.distil, keywords_of(config), tasks_of(config)
     keys = set(type(distil).model_fields) - {"model", "out", "tasks", "shard_size"}  # a shard's size is its corpus' own
     rules = ("document_words", "min_words", "max_words", "min_core_terms", "max_foreign_words")
     inputs = {
@@ -104,7 +105,7 @@ def distil_inputs(config: Config) -> dict[str, Any]:
         **{f"distil.{key}": getattr(distil, key) for key in sorted(keys)},
         **model_inputs("distil", distil),
         **{f"docids.{key}": getattr(docids, key) for key in rules},
-        "docids.prompt": prompts.docid_wording(docids),
+        "docids.prompt": docid_wording(docids),
         "docids.version": DOCIDS_VERSION,
         "queries.document_words": config.queries.document_words,
         "queries.prompt": prompts.QUERY_USER + prompts.QUERY_PREFILL,
@@ -201,7 +202,7 @@ class Distiller:
         self._config, self._engine = config, engine
         self._index = Index(config.distil.out)
         self._shards = shards_of(config)
-        self._limits = limits_of(config)
+        self._limits = limits_of(keywords_of(config))
         self._loaded: tuple[str, DocumentFrequency] | None = None
         self._loading = threading.Lock()
 
@@ -280,7 +281,7 @@ class Distiller:
         return answers
 
     def _docid_prompt(self, task: Task, document: dict[str, Any]) -> Prompt:
-        user, prefill = prompts.docid_prompt(self._config.docids, document)
+        user, prefill = docid_prompt(keywords_of(self._config), document)
         seeds = self._seeds(task, "docids", document, self._config.distil.candidates)
         return Prompt(user=user, prefill=prefill, seeds=seeds)
 

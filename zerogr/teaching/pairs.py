@@ -17,8 +17,9 @@ from zerogr.corpus.collection import Collection
 from zerogr.corpus.document import Document, Rejected
 from zerogr.corpus.readers import read_corpus, source_hash
 from zerogr.corpus.sampling import sample
+from zerogr.docids.prompts import docid_prompt, docid_wording
 from zerogr.docids.rules import Terms, repair
-from zerogr.docids.stage import limits_of
+from zerogr.docids.schemes.keywords import keywords_of, limits_of
 from zerogr.errors import UserError
 from zerogr.index.index import Index, shards_in
 from zerogr.index.stage import DISTIL
@@ -50,11 +51,11 @@ def pairs_inputs(config: Config, generator: str) -> dict[str, Any]:
     Raises:
         UserError: There is no teacher data, or a task's source or split is missing.
     """
-    tuning, limits = config.tuning, limits_of(config)
+    tuning, limits = config.tuning, limits_of(keywords_of(config))
     asked = (
         {
-            "docids.prompt": prompts.docid_wording(config.docids),
-            "docids.document_words": config.docids.document_words,
+            "docids.prompt": docid_wording(keywords_of(config)),
+            "docids.document_words": keywords_of(config).document_words,
             "docids.limits": [limits.min_words, limits.max_words, limits.min_core_terms, limits.max_foreign_words],
         }
         if generator == "docid_generator"
@@ -116,14 +117,14 @@ def _judged(task: TuningTaskConfig) -> Collection:
 
 
 def _titles(config: Config, task: TuningTaskConfig) -> Iterator[Pair]:
-    limits, frequency = limits_of(config), DocumentFrequency()
+    limits, frequency = limits_of(keywords_of(config)), DocumentFrequency()
     for document in _documents(config, task):
         frequency.add(words(f"{document.title}\n{document.text}"))
     for document in _documents(config, task):
         terms = Terms.of(document.title, document.text, frequency)
         if document.title and terms.ranked:
             completion = " ".join(repair(words(document.title), terms, limits, frequency))
-            yield Pair(*prompts.docid_prompt(config.docids, asdict(document)), completion)
+            yield Pair(*docid_prompt(keywords_of(config), asdict(document)), completion)
 
 
 def _questions(config: Config, task: TuningTaskConfig) -> Iterator[Pair]:

@@ -1,4 +1,4 @@
-"""What the trie leaves a choice about: the tokens that may stand in each place of a docid.
+"""What the trie leaves a choice about: the tokens that may stand at each position of a docid.
 
 Constrained decoding asks the model for one token of several, and never for a token that is the only one. Training asks the
 same: the softmax of its loss is over the allowed tokens, and a docid ends, for the model, where no other docid is left.
@@ -7,7 +7,6 @@ same: the softmax of its loss is over the allowed tokens, and a docid ends, for 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -36,42 +35,42 @@ class Choices:
             ) from None
         return [*docid, self._end][: max(num_free, 1)]  # the only docid of all is learnt by its first token
 
-    def along(self, paths: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    def along(self, tokens: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns where the tokens of some docids are chosen, and among what.
 
         Args:
-            paths: Tokens of docids from the first on, the end token after whole ones.
+            tokens: Of docids from the first on, the end token after whole ones; int64 [T].
+            offsets: Where each docid begins; int64 [docids + 1].
 
         Returns:
-            int64 [tokens of all paths], the number of the node that each is chosen at, and int64 [2, A], the pairs
-            (node's number, token) that are allowed. Nodes are numbered from 0 as they are met.
+            int64 [T], the number of the node that each is chosen at, and int64 [2, A], the pairs (node's number, token) that
+            are allowed. Nodes are numbered from 0, by their depth.
 
         Raises:
             ValueError: The trie does not allow a path.
         """
-        met: dict[int, _Node] = {}
-        places: list[int] = []
-        for path in paths:
-            at = self._trie.root
-            for token in path:
-                node = met.get(at)
-                if node is None:
-                    node = met[at] = _Node(len(met), *self._trie.children(at), len(self._trie.ends(at)) > 0)
-                places.append(node.number)
-                child = int(np.searchsorted(node.tokens, token))
-                if child < len(node.tokens) and int(node.tokens[child]) == token:
-                    at = int(node.children[child])
-                elif token != self._end or not node.is_end:
-                    raise ValueError(f"the trie holds no docid that begins with the tokens {list(path)}")
-        allowed = [np.append(node.tokens, self._end) if node.is_end else node.tokens for node in met.values()]
-        owners = np.repeat(np.arange(len(allowed)), [len(tokens) for tokens in allowed])
-        pairs = np.stack([owners, np.concatenate([np.empty(0, np.int64), *allowed])])
-        return np.array(places, dtype=np.int64), pairs.astype(np.int64)
-
-
-class _Node(NamedTuple):
-    number: int
-    tokens: np.ndarray
-    children: np.ndarray
-    is_end: bool
-    """Whether a docid ends here."""
+        lengths = np.diff(offsets)
+        number = np.empty(len(tokens), dtype=np.int64)
+        at = np.full(len(lengths), self._trie.root, dtype=np.int64)
+        owners, allowed, num_nodes = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
+        going = np.flatnonzero(lengths)
+        for depth in range(lengths.max(initial=0)):
+            going = going[lengths[going] > depth]
+            nodes, of_path = np.unique(at[going], return_inverse=True)
+            wanted = tokens[offsets[going] + depth]
+            number[offsets[going] + depth] = num_nodes + of_path
+            children_tokens, children, child_offsets = self._trie.children_batch(nodes)
+            owner = np.repeat(np.arange(len(nodes)), np.diff(child_offsets))
+            is_end = self._trie.is_end(nodes)
+            keys = (owner << 32) + children_tokens  # ascending
+            child = np.searchsorted(keys, (of_path << 32) + wanted)
+            is_child = np.append(keys, -1)[child] == (of_path << 32) + wanted
+            is_wrong = ~is_child & ((wanted != self._end) | ~is_end[of_path])
+            if is_wrong.any():
+                path = tokens[slice(*offsets[going[is_wrong][0] :][:2])].tolist()
+                raise ValueError(f"the trie holds no docid that begins with the tokens {path}")
+            at[going[is_child]] = children[child[is_child]]
+            owners += [num_nodes + owner, num_nodes + np.flatnonzero(is_end)]
+            allowed += [children_tokens, np.full(int(is_end.sum()), self._end)]
+            num_nodes += len(nodes)
+        return number, np.stack([np.concatenate(owners), np.concatenate(allowed)]).astype(np.int64)

@@ -1,53 +1,75 @@
-"""Training examples: (instruction, query) -> answers as token arrays.
+"""Training examples: what a query teaches, as token arrays.
 
-An answer is a docid, or a word of a document. An example with several answers has its query once and the answers behind it,
-each of which sees the query and itself: the model learns all of them from one pass over the query. What no token is predicted
-from, the last token of an answer, is not computed; a word of one token costs nothing but its place in the loss.
+An example is an instruction, a query and the documents that are relevant to it, each with its grade and with the answers that
+it teaches: its docid, or terms of it. The query stands once and the answers behind it, each of which sees the query and itself:
+the model learns all of them from one pass over the query. What no token is predicted from, the last token of an answer, is not
+computed; an answer of one token costs nothing but its place in the loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 
 from zerogr.llm.chat import ChatFormat
-from zerogr.ragged import offsets_of
+from zerogr.ragged import offsets_of, ranges
 from zerogr.training.choices import Choices
 
 MOST_HELD_OUT = 1000
 """Examples that are kept from training, of any number."""
 
 
+class Relevant(NamedTuple):
+    """A document that is relevant to a query, as text."""
+
+    grade: float
+    answers: Sequence[tuple[str, float]]
+    """What the query teaches of it, and what each answer weighs in the loss."""
+
+
+class TextExample(NamedTuple):
+    """One example as text."""
+
+    instruction: str
+    query: str
+    documents: Sequence[Relevant]
+
+
 @dataclass(slots=True)
 class Examples:
-    """N examples as ragged token arrays; example i belongs to the task `task[i]`."""
+    """N examples of D documents with A answers, as ragged arrays; example i belongs to the task `task[i]`."""
 
     prefixes: list[list[int]]
     """Tokens that all examples of a task share, one list per task."""
-    tokens: np.ndarray
-    """int32 [T]: of all examples the query, the turn marks, and the answers one behind the other."""
-    offsets: np.ndarray
-    """int64 [N+1] into `tokens`."""
-    answer: np.ndarray
-    """uint8 [T]: which of its example's answers a token belongs to, from 1; 0 = what is asked."""
-    counts: np.ndarray
-    """uint8 [T]: how often the token's answer counts; 0 = what is asked."""
-    num_targets: np.ndarray
-    """int32 [N]: how many tokens at the end of an example are to be learnt: those of its answers."""
     task: np.ndarray
-    """int32 [N]."""
+    """int32 [N]"""
+    query_tokens: np.ndarray
+    """int32: what is asked, with the turn marks."""
+    query_offsets: np.ndarray
+    """int64 [N + 1] into the tokens of queries."""
+    first_document: np.ndarray
+    """int64 [N + 1]: the documents of each example."""
+    grades: np.ndarray
+    """float32 [D]"""
+    first_answer: np.ndarray
+    """int64 [D + 1]: the answers of each document."""
     weights: np.ndarray
-    """float32 [N]: what an answer that counts once weighs in the loss; as a rule the answers of an example weigh 1 together."""
+    """float32 [A]: what each token of an answer weighs in the loss."""
+    answer_tokens: np.ndarray
+    """int32: what is to be written."""
+    answer_offsets: np.ndarray
+    """int64 [A + 1] into the tokens of answers."""
 
     def __len__(self) -> int:
-        return len(self.num_targets)
+        return len(self.task)
 
     @classmethod
-    def build(cls, rows: Iterable[Row], chat: ChatFormat, choices: Choices | None = None) -> Examples:
-        """Returns the examples of some rows, in their order.
+    def build(cls, examples: Iterable[TextExample], chat: ChatFormat, choices: Choices | None = None) -> Examples:
+        """Returns examples as arrays, in their order.
 
         With `choices` an answer ends with its last token that the trie leaves open: what it forces is never asked of the
         model, and not computed.
@@ -55,73 +77,110 @@ class Examples:
         Raises:
             UserError: An answer is not in the trie.
         """
-        rows = list(rows)
+        examples = list(examples)
         tasks: dict[str, int] = {}
         targets: dict[str, list[int]] = {}
-        queries = chat.queries([row.query for row in rows])
+        queries = chat.queries([example.query for example in examples])
 
-        def examples() -> Iterator[_Example]:
-            for row, query in zip(rows, queries, strict=True):
-                answers = [
-                    (targets.get(text) or targets.setdefault(text, _target(text, chat, choices)), count)
-                    for text, count in row.answers
+        def target(text: str) -> list[int]:
+            return targets.get(text) or targets.setdefault(text, _target(text, chat, choices))
+
+        def tokenised() -> Iterator[_Example]:
+            for example, query in zip(examples, queries, strict=True):
+                documents = [
+                    (grade, [(target(text), weight) for text, weight in answers])
+                    for grade, answers in example.documents
                 ]
-                task = tasks.setdefault(row.instruction, len(tasks))
-                yield _Example(query, answers, task, row.weight / sum(count for _, count in row.answers))
+                yield _Example(query, documents, tasks.setdefault(example.instruction, len(tasks)))
 
-        return cls._of(examples(), lambda: [chat.prefix(instruction) for instruction in tasks])
+        return cls._of(tokenised(), lambda: [chat.prefix(instruction) for instruction in tasks])
 
     @classmethod
     def of_pairs(cls, pairs: Iterable[tuple[list[int], list[int]]]) -> Examples:
         """Returns the examples of (prompt, completion) token lists, the end token included; they share no prefix."""
-        examples = (_Example(prompt, [(completion, 1)], 0, 1.0) for prompt, completion in pairs)
+        examples = (_Example(prompt, [(1.0, [(completion, 1.0)])], 0) for prompt, completion in pairs)
         return cls._of(examples, lambda: [[]])
 
     @classmethod
     def _of(cls, examples: Iterable[_Example], prefixes: Callable[[], list[list[int]]]) -> Examples:
         """Returns the examples as arrays; `prefixes` is asked when all are read."""
-        tokens, lengths, answer, counts, num_targets, task, weights = [], [], [], [], [], [], []
-        for example in examples:
-            asked = np.zeros(len(example.before), dtype=np.uint8)
-            sizes = [len(target) for target, _ in example.answers]
-            tokens.append(np.array(sum((target for target, _ in example.answers), example.before), dtype=np.int32))
-            answer += [asked, np.repeat(np.arange(1, len(sizes) + 1, dtype=np.uint8), sizes)]
-            counts += [asked, np.repeat(np.array([count for _, count in example.answers], dtype=np.uint8), sizes)]
-            lengths.append(len(tokens[-1]))
-            num_targets.append(sum(sizes))
-            task.append(example.task)
-            weights.append(example.weight)
-        empty = np.empty(0, dtype=np.uint8)
+        examples = list(examples)
+        documents = [document for example in examples for document in example.documents]
+        answers = [answer for _, of_document in documents for answer in of_document]
+        query_offsets = offsets_of(len(example.query) for example in examples)
+        answer_offsets = offsets_of(len(tokens) for tokens, _ in answers)
         return cls(
             prefixes(),
-            np.concatenate(tokens or [empty.astype(np.int32)]),
-            offsets_of(np.array(lengths, dtype=np.int64)),
-            np.concatenate([empty, *answer]),
-            np.concatenate([empty, *counts]),
-            np.array(num_targets, dtype=np.int32),
-            np.array(task, dtype=np.int32),
-            np.array(weights, dtype=np.float32),
+            np.array([example.task for example in examples], dtype=np.int32),
+            _flat((example.query for example in examples), query_offsets),
+            query_offsets,
+            offsets_of(len(example.documents) for example in examples),
+            np.array([grade for grade, _ in documents], dtype=np.float32),
+            offsets_of(len(of_document) for _, of_document in documents),
+            np.array([weight for _, weight in answers], dtype=np.float32),
+            _flat((tokens for tokens, _ in answers), answer_offsets),
+            answer_offsets,
+        )
+
+    def documents_of(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the documents (int64) of some examples, and the number in `ids` of the example that each is of."""
+        return _members(self.first_document, ids)
+
+    def answers_of(self, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the answers (int64) of some documents, and the number in `documents` of the one that each is of."""
+        return _members(self.first_answer, documents)
+
+    def take(self, ids: np.ndarray) -> Examples:
+        """Returns some examples, in the order of `ids`."""
+        documents, _ = self.documents_of(ids)
+        answers, _ = self.answers_of(documents)
+        num_asked, num_targets = self._num_asked(ids), np.diff(self.answer_offsets)[answers]
+        return Examples(
+            self.prefixes,
+            self.task[ids],
+            self.query_tokens[ranges(self.query_offsets[ids], num_asked)],
+            offsets_of(num_asked),
+            offsets_of(np.diff(self.first_document)[ids]),
+            self.grades[documents],
+            offsets_of(np.diff(self.first_answer)[documents]),
+            self.weights[answers],
+            self.answer_tokens[ranges(self.answer_offsets[answers], num_targets)],
+            offsets_of(num_targets),
         )
 
     def num_targets_of(self, ids: np.ndarray) -> float:
-        """Returns the target tokens of some examples, each as often as it counts."""
-        counted = [self.counts[self.offsets[i] : self.offsets[i + 1]].sum(dtype=np.int64) for i in ids]
-        return float((np.array(counted) * self.weights[ids]).sum(dtype=np.float64))
+        """Returns the target tokens of some examples, each as often as it weighs."""
+        answers, _ = self.answers_of(self.documents_of(ids)[0])
+        lengths = self.answer_offsets[answers + 1] - self.answer_offsets[answers]
+        return float((lengths * self.weights[answers]).sum(dtype=np.float64))
 
     def num_tokens_of(self, ids: np.ndarray) -> int:
         """Returns the tokens of some examples as each stands alone, its task's prefix included."""
         prefix_tokens = np.array([len(prefix) for prefix in self.prefixes], dtype=np.int64)
-        return int((self.offsets[ids + 1] - self.offsets[ids] + prefix_tokens[self.task[ids]]).sum())
+        return int((self._num_asked(ids) + self._num_targets(ids) + prefix_tokens[self.task[ids]]).sum())
 
-    def num_computed(self, i: int) -> int:
-        """Returns the tokens of an example that go through the model: all but the last of each answer."""
-        begin, end = int(self.offsets[i]), int(self.offsets[i + 1])
-        return end - begin - int(self.answer[end - 1])
+    def num_computed(self, ids: np.ndarray) -> np.ndarray:
+        """Returns how many tokens of each example (int64) go through the model: all but the last of each answer."""
+        return self._num_asked(ids) + self._num_targets(ids) - self._num_answers(ids)
 
-    def num_places_of(self, ids: np.ndarray) -> int:
-        """Returns at how many places targets of some examples are predicted; the first tokens of all answers share one."""
-        num_answers = self.answer[self.offsets[ids + 1] - 1].astype(np.int64)
-        return int((self.num_targets[ids] - num_answers + 1).sum())
+    def num_predicting_of(self, ids: np.ndarray) -> int:
+        """Returns how many positions predict targets of some examples; the first tokens of all answers share one."""
+        return int((self._num_targets(ids) - self._num_answers(ids) + 1).sum())
+
+    def _num_asked(self, ids: np.ndarray) -> np.ndarray:
+        lengths: np.ndarray = self.query_offsets[ids + 1] - self.query_offsets[ids]
+        return lengths
+
+    def _num_answers(self, ids: np.ndarray) -> np.ndarray:
+        lengths: np.ndarray = (
+            self.first_answer[self.first_document[ids + 1]] - self.first_answer[self.first_document[ids]]
+        )
+        return lengths
+
+    def _num_targets(self, ids: np.ndarray) -> np.ndarray:
+        begin = self.answer_offsets[self.first_answer[self.first_document[ids]]]
+        end: np.ndarray = self.answer_offsets[self.first_answer[self.first_document[ids + 1]]]
+        return end - begin
 
     def split(self, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns (training ids, held-out ids), int64, each ascending; at least one example stays for training.
@@ -138,25 +197,20 @@ def epoch_order(ids: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(ids)
 
 
-class Row(NamedTuple):
-    """One example as text."""
-
-    instruction: str
-    query: str
-    answers: tuple[tuple[str, int], ...]
-    """Docids or words, at most 255, and how often each counts, 1 to 255."""
-    weight: float
-    """Of all answers together."""
+def batches(order: np.ndarray, batch_size: int, start: int = 0) -> Iterator[np.ndarray]:
+    """Yields the ids of one optimiser step after the other, from position `start` of the epoch's order."""
+    for position in range(start, len(order), batch_size):
+        yield order[position : position + batch_size]
 
 
 class _Example(NamedTuple):
-    before: list[int]
-    """Tokens between the task's prefix and the answers."""
-    answers: list[tuple[list[int], int]]
-    """The tokens of each, and how often it counts."""
+    """One example as tokens."""
+
+    query: list[int]
+    """Between the task's prefix and the answers."""
+    documents: list[tuple[float, list[tuple[list[int], float]]]]
+    """The grade of each, and the tokens and the weight of its answers."""
     task: int
-    weight: float
-    """Of an answer that counts once."""
 
 
 def _target(answer: str, chat: ChatFormat, choices: Choices | None) -> list[int]:
@@ -165,7 +219,11 @@ def _target(answer: str, chat: ChatFormat, choices: Choices | None) -> list[int]
     return choices.open_part(tokens) if choices else [*tokens, chat.end_token_id]
 
 
-def batches(order: np.ndarray, batch_size: int, start: int = 0) -> Iterator[np.ndarray]:
-    """Yields the ids of one optimiser step after the other, from position `start` of the epoch's order."""
-    for position in range(start, len(order), batch_size):
-        yield order[position : position + batch_size]
+def _flat(tokens: Iterable[list[int]], offsets: np.ndarray) -> np.ndarray:
+    return np.fromiter(chain.from_iterable(tokens), np.int32, int(offsets[-1]))
+
+
+def _members(offsets: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the members of some groups of a ragged array, and the number in `groups` of the one that each is of."""
+    lengths = offsets[groups + 1] - offsets[groups]
+    return ranges(offsets[groups], lengths), np.repeat(np.arange(len(groups)), lengths)

@@ -1,8 +1,8 @@
 """Training examples on disk: tokenised once on every machine, memory-mapped by all its ranks.
 
 The first process that asks writes them, one part of the corpus at a time, so that memory stays flat; the others wait for
-it. A run that is resumed finds them where it left them. An example takes 6 bytes per token and 24 more: 30 queries for each
-of 10M documents, 60 tokens each with their answers, are 115 GB.
+it. A run that is resumed finds them where it left them. An example takes 4 bytes per token, 20 more, and 12 per document and
+per answer: 30 queries for each of 10M documents, 60 tokens each with their docid, are 85 GB.
 """
 
 from __future__ import annotations
@@ -22,14 +22,23 @@ from zerogr.store import cache
 from zerogr.training.examples import Examples
 
 _ARRAYS = {
-    "tokens": np.int32,
-    "offsets": np.int64,
-    "answer": np.uint8,
-    "counts": np.uint8,
-    "num_targets": np.int32,
     "task": np.int32,
+    "query_tokens": np.int32,
+    "query_offsets": np.int64,
+    "first_document": np.int64,
+    "grades": np.float32,
+    "first_answer": np.int64,
     "weights": np.float32,
+    "answer_tokens": np.int32,
+    "answer_offsets": np.int64,
 }
+_INTO = {
+    "query_offsets": "query_tokens",
+    "first_document": "grades",
+    "first_answer": "weights",
+    "answer_offsets": "answer_tokens",
+}
+"""Offsets, and the array that each points into."""
 _PREFIXES = "prefixes.json"
 
 
@@ -70,22 +79,17 @@ class ExampleFiles:
 
 def _write(folder: Path, parts: Iterable[Examples]) -> None:
     tasks: dict[tuple[int, ...], int] = {}
-    end = 0
+    ends = dict.fromkeys(_INTO.values(), 0)
     with ExitStack() as stack:
         files = {name: stack.enter_context((folder / name).open("wb")) for name in _ARRAYS}
-        files["offsets"].write(np.zeros(1, dtype=np.int64).data)
+        for name in _INTO:
+            files[name].write(np.zeros(1, dtype=np.int64).data)
         for part in parts:
             number = np.array([tasks.setdefault(tuple(prefix), len(tasks)) for prefix in part.prefixes], dtype=np.int32)
-            arrays = {
-                "tokens": part.tokens,
-                "offsets": part.offsets[1:] + end,
-                "answer": part.answer,
-                "counts": part.counts,
-                "num_targets": part.num_targets,
-                "task": number[part.task] if len(part) else part.task,
-                "weights": part.weights,
-            }
-            end += len(part.tokens)
+            arrays = {name: getattr(part, name) for name in _ARRAYS}
+            arrays["task"] = number[part.task] if len(part) else part.task
+            arrays |= {name: arrays[name][1:] + ends[into] for name, into in _INTO.items()}
+            ends = {into: ends[into] + len(arrays[into]) for into in ends}
             for name, array in arrays.items():
                 files[name].write(np.ascontiguousarray(array, dtype=_ARRAYS[name]).data)
     (folder / _PREFIXES).write_text(json.dumps([list(prefix) for prefix in tasks]))

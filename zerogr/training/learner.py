@@ -16,13 +16,16 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
+from zerogr.config.base import LossSettings
 from zerogr.llm.models import fastest_dtype
 from zerogr.training.attention import PACKED, register_packed
 from zerogr.training.checkpoints import trainable, whole
 from zerogr.training.choices import Choices
 from zerogr.training.examples import Examples, batches
+from zerogr.training.loss import load_loss
+from zerogr.training.losses.cross_entropy import CrossEntropySettings
+from zerogr.training.normalisation import NORMALISATIONS, Normalisation
 from zerogr.training.packing import PackedBatch, passes
 
 
@@ -37,6 +40,7 @@ class TrainingSettings:
     warmup_fraction: float = 0.05
     weight_decay: float = 0.0
     max_gradient_norm: float = 1.0
+    loss: LossSettings = CrossEntropySettings()
     normalise: Literal["allowed", "vocabulary"] = "vocabulary"
     lora_rank: int = 0
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -79,39 +83,20 @@ class Work:
 
 
 class SelectedTargets(nn.Module):
-    """A causal LM that returns the logits of the places alone where something is predicted."""
+    """A causal LM that returns the logits of predicting positions alone."""
 
-    def __init__(self, model: Any, normalise: Literal["allowed", "vocabulary"] = "vocabulary") -> None:
+    def __init__(self, model: Any, normalisation: Normalisation = NORMALISATIONS["vocabulary"]) -> None:
         super().__init__()
         self.model = model
-        self._normalise = normalise
+        self._normalisation = normalisation
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
-        """Returns the logits of the batch's places over the vocabulary, [P, V], or what the trie allows, [P, C]."""
+        """Returns the logits of the batch's predicting positions, as the normalisation has them."""
         decoder, head = self.model.get_decoder(), self.model.get_output_embeddings()
         states = decoder(
             input_ids=batch.tokens, position_ids=batch.positions, attention_mask=batch.mask(), use_cache=False
         )
-        selected = states.last_hidden_state.flatten(0, 1)[batch.places]
-        if self._normalise == "vocabulary":
-            return head(selected)
-        bias = None if head.bias is None else head.bias[batch.columns]
-        return functional.linear(selected, functional.embedding(batch.columns, head.weight), bias)
-
-
-def summed_loss(
-    logits: torch.Tensor, batch: PackedBatch, normalise: Literal["allowed", "vocabulary"] = "vocabulary"
-) -> torch.Tensor:
-    """Returns the sum over the batch's targets of weight x -log p(target), fp32 scalar.
-
-    p is over the whole vocabulary, or over what the trie allows, as `decoding.normalise` says of decoding; `logits` are what
-    `SelectedTargets` returns for the same.
-    """
-    logits, chosen = logits.float(), batch.targets
-    if normalise == "allowed":
-        logits, chosen = logits.masked_fill(~batch.is_allowed(), -torch.inf), batch.column
-    log_probs = functional.log_softmax(logits, -1)[batch.place, chosen]
-    return -(log_probs * batch.weights).sum()
+        return self._normalisation.logits(states.last_hidden_state.flatten(0, 1)[batch.predicting], head, batch)
 
 
 class Learner:
@@ -128,7 +113,8 @@ class Learner:
     ) -> None:
         """Takes over `model`, a causal LM in fp32; with several ranks its parameters become DTensors."""
         self._settings, self._device, self._rank, self._num_ranks = settings, torch.device(device), rank, num_ranks
-        self._module = SelectedTargets(model.to(device).train(), settings.normalise)
+        self._loss, self.normalisation = load_loss(settings.loss), NORMALISATIONS[settings.normalise]
+        self._module = SelectedTargets(model.to(device).train(), self.normalisation)
         self._attention = model.config._attn_implementation
         if self._device.type == "cpu" and self._attention == "sdpa":  # a model that needs another kind keeps it
             register_packed()
@@ -160,14 +146,13 @@ class Learner:
     def prepare(self, examples: Examples, ids: np.ndarray, choices: Choices | None = None) -> Work:
         """Returns the work of one step: of the given examples, this rank has every `num_ranks`-th. Needs no other rank.
 
-        `choices` is needed where `normalise` is allowed.
+        `choices` is needed where the normalisation needs them.
         """
         own = ids[self._rank :: self._num_ranks]
         row_tokens, pass_tokens = self._settings.row_tokens, self._settings.pass_tokens
         idle = None
         if self._num_ranks > 1:
             (idle,) = passes(examples, ids[:1], row_tokens, pass_tokens, choices)
-            idle.weights.zero_()
         return Work(passes(examples, own, row_tokens, pass_tokens, choices), idle, examples.num_targets_of(ids))
 
     def step(self, work: Work, learning_rate: float, *, must_save: bool = False) -> Step:
@@ -175,11 +160,11 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         total, num_tokens, num_padding = torch.zeros((), device=self._device), 0, 0
-        for batch in self._passes(work):
-            num_tokens += (tokens := batch.num_tokens)
-            num_padding += batch.tokens.numel() - tokens
-            batch = batch.to(self._device)
-            loss = summed_loss(self._module(batch), batch, self._settings.normalise)
+        for packed in self._passes(work):
+            num_tokens += (tokens := packed.num_tokens)
+            num_padding += packed.tokens.numel() - tokens
+            batch = packed.to(self._device)
+            loss = self._summed_loss(self._module(batch), batch) * (packed is not work.idle)
             # FSDP averages gradients over the ranks: times num_ranks they are the sum, and the loss the mean over targets.
             (loss * (self._num_ranks / work.num_targets)).backward()  # type: ignore[no-untyped-call]
             self._collect_gradients()
@@ -207,13 +192,14 @@ class Learner:
         with torch.no_grad():
             for step_ids in batches(ids, self._settings.batch_size):
                 work = self.prepare(examples, step_ids, choices)
-                for batch in self._passes(work):
-                    batch = batch.to(self._device)
+                for packed in self._passes(work):
+                    batch = packed.to(self._device)
                     logits = self._module(batch)
-                    total += float(summed_loss(logits, batch, self._settings.normalise))
+                    if packed is work.idle:
+                        continue
+                    total += float(self._summed_loss(logits, batch))
                     if choices:
-                        is_over_columns = self._settings.normalise == "allowed"
-                        num_hits += greedy_hits(logits if is_over_columns else logits[:, batch.columns], batch)
+                        num_hits += greedy_hits(self.normalisation.over_columns(logits, batch), batch)
                 num_targets += work.num_targets
         if self._num_ranks > 1:
             # Without a backward pass FSDP leaves the root's parameters gathered: plain tensors the optimiser has never seen.
@@ -222,6 +208,9 @@ class Learner:
         total, num_hits = self._sum_over_ranks(total, num_hits)
         accuracy = {"evaluation_acc@1": round(num_hits / len(ids), 4)} if choices else {}
         return {"evaluation_loss": round(total / num_targets, 4), **accuracy}
+
+    def _summed_loss(self, logits: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+        return self._loss(self.normalisation.log_probs(logits, batch), batch)
 
     def use_weights(self) -> None:
         """Makes the model compute with `weights`; to be called when they were changed from outside."""
@@ -273,13 +262,12 @@ def greedy_hits(logits: torch.Tensor, batch: PackedBatch) -> int:
 
     Args:
         logits: [P, C], over the batch's columns.
-        batch: What they were computed from, packed with the trie's choices. Examples of weight 0 are no hits.
+        batch: What they were computed from, packed with the trie's choices.
     """
     allowed = logits.float().masked_fill(~batch.is_allowed(), -torch.inf)
-    is_wrong = (allowed.argmax(-1)[batch.place] != batch.column) | (batch.weights == 0)
-    wrong = set(batch.answer[is_wrong].tolist())
-    pairs = zip(batch.example.tolist(), batch.answer.tolist(), strict=True)
-    return len({example for example, answer in pairs if answer not in wrong})
+    is_right = torch.ones(len(batch.document), dtype=torch.bool, device=logits.device)
+    is_right[batch.answer[allowed.argmax(-1)[batch.predicted_by] != batch.column]] = False
+    return len(set(batch.example[batch.document[is_right]].tolist()))
 
 
 def _shard(module: SelectedTargets, device: torch.device, num_ranks: int, dtype: torch.dtype) -> None:

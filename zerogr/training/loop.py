@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -85,8 +84,7 @@ def train(
             be taken away. The first time one is, a checkpoint follows the step.
         choices: What the trie of all docids leaves open, if docids are learnt; needed where `normalise` is allowed.
         device: Where this rank computes.
-        rank: Of this process, from 0.
-        num_ranks: Of the job.
+        rank, num_ranks: Of this process, from 0, and of the job.
 
     Raises:
         ValueError: There is no example.
@@ -94,85 +92,125 @@ def train(
     """
     if not len(examples):
         raise ValueError("there is no example to train on")
-    training_ids, held_out = examples.split(settings.evaluation_fraction, settings.seed)
-    steps_per_epoch = -(-len(training_ids) // settings.batch_size)
-    num_steps = steps_per_epoch * settings.num_epochs
-    cost = Cost(model)
+    cost = Cost(model)  # before it is sharded
     learner = Learner(model, settings, device=device, rank=rank, num_ranks=num_ranks)
-    learnt_among = choices if settings.normalise == "allowed" else None
-    first_step = step = checkpointer.restore(learner.weights, learner.optimizer)
-    if step:
+    run = _Run(learner, examples, settings, choices, report, is_first=rank == 0)
+    first_step = checkpointer.restore(learner.weights, learner.optimizer)
+    if first_step:
         learner.use_weights()
-        logger.info("resuming after step %d of %d", step, num_steps)
-    progress = Progress("training", total=num_steps, unit="steps", done=step) if rank == 0 else None
-    losses: deque[float] = deque(maxlen=50)
-    unreported: list[float] = []
-    evaluation: dict[str, float] = {}
-    rates: dict[str, Any] = {}
+        logger.info("resuming after step %d of %d", first_step, run.num_steps)
+    run.start(first_step, Meter(cost, torch.device(device), num_ranks, learner.dtype))
     was_ending = False
-
-    meter = Meter(cost, torch.device(device), num_ranks, learner.dtype)
     saved_at = time.monotonic()
-    prepare = partial(learner.prepare, examples, choices=learnt_among)
-    for ids, work in _ahead(prepare, _steps(training_ids, settings, first_step)):
-        learning_rate = learning_rate_at(step, num_steps, settings)
+    for ids, work in _ahead(run.prepare, _steps(run.training_ids, settings, first_step)):
         # Clocks differ: rank 0's counts.
         is_due = rank == 0 and time.monotonic() - saved_at >= 60 * settings.checkpoint_minutes
-        is_last_chance = step % REPORT_EVERY == 0 and is_ending() and not was_ending
+        is_last_chance = run.step % REPORT_EVERY == 0 and is_ending() and not was_ending
         was_ending |= is_last_chance
-        taken = learner.step(work, learning_rate, must_save=is_due or is_last_chance)
+        must_save = run.take(ids, work, must_save=is_due or is_last_chance)
+        if (must_save or run.step % settings.checkpoint_every == 0) and run.step < run.num_steps:
+            checkpointer.save(learner.weights, learner.optimizer, run.step)
+            saved_at = time.monotonic()
+    checkpointer.wait()
+    learner.release()
+    return run.finish()
+
+
+class _Run:
+    """The steps of one call of `train`, and what is known of them."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        examples: Examples,
+        settings: TrainingSettings,
+        choices: Choices | None,
+        report: Callable[[dict[str, Any]], None],
+        *,
+        is_first: bool,
+    ) -> None:
+        self._learner, self._examples, self._settings, self._report = learner, examples, settings, report
+        self._choices, self._is_first = choices, is_first
+        self.training_ids, self._held_out = examples.split(settings.evaluation_fraction, settings.seed)
+        self._steps_per_epoch = -(-len(self.training_ids) // settings.batch_size)
+        self.num_steps = self._steps_per_epoch * settings.num_epochs
+        self._losses: deque[float] = deque(maxlen=50)
+        self._unreported: list[float] = []
+        self._evaluation: dict[str, float] = {}
+        self._rates: dict[str, Any] = {}
+
+    def start(self, step: int, meter: Meter) -> None:
+        """Begins, or goes on after so many steps."""
+        self.step = self._first_step = step
+        self._meter = meter
+        progress = Progress("training", total=self.num_steps, unit="steps", done=step) if self._is_first else None
+        self._progress = progress
+
+    def prepare(self, ids: np.ndarray) -> Work:
+        """Returns the work of a step."""
+        return self._learner.prepare(
+            self._examples, ids, self._choices if self._learner.normalisation.needs_choices else None
+        )
+
+    def take(self, ids: np.ndarray, work: Work, *, must_save: bool) -> bool:
+        """Takes a step, reports it, and returns whether a rank wants a checkpoint. Raises FloatingPointError."""
+        learning_rate = learning_rate_at(self.step, self.num_steps, self._settings)
+        taken = self._learner.step(work, learning_rate, must_save=must_save)
         for what, value in (("loss", taken.loss), ("norm of the gradient", taken.gradient_norm)):
             if not math.isfinite(value):
                 raise FloatingPointError(
-                    f"the {what} is {value} at step {step + 1}; lower the learning rate (it is {settings.learning_rate}) "
-                    f"and run again with --rebuild"
+                    f"the {what} is {value} at step {self.step + 1}; lower the learning rate (it is "
+                    f"{self._settings.learning_rate}) and run again with --rebuild"
                 )
-        step += 1
-        losses.append(taken.loss)
-        unreported.append(taken.loss)
-        meter.add(
-            useful=examples.num_tokens_of(ids),
+        self.step += 1
+        self._losses.append(taken.loss)
+        self._unreported.append(taken.loss)
+        self._meter.add(
+            useful=self._examples.num_tokens_of(ids),
             tokens=taken.num_tokens,
             padding=taken.num_padding,
-            places=0 if learnt_among else examples.num_places_of(ids),
+            in_head=self._learner.normalisation.num_in_head(self._examples.num_predicting_of(ids)),
         )
-        must_evaluate = step % settings.evaluate_every == 0 or step == num_steps
-        if must_evaluate or step % REPORT_EVERY == 0:
-            rates = meter.read()
-            line = {
-                "step": step,
-                "epoch": round(step / steps_per_epoch, 4),
-                "loss": round(float(np.mean(unreported)), 5),
-                "learning_rate": learning_rate,
-                "gradient_norm": round(taken.gradient_norm, 5),
-                **rates,
-            }
-            if must_evaluate:
-                evaluation = learner.evaluate(examples, held_out, choices)
-                line |= evaluation
-                if rank == 0:
-                    logger.info("step %d of %d: %s", step, num_steps, _in_words(line))
-                meter.skip()  # evaluating is not training
-            report(line)
-            unreported.clear()
-        if progress:
-            progress.advance(1, _in_words({"loss": float(np.mean(losses)), **rates}))
-        if (taken.must_save or step % settings.checkpoint_every == 0) and step < num_steps:
-            checkpointer.save(learner.weights, learner.optimizer, step)
-            saved_at = time.monotonic()
-    checkpointer.wait()
-    if progress:
-        progress.close()
-    learner.release()
-    return {
-        "examples": len(training_ids),
-        "held_out": len(held_out),
-        "steps": num_steps,
-        "loss": round(float(np.mean(losses)), 4) if losses else None,
-        "evaluation_loss": None,
-        **evaluation,
-        "useful_tokens_per_s": round(meter.useful_tokens_per_s) if step > first_step else None,
-    }
+        must_evaluate = self.step % self._settings.evaluate_every == 0 or self.step == self.num_steps
+        if must_evaluate or self.step % REPORT_EVERY == 0:
+            self._say(learning_rate, taken.gradient_norm, must_evaluate=must_evaluate)
+        if self._progress:
+            self._progress.advance(1, _in_words({"loss": float(np.mean(self._losses)), **self._rates}))
+        return taken.must_save
+
+    def _say(self, learning_rate: float, gradient_norm: float, *, must_evaluate: bool) -> None:
+        """Reports the steps since the last line."""
+        self._rates = self._meter.read()
+        line = {
+            "step": self.step,
+            "epoch": round(self.step / self._steps_per_epoch, 4),
+            "loss": round(float(np.mean(self._unreported)), 5),
+            "learning_rate": learning_rate,
+            "gradient_norm": round(gradient_norm, 5),
+            **self._rates,
+        }
+        if must_evaluate:
+            self._evaluation = self._learner.evaluate(self._examples, self._held_out, self._choices)
+            line |= self._evaluation
+            if self._is_first:
+                logger.info("step %d of %d: %s", self.step, self.num_steps, _in_words(line))
+            self._meter.skip()  # evaluating is not training
+        self._report(line)
+        self._unreported.clear()
+
+    def finish(self) -> dict[str, Any]:
+        """Returns what the whole came to."""
+        if self._progress:
+            self._progress.close()
+        return {
+            "examples": len(self.training_ids),
+            "held_out": len(self._held_out),
+            "steps": self.num_steps,
+            "loss": round(float(np.mean(self._losses)), 4) if self._losses else None,
+            "evaluation_loss": None,
+            **self._evaluation,
+            "useful_tokens_per_s": round(self._meter.useful_tokens_per_s) if self.step > self._first_step else None,
+        }
 
 
 def _steps(training_ids: np.ndarray, settings: TrainingSettings, first_step: int) -> Iterator[np.ndarray]:

@@ -7,19 +7,25 @@ With a 25-token prefix and 30-token examples a row of 256 tokens holds 7 example
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from bisect import bisect_left, insort
+from collections import defaultdict
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 
+from zerogr.ragged import before_in_group, offsets_of, ranges
 from zerogr.training.choices import Choices
 from zerogr.training.examples import Examples
 
 
 @dataclass(slots=True)
 class PackedBatch:
-    """R rows of L tokens. Padding is token 0 that nothing attends to and that is no target."""
+    """R rows of L tokens, of which P positions predict M targets of A answers of D documents of several examples.
+
+    Padding is token 0 that nothing attends to and that is no target. Answers, documents and examples are numbered from 0 within
+    the batch.
+    """
 
     tokens: torch.Tensor
     """int64 [R, L]"""
@@ -29,26 +35,30 @@ class PackedBatch:
     """int64 [R, L]: 0 = the shared prefix, 1.. = an example, -1 = padding."""
     branches: torch.Tensor
     """int64 [R, L]: which of its example's answers a token belongs to, from 1; 0 = none."""
-    places: torch.Tensor
+    predicting: torch.Tensor
     """int64 [P]: flat, in [R * L], where a hidden state predicts a target or several."""
-    place: torch.Tensor
-    """int64 [M]: which of the places a target is predicted at."""
+    predicted_by: torch.Tensor
+    """int64 [M]: which of those positions predicts a target."""
     targets: torch.Tensor
     """int64 [M]"""
     weights: torch.Tensor
-    """float32 [M]: what each target counts."""
-    example: torch.Tensor
-    """int64 [M]: which of the batch's examples, numbered from 0, a target belongs to."""
+    """float32 [M]: what each target weighs in the loss."""
     answer: torch.Tensor
-    """int64 [M]: which of the batch's answers, numbered from 0."""
+    """int64 [M]: the answer that a target belongs to."""
+    document: torch.Tensor
+    """int64 [A]: the document that an answer belongs to."""
+    grades: torch.Tensor
+    """float32 [D]: how relevant each document is to its query."""
+    example: torch.Tensor
+    """int64 [D]: the example that a document belongs to."""
     node: torch.Tensor
-    """int64 [P]: which of the batch's trie nodes, numbered from 0, a place stands at; [0] if nothing constrains it."""
+    """int64 [P]: the trie node, numbered from 0 in the batch, of each of those positions; [0] if nothing constrains it."""
     columns: torch.Tensor
     """int64 [C]: the tokens, ascending, that the trie allows at any of the nodes."""
     column: torch.Tensor
     """int64 [M]: which of the columns a target is; [0] if nothing constrains it."""
     allowed: torch.Tensor
-    """int64 [2, A]: the pairs (node, column) that the trie allows."""
+    """int64 [2, B]: the pairs (node, column) that the trie allows."""
 
     @property
     def num_tokens(self) -> int:
@@ -64,29 +74,29 @@ class PackedBatch:
         return (causal & ((key == 0) | ((key == query) & ((other == 0) | (other == own)))))[:, None]
 
     def is_allowed(self) -> torch.Tensor:
-        """Returns bool [P, C]: which of the columns the trie allows at each place."""
+        """Returns bool [P, C]: which of the columns the trie allows at each predicting position."""
         table = torch.zeros(int(self.node.max()) + 1, len(self.columns), dtype=torch.bool, device=self.node.device)
         table[self.allowed[0], self.allowed[1]] = True
         return table[self.node]
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """Returns the batch on a device."""
-        return PackedBatch(*(getattr(self, name).to(device) for name in self.__slots__))
+        return PackedBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 @dataclass(slots=True)
 class _Row:
     task: int
-    members: list[int]
     num_tokens: int
+    members: list[int]
 
 
 def passes(
-    examples: Examples, ids: Iterable[int], row_tokens: int, pass_tokens: int, choices: Choices | None = None
+    examples: Examples, ids: np.ndarray, row_tokens: int, pass_tokens: int, choices: Choices | None = None
 ) -> list[PackedBatch]:
     """Returns the examples packed into rows, and the rows, longest first, into batches of at most `pass_tokens` tokens.
 
-    A batch is larger only for a row that needs it. With `choices` it says what the trie allows at each place.
+    A batch is larger only for a row that needs it. With `choices` it says what the trie allows at each predicting position.
     """
     found: list[list[_Row]] = []
     for row in sorted(_rows(examples, ids, row_tokens), key=lambda row: -row.num_tokens):
@@ -97,70 +107,107 @@ def passes(
     return [_batch(examples, rows, choices) for rows in found]
 
 
-def _rows(examples: Examples, ids: Iterable[int], row_tokens: int) -> list[_Row]:
-    """First-fit decreasing: the longest example first, each into the first row of its task with room for it."""
+def _rows(examples: Examples, ids: np.ndarray, row_tokens: int) -> list[_Row]:
+    """Best-fit decreasing: the longest example first, each into the row of its task that it fills best."""
     rows: list[_Row] = []
-    sizes = {int(i): examples.num_computed(int(i)) for i in ids}
-    for i in sorted(sizes, key=lambda i: (-sizes[i], i)):
-        task = int(examples.task[i])
-        room = (row for row in rows if row.task == task and row.num_tokens + sizes[i] <= row_tokens)
-        row = next(room, None)
-        if row is None:
-            row = _Row(task, [], len(examples.prefixes[task]))
-            rows.append(row)
-        row.members.append(i)
-        row.num_tokens += sizes[i]
+    rooms: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    """Task -> what is left of its rows, ascending, and which rows they are."""
+    sizes = examples.num_computed(ids)
+    order = np.lexsort((ids, -sizes))
+    for i, size, task in zip(
+        ids[order].tolist(), sizes[order].tolist(), examples.task[ids[order]].tolist(), strict=True
+    ):
+        open_rows = rooms[task]
+        best = bisect_left(open_rows, (size, 0))
+        if best < len(open_rows):
+            room, number = open_rows.pop(best)
+        else:
+            room, number = row_tokens - len(examples.prefixes[task]), len(rows)
+            rows.append(_Row(task, len(examples.prefixes[task]), []))
+        rows[number].members.append(i)
+        rows[number].num_tokens += size
+        insort(open_rows, (room - size, number))
     return rows
+
+
+class _Tokens:
+    """The four arrays of tokens of a batch, while they are filled."""
+
+    def __init__(self, num_rows: int, length: int) -> None:
+        self.tokens = np.zeros(num_rows * length, dtype=np.int64)
+        self.positions, self.branches = np.zeros_like(self.tokens), np.zeros_like(self.tokens)
+        self.segments = np.full_like(self.tokens, -1)
+        self._shape = (num_rows, length)
+
+    def put(self, at: np.ndarray, tokens: np.ndarray, positions: np.ndarray, segments: np.ndarray | int) -> None:
+        """Writes tokens at flat positions."""
+        self.tokens[at], self.positions[at], self.segments[at] = tokens, positions, segments
+
+    def arrays(self) -> list[np.ndarray]:
+        """Returns them, int64 [R, L]."""
+        flat = (self.tokens, self.positions, self.segments, self.branches)
+        return [array.reshape(self._shape) for array in flat]
 
 
 def _batch(examples: Examples, rows: list[_Row], choices: Choices | None) -> PackedBatch:
     length = max(row.num_tokens for row in rows)
-    tokens = np.zeros((len(rows), length), dtype=np.int64)
-    positions, branches = np.zeros_like(tokens), np.zeros_like(tokens)
-    segments = np.full_like(tokens, -1)
-    places, place, targets, weights = [], [], [], []
-    num_places = 0
-    numbers: list[np.ndarray] = []
-    answers: list[np.ndarray] = []
-    paths: list[list[int]] = []
+    filled = _Tokens(len(rows), length)
     for number, row in enumerate(rows):
         prefix = examples.prefixes[row.task]
-        start = len(prefix)
-        tokens[number, :start], positions[number, :start], segments[number, :start] = prefix, np.arange(start), 0
-        for segment, i in enumerate(row.members, 1):
-            begin, end = examples.offsets[i], examples.offsets[i + 1]
-            piece, branch = examples.tokens[begin:end], examples.answer[begin:end].astype(np.int64)
-            is_target = branch > 0
-            num_asked = len(piece) - int(is_target.sum())
-            # How far each token is from the first of its answer, or of what is asked.
-            first = np.flatnonzero(np.diff(branch, prepend=-1))
-            depth = np.arange(len(piece)) - np.repeat(first, np.diff(first, append=len(piece)))
-            is_computed = (branch == 0) | (branch == np.append(branch[1:], -1))
-            at = slice(start, start + int(is_computed.sum()))
-            tokens[number, at], segments[number, at] = piece[is_computed], segment
-            branches[number, at] = branch[is_computed]
-            positions[number, at] = len(prefix) + (np.where(is_target, num_asked, 0) + depth)[is_computed]
-            # An answer's first token is predicted from the last that is asked, the others each from the one before.
-            before = np.where(depth == 0, num_asked - 1, np.arange(len(piece)) - 1)[is_target]
-            before, own_place = np.unique((np.cumsum(is_computed) - 1)[before], return_inverse=True)
-            places.append(number * length + start + before)
-            place.append(num_places + own_place)
-            num_places += len(before)
-            targets.append(piece[is_target].astype(np.int64))
-            weights.append(examples.weights[i] * examples.counts[begin:end][is_target].astype(np.float32))
-            numbers.append(np.full(len(own_place), len(numbers), dtype=np.int64))
-            answers.append(len(paths) + branch[is_target] - 1)
-            paths += [path.tolist() for path in np.split(targets[-1], np.flatnonzero(np.diff(branch[is_target])) + 1)]
-            start = at.stop
-    arrays = [tokens, positions, segments, branches]
-    arrays += [np.concatenate(each) for each in (places, place, targets, weights, numbers, answers)]
-    node = columns = column = np.empty(0, np.int64)
-    allowed = np.empty((2, 0), np.int64)
-    if choices:
-        node_of_target, (nodes, allowed_tokens) = choices.along(paths)
-        columns, allowed_columns = np.unique(allowed_tokens, return_inverse=True)
-        column = np.searchsorted(columns, np.concatenate(targets))
-        allowed = np.stack([nodes, allowed_columns])
-        node = np.empty(num_places, np.int64)
-        node[np.concatenate(place)] = node_of_target  # all that is chosen at a place is chosen at one node
-    return PackedBatch(*map(torch.from_numpy, [*arrays, node, columns, column, allowed]))
+        filled.put(number * length + np.arange(len(prefix)), np.array(prefix), np.arange(len(prefix)), 0)
+    members = np.concatenate([row.members for row in rows])
+    row_of = np.repeat(np.arange(len(rows)), [len(row.members) for row in rows])
+    num_before = np.array([len(examples.prefixes[row.task]) for row in rows])[row_of]
+    start = row_of * length + num_before + before_in_group(examples.num_computed(members), row_of)
+    segment = before_in_group(np.ones_like(members), row_of) + 1
+
+    num_asked = examples.query_offsets[members + 1] - examples.query_offsets[members]
+    asked = ranges(examples.query_offsets[members], num_asked)
+    filled.put(
+        ranges(start, num_asked),
+        examples.query_tokens[asked],
+        ranges(num_before, num_asked),
+        np.repeat(segment, num_asked),
+    )
+
+    documents, example = examples.documents_of(members)
+    answers, document = examples.answers_of(documents)
+    of_member = example[document]
+    begin = examples.answer_offsets[answers]
+    num_targets = examples.answer_offsets[answers + 1] - begin
+    num_computed = num_targets - 1  # nothing is predicted from an answer's last token
+    computed_at = ranges((start + num_asked)[of_member] + before_in_group(num_computed, of_member), num_computed)
+    filled.put(
+        computed_at,
+        examples.answer_tokens[ranges(begin, num_computed)],
+        ranges((num_before + num_asked)[of_member], num_computed),
+        np.repeat(segment[of_member], num_computed),
+    )
+    filled.branches[computed_at] = np.repeat(before_in_group(np.ones_like(answers), of_member) + 1, num_computed)
+
+    # An answer's first token is predicted from the last that is asked, the others each from the one before.
+    depth = ranges(np.zeros_like(answers), num_targets)
+    answer = np.repeat(np.arange(len(answers)), num_targets)
+    behind = len(members) + offsets_of(num_computed)[answer] + depth - 1
+    predicted_by = np.where(depth == 0, of_member[answer], behind)
+    predicting = np.concatenate([start + num_asked - 1, computed_at])
+    targets = examples.answer_tokens[ranges(begin, num_targets)].astype(np.int64)
+    weights = examples.weights[answers][answer]
+    constraints = _constraints(choices, targets, offsets_of(num_targets), predicted_by, len(predicting))
+    of_targets = [targets, weights, answer, document, examples.grades[documents], example]
+    arrays = [*filled.arrays(), predicting, predicted_by, *of_targets]
+    return PackedBatch(*map(torch.from_numpy, [*arrays, *constraints]))
+
+
+def _constraints(
+    choices: Choices | None, targets: np.ndarray, offsets: np.ndarray, predicted_by: np.ndarray, num_predicting: int
+) -> tuple[np.ndarray, ...]:
+    """Returns node, columns, column and allowed of a `PackedBatch`; empty where nothing constrains it."""
+    if choices is None:
+        empty = np.empty(0, np.int64)
+        return empty, empty, empty, np.empty((2, 0), np.int64)
+    node_of_target, (nodes, allowed_tokens) = choices.along(targets, offsets)
+    columns, allowed_columns = np.unique(allowed_tokens, return_inverse=True)
+    node = np.empty(num_predicting, np.int64)
+    node[predicted_by] = node_of_target  # what one position predicts is chosen at one node
+    return node, columns, np.searchsorted(columns, targets), np.stack([nodes, allowed_columns])

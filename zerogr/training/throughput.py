@@ -54,9 +54,9 @@ class Cost:
         trains_all = all(parameter.requires_grad for parameter in model.parameters())
         self._factor = 6 if trains_all else 4
 
-    def flops(self, num_tokens: float, num_places: float) -> float:
-        """Returns products and sums of the given tokens through the body and places through the head."""
-        return self._factor * (self._body * num_tokens + self._head * num_places)
+    def flops(self, num_tokens: float, num_predicting: float) -> float:
+        """Returns products and sums of the given tokens through the body and positions through the head."""
+        return self._factor * (self._body * num_tokens + self._head * num_predicting)
 
 
 class Meter:
@@ -72,14 +72,14 @@ class Meter:
     def skip(self) -> None:
         """Forgets what was counted, and the time, since the last reading."""
         self._start = time.monotonic()
-        self._useful = self._tokens = self._padding = self._places = 0
+        self._useful = self._tokens = self._padding = self._in_head = 0
 
-    def add(self, *, useful: int, tokens: int, padding: int, places: int) -> None:
-        """Counts a step: its examples' tokens as each stands alone, those of the model, padding, places that `Cost` counts."""
+    def add(self, *, useful: int, tokens: int, padding: int, in_head: int) -> None:
+        """Counts a step: tokens as each example stands alone, tokens of the model, padding, positions that `Cost` counts."""
         self._useful += useful
         self._tokens += tokens
         self._padding += padding
-        self._places += places
+        self._in_head += in_head
 
     def read(self) -> dict[str, float]:
         """Returns the rates since the last reading, and the most memory so far."""
@@ -91,7 +91,7 @@ class Meter:
             "memory_bytes": peak_memory_bytes(self._device),
         }
         if self._peak:
-            readings["mfu"] = round(self._cost.flops(self._tokens, self._places) / seconds / self._peak, 4)
+            readings["mfu"] = round(self._cost.flops(self._tokens, self._in_head) / seconds / self._peak, 4)
         self._all_useful += self._useful
         self._all_seconds += seconds
         self.skip()

@@ -106,6 +106,19 @@ class StoredTrie:
         begin, end = self._tail_range(node)
         return self.docid_documents(self.docid_range(node)[0]) if begin == end else np.empty(0, dtype=np.int64)
 
+    def is_end(self, nodes: np.ndarray) -> np.ndarray:
+        """Whether a docid ends exactly at each of many nodes (int64 [n]), bool [n]."""
+        is_stored = nodes < self.num_nodes
+        stored = np.where(is_stored, nodes, 0)
+        child = self.first_child[stored]
+        has_children = is_stored & (child < self.first_child[stored + 1])
+        ends_before_children = self.first_docid[np.minimum(child, self.num_nodes - 1)] != self.first_docid[stored]
+        position = nodes - self.num_nodes
+        docid = np.where(is_stored, self.first_docid[stored], self._docid_of_tail(position))
+        next_tail = np.where(is_stored, self.tail_offsets[docid], position + 1)
+        is_over: np.ndarray = np.where(has_children, ends_before_children, next_tail == self.tail_offsets[docid + 1])
+        return is_over
+
     def rows(self, node: int) -> np.ndarray:
         """Rows (int64 [R]) of all documents below `node`, sorted by docid, then row."""
         first, last = self.docid_range(node)

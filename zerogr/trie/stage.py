@@ -1,7 +1,7 @@
 """The trie stage: what the retriever may write, tokenised as it will write it, becomes a memory-mappable trie.
 
-Its rows are the documents, each with its docid, or with `docids.unit: word` the words of all docids; then postings say which
-documents have a word.
+Its rows are the documents, each with its docid; or, where documents share identifiers, the identifiers, beside which a table of
+owners says which documents have one. docids/ says which of the two it is.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import numpy as np
 import pyarrow as pa
 
 from zerogr.config.tree import Config
+from zerogr.docids.scheme import scheme_class
 from zerogr.errors import UserError
 from zerogr.index.index import Index, shards_in
 from zerogr.llm.chat import ChatFormat
-from zerogr.llm.models import load_tokenizer, resolve_model, tokenizer_hash
+from zerogr.llm.models import resolve_model, tokenizer_hash
 from zerogr.progress import Progress
 from zerogr.ragged import offsets_of
-from zerogr.ranking.postings import Postings
+from zerogr.ranking.owners import OWNERS, Owners
 from zerogr.store import storage
 from zerogr.trie import DocidTrie
+from zerogr.trie.written import Written
 
-VERSION = 5
-POSTINGS = "postings"
-"""Folder below that of the trie."""
+VERSION = 7
 _AT_ONCE = 2**16
 
 
@@ -34,27 +34,39 @@ def trie_inputs(config: Config, index: Index) -> dict[str, Any]:
     tokenizer = tokenizer_hash(resolve_model(config.retriever.model))
     return {
         "docids": index.require("docids").fingerprint,
-        "docids.unit": config.docids.unit,
         "retriever.tokenizer": tokenizer,
         "version": VERSION,
     }
 
 
 def build_trie(config: Config, index: Index) -> dict[str, Any]:
-    """Builds and publishes the trie, and where the retriever writes words the postings; returns the stage's counts.
+    """Builds and publishes the trie, and the owners of shared identifiers; returns the stage's counts.
 
-    Docids are tokenised shard by shard, so that of all of them only the tokens are held, four bytes each.
+    Texts are tokenised part by part, so that of all of them only the tokens are held, four bytes each.
     """
-    folder = resolve_model(config.retriever.model)
-    chat = ChatFormat.of(load_tokenizer(folder))
-    postings = None
-    if config.docids.unit == "word":
-        columns = ["docid", "terms", "term_counts", "length"]
-        parts = (tuple(map(part.column, columns)) for part in _docids(index, columns))
-        postings, words = Postings.build(parts, config.docids.num_terms)
-        texts: Iterable[list[str]] = (words[i : i + _AT_ONCE] for i in range(0, len(words), _AT_ONCE))
+    written = Written(config, index)
+    owners = None
+    if config.docids.has_shared:
+        parts = (part.column("identifiers") for part in _docids(index, ["identifiers"]))
+        owners, identifiers = Owners.build(parts, scheme_class(config.docids).fold)
+        texts: Iterable[list[str]] = (identifiers[i : i + _AT_ONCE] for i in range(0, len(identifiers), _AT_ONCE))
     else:
         texts = (part.column("docid").to_pylist() for part in _docids(index, ["docid"]))
+    trie = DocidTrie.build(_tokens(texts, written.chat(), index))
+    counts = {"rows": trie.num_rows, "docids": trie.num_docids, "nodes": trie.num_nodes, "bytes": trie.nbytes}
+    with storage.staging_folder(index.path("trie")) as target:
+        trie.save(target, extra={"tokenizer": written.hash()})
+        if owners:
+            owners.save(target / OWNERS)
+            counts = {
+                "rows": owners.num_rows, "identifiers": trie.num_docids, "nodes": trie.num_nodes,
+                "bytes": trie.nbytes + owners.nbytes,
+            }  # fmt: skip
+    return counts
+
+
+def _tokens(texts: Iterable[list[str]], chat: ChatFormat, index: Index) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the tokens of all texts, int32 [T], and their offsets, int64 [N + 1]."""
     tokens, lengths = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.int64)]
     for part in texts:
         part_tokens, offsets = chat.docids(part)
@@ -63,19 +75,7 @@ def build_trie(config: Config, index: Index) -> dict[str, Any]:
     all_lengths = np.concatenate(lengths)
     if not len(all_lengths):
         raise UserError(f"'{index.uri}' has no docid; every document was rejected, see `zerogr status {index.uri}`")
-    all_tokens = np.concatenate(tokens)
-    del tokens, lengths
-    trie = DocidTrie.build((all_tokens, offsets_of(all_lengths)))
-    counts = {"rows": trie.num_rows, "docids": trie.num_docids, "nodes": trie.num_nodes, "bytes": trie.nbytes}
-    with storage.staging_folder(index.path("trie")) as target:
-        trie.save(target, extra={"tokenizer": tokenizer_hash(folder), "unit": config.docids.unit})
-        if postings:
-            postings.save(target / POSTINGS)
-            counts = {
-                "rows": postings.num_rows, "words": trie.num_docids, "nodes": trie.num_nodes,
-                "bytes": trie.nbytes + postings.nbytes,
-            }  # fmt: skip
-    return counts
+    return np.concatenate(tokens), offsets_of(all_lengths)
 
 
 def _docids(index: Index, columns: list[str]) -> Iterator[pa.RecordBatch]:

@@ -13,6 +13,7 @@ from zerogr.llm.engines.engine import Prompt
 from zerogr.llm.engines.rendering import ChatRenderer
 from zerogr.teaching.pairs import Pair, pairs_for, pairs_inputs
 from zerogr.training.examples import Examples
+from zerogr.training.losses.cross_entropy import CrossEntropySettings
 from zerogr.training.recipes.recipe import common_inputs, settings_of
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,7 @@ class GeneratorRecipe:
     """Pairs of prompt and completion, in the tokens in which an engine asks and is answered."""
 
     num_layers: int | None = None
+    new_tokens: list[str] = []
 
     def __init__(self, config: Config, stage: str) -> None:
         tuning = config.tuning
@@ -34,6 +36,7 @@ class GeneratorRecipe:
             learning_rate=tuning.learning_rate,
             row_tokens=tuning.row_tokens,
             normalise="vocabulary",
+            loss=CrossEntropySettings(),
         )
 
     def inputs(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import nn
 from zerogr.config.tree import Config
 from zerogr.errors import UserError
 from zerogr.index.index import RUNS, Index
+from zerogr.llm.codec import extend, extend_embeddings
 from zerogr.llm.models import load_model, model_hash, resolve_model
 from zerogr.store import storage
 from zerogr.training.checkpoints import StorageCheckpointer, full_tensors
@@ -21,7 +22,7 @@ from zerogr.training.learner import TrainingSettings
 from zerogr.training.log import TrainingLog
 from zerogr.training.loop import train
 
-VERSION = 6
+VERSION = 7
 
 
 class Recipe(Protocol):
@@ -36,6 +37,10 @@ class Recipe(Protocol):
     num_layers: int | None
     """Of its layers, the first so many; None = all."""
     settings: TrainingSettings
+
+    @property
+    def new_tokens(self) -> list[str]:
+        """What is added to the base model's vocabulary, in order."""
 
     def inputs(self) -> dict[str, Any]:
         """Returns what the stage's fingerprint is made of."""
@@ -54,14 +59,22 @@ class Recipe(Protocol):
 
 
 def load_base(recipe: Recipe, device: Any = "cpu") -> tuple[Any, Any]:
-    """Returns the recipe's base model in fp32, with fresh adapters if it trains adapters, and its tokenizer.
+    """Returns the recipe's base model in fp32, with its new tokens, and fresh adapters if it trains some; and its tokenizer.
 
     Raises:
-        UserError: Adapters are wanted and peft is not installed.
+        UserError: Adapters are wanted, and peft is not installed or there are new tokens, which adapters do not train.
     """
+    if recipe.new_tokens and recipe.settings.lora_rank:
+        raise UserError(
+            f"training.lora_rank is {recipe.settings.lora_rank}, and the docids need {len(recipe.new_tokens)} new tokens, "
+            "whose embeddings adapters do not train; set it to 0"
+        )
     model, tokenizer = load_model(
         resolve_model(recipe.base), device=device, dtype=torch.float32, num_layers=recipe.num_layers
     )
+    if recipe.new_tokens:
+        extend(tokenizer, recipe.new_tokens)
+        extend_embeddings(model, tokenizer, recipe.new_tokens)
     return (with_adapters(model, recipe.settings) if recipe.settings.lora_rank else model), tokenizer
 
 
@@ -147,16 +160,19 @@ def publish_model(recipe: Recipe, model: nn.Module, *, rank: int = 0) -> None:
 
 def settings_of(config: Config, **changes: Any) -> TrainingSettings:
     fields = TrainingSettings.__dataclass_fields__
-    sections = {**config.training.model_dump(), **config.compute.model_dump()}
-    chosen = {key: value for key, value in sections.items() if key in fields}
+    chosen = {
+        key: getattr(section, key)
+        for section in (config.training, config.compute)
+        for key in type(section).model_fields
+        if key in fields
+    }
     return TrainingSettings(**{**chosen, **changes}, seed=config.seed)
 
 
 def common_inputs(config: Config, section: str, base: str) -> dict[str, Any]:
     """Returns what the model of every recipe is made from; `section` of the configuration names its base."""
-    training = config.training.model_dump(
-        exclude={"checkpoint_every", "checkpoint_minutes", "judged", "judged_split", "judged_weight", "normalise"}
-    )
+    own = {"checkpoint_every", "checkpoint_minutes", "judged", "judged_split", "judged_weight", "loss", "normalise"}
+    training = config.training.model_dump(exclude=own)  # the retriever says the rest of its own
     return {
         "seed": config.seed,
         f"{section}.model": model_hash(resolve_model(base)),

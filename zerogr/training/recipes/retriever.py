@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from zerogr.config.tree import Config
 from zerogr.corpus.collection import Collection
-from zerogr.corpus.stage import load_frequency
+from zerogr.docids.scheme import Identifier, Scheme
+from zerogr.docids.stage import load_scheme
 from zerogr.errors import UserError
 from zerogr.index.index import Index, fingerprint, shards_in
-from zerogr.llm.chat import SETTINGS_FILE, ChatFormat
-from zerogr.llm.models import resolve_model, tokenizer_hash
-from zerogr.ranking.postings import words_of
+from zerogr.llm.chat import SETTINGS_FILE
+from zerogr.queries.source import Example, judged_examples, pseudo_examples
 from zerogr.seeds import seed_of
 from zerogr.store import cache, storage
-from zerogr.training.answers import draw_answers
 from zerogr.training.choices import Choices
-from zerogr.training.examples import Examples, Row
+from zerogr.training.examples import Examples, Relevant, TextExample
 from zerogr.training.files import ExampleFiles
+from zerogr.training.normalisation import NORMALISATIONS
 from zerogr.training.recipes.recipe import VERSION, common_inputs, settings_of
 from zerogr.trie import DocidTrie
+from zerogr.trie.written import Written
 
 
 class RetrieverRecipe:
@@ -36,14 +38,27 @@ class RetrieverRecipe:
         self.base, self.num_layers = config.retriever.model, config.retriever.num_layers
         self.settings = settings_of(config)
 
+    @property
+    def new_tokens(self) -> list[str]:
+        """Those of the docids."""
+        return self._written.new_tokens
+
+    @cached_property
+    def _written(self) -> Written:
+        return Written(self._config, self.index)
+
+    @cached_property
+    def _scheme(self) -> Scheme:
+        return load_scheme(self._config, self.index)
+
     def inputs(self) -> dict[str, Any]:
         """Returns what the retriever is made from."""
         return {
             "docids": self.index.require("docids").fingerprint,
-            "docids.unit": self._config.docids.unit,
             "queries": self.index.require("queries").fingerprint,
             "retriever.num_layers": self.num_layers,
             "training.normalise": self.settings.normalise,
+            "training.loss": self._config.training.loss.model_dump(mode="json"),
             **common_inputs(self._config, "retriever", self.base),
             **self._judged_inputs(),
         }
@@ -57,10 +72,9 @@ class RetrieverRecipe:
 
     def examples(self, tokenizer: Any) -> Examples:
         """Returns every query of the index with its answers as training examples, memory-mapped."""
-        chat = chat_format(tokenizer, self._config)
-        is_constrained = self.settings.normalise == "allowed"
-        choices = self.choices(tokenizer) if is_constrained else None
-        examples = self._files().open(lambda: (Examples.build(rows, chat, choices) for rows in self.rows()))
+        chat = self._written.chat()
+        choices = self.choices(tokenizer) if NORMALISATIONS[self.settings.normalise].needs_choices else None
+        examples = self._files().open(lambda: (Examples.build(part, chat, choices) for part in self.text_examples()))
         if not len(examples):
             raise UserError(
                 f"'{self.index.uri}' has no pseudo-query to train on; "
@@ -73,8 +87,8 @@ class RetrieverRecipe:
         made_from = {
             **{folder: cache.version(self.index.path(folder)) for folder in ("docids", "queries", "trie")},
             **self._judged_inputs(),
-            "tokenizer": tokenizer_hash(resolve_model(self.base)),
-            "answers": [VERSION, self._config.seed, self._config.docids.unit],
+            "tokenizer": self._written.hash(),
+            "answers": [VERSION, self._config.seed],
             "limits": [training.max_instruction_tokens, training.max_query_tokens],
             "normalise": self.settings.normalise,
         }
@@ -84,86 +98,66 @@ class RetrieverRecipe:
         """Deletes the examples' files."""
         self._files().delete()
 
-    def rows(self) -> Iterator[list[Row]]:
-        """Yields the examples of every shard."""
-        judged, answers = self._judged_queries(), self._answers()
+    def text_examples(self) -> Iterator[list[TextExample]]:
+        """Yields the examples of every shard, then the judged ones."""
         published = set(shards_in(self.index.path("docids")))
         for shard in shards_in(self.index.path("queries")):
-            if shard not in published:
-                continue
-            columns = ["row_id", "doc_id", "docid", "terms"]
-            documents = storage.read_parquet(self.index.shard("docids", shard), columns).to_pylist()
-            by_row = {document["row_id"]: document for document in documents}
-            rows = [
-                Row(row["instruction"], query, answers(by_row[row["row_id"]], query), 1.0)
-                for row in storage.read_parquet(self.index.shard("queries", shard)).to_pylist()
-                if row["row_id"] in by_row  # a document whose docid was rejected is not in the index
-                for query in [*row["queries"], *row["spans"]]
-            ]
-            yield rows + [
-                Row(instruction, query, answers(document, query), weight)
-                for document in documents
-                for instruction, query, weight in judged.get(document["doc_id"], ())
-            ]
+            if shard in published:  # a document whose docid was rejected is not in the index
+                documents = {row["row_id"]: row for row in self._documents(shard)}
+                yield [self._taught(example, documents) for example in pseudo_examples(self.index, shard, documents)]
+        if self._config.training.judged:
+            yield self._judged()
 
-    def _answers(self) -> Callable[[dict[str, Any], str], tuple[tuple[str, int], ...]]:
-        """Returns (row of docids/, query) -> what the query teaches, the same in every run."""
-        if self._config.docids.unit == "docid":
-            return lambda document, query: ((document["docid"], 1),)
-        seed, num_terms, rarity = self._config.seed, self._config.docids.num_terms, load_frequency(self.index).idf
-
-        def of_words(document: dict[str, Any], query: str) -> tuple[tuple[str, int], ...]:
-            terms = words_of(document["docid"], document["terms"], num_terms)
-            return draw_answers(
-                query, terms, rarity, random.Random(seed_of(seed, "answers", document["doc_id"], query))
-            )
-
-        return of_words
-
-    def _judged_queries(self) -> dict[str, list[tuple[str, str, float]]]:
-        """Returns {doc_id: [(instruction, query, weight)]}; the highest grade weighs `judged_weight`, others in proportion."""
+    def _judged(self) -> list[TextExample]:
         training = self._config.training
-        if not training.judged:
-            return {}
-        found = Collection.load(training.judged, training.judged_split).by_document(self._config.instruction)
-        highest = max((grade for queries in found.values() for _, _, grade in queries), default=1)
-        return {
-            doc_id: [
-                (instruction, text, training.judged_weight * grade / highest) for instruction, text, grade in queries
-            ]
-            for doc_id, queries in found.items()
+        collection = Collection.load(str(training.judged), training.judged_split)
+        judged = {doc_id for grades in collection.qrels.values() for doc_id in grades}
+        documents = {
+            row["row_id"]: row
+            for shard in shards_in(self.index.path("docids"))
+            for row in self._documents(shard)
+            if row["doc_id"] in judged
         }
+        row_of = {row["doc_id"]: row_id for row_id, row in documents.items()}
+        examples = judged_examples(
+            collection, row_of, instruction=self._config.instruction, weight=training.judged_weight
+        )
+        return [self._taught(example, documents) for example in examples]
+
+    def _documents(self, shard: int) -> list[dict[str, Any]]:
+        columns = ["row_id", "doc_id", "docid", *(["identifiers"] if self._config.docids.has_shared else [])]
+        rows: list[dict[str, Any]] = storage.read_parquet(self.index.shard("docids", shard), columns).to_pylist()
+        return rows
+
+    def _taught(self, example: Example, documents: dict[int, dict[str, Any]]) -> TextExample:
+        """Returns what a query teaches of its documents, the same in every run."""
+        relevant = []
+        for row_id, grade in example.relevant:
+            document = documents[row_id]
+            shared = [Identifier(**identifier) for identifier in document.get("identifiers") or ()]
+            draw = random.Random(seed_of(self._config.seed, "answers", document["doc_id"], example.query))
+            taught = self._scheme.teach(example.query, document["docid"], shared, draw)
+            weight = example.weight * grade
+            relevant.append(Relevant(grade, [(text, weight * probability) for text, probability in taught]))
+        return TextExample(example.instruction, example.query, relevant)
 
     def choices(self, tokenizer: Any) -> Choices:
         """Returns what the index's trie leaves open. Raises UserError if there is none, or one made otherwise."""
         self.index.require("trie")
         trie = DocidTrie.load(cache.local_folder(self.index.path("trie")))
-        if trie.extra.get("tokenizer") != tokenizer_hash(resolve_model(self.base)):
+        if trie.extra.get("tokenizer") != self._written.hash():
             raise UserError(
                 f"the trie of '{self.index.uri}' was made with another tokenizer than that of retriever.model; "
                 "run again with --rebuild trie"
             )
-        wanted, built = self._config.docids.unit, trie.extra.get("unit", "docid")  # before there were words
-        if built != wanted:
-            raise UserError(
-                f"the trie of '{self.index.uri}' was made with docids.unit = {built}, the configuration says {wanted}; "
-                "run again with --rebuild trie"
-            )
-        return Choices(trie, chat_format(tokenizer, self._config).end_token_id)
+        return Choices(trie, self._written.chat().end_token_id)
 
     def write_settings(self, folder: Path) -> None:
         """Writes what a search needs to know to prompt the model as it was trained."""
         settings = {
             "instruction": self._config.instruction,
+            "codec": self._config.docids.codec,
             "max_instruction_tokens": self._config.training.max_instruction_tokens,
             "max_query_tokens": self._config.training.max_query_tokens,
         }
         (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def chat_format(tokenizer: Any, config: Config) -> ChatFormat:
-    """Returns the chat format of a tokenizer under the configured limits."""
-    training = config.training
-    return ChatFormat.of(
-        tokenizer, max_instruction_tokens=training.max_instruction_tokens, max_query_tokens=training.max_query_tokens
-    )

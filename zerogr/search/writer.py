@@ -1,0 +1,72 @@
+"""The writer: a retriever's model, how it is prompted, and the trie of all that it may write."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, Self
+
+import numpy as np
+
+from zerogr.decoding import Decoded, decode_batch
+from zerogr.decoding.trace import Step, trace_batch
+from zerogr.llm.chat import ChatFormat
+from zerogr.ranking.ranker import Filter, Leaves
+
+Prompt = tuple[list[int], list[int]]
+"""What queries of one instruction have in common, and the rest."""
+
+
+class Writer:
+    """Writes identifiers for queries."""
+
+    def __init__(self, model: Any, chat: ChatFormat, trie: Any) -> None:
+        """`model` is a causal LM in eval mode. Raises UserError if tree decoding does not support its architecture."""
+        from zerogr.decoding.language_model import TreeModel
+
+        self.model, self.chat, self.trie = TreeModel(model), chat, trie
+
+    def restricted(self, identifiers: Filter) -> Self:
+        """Returns a writer of some identifiers, which shares the model with this one."""
+        restricted = copy.copy(self)
+        restricted.trie = self.trie.filter(allow=identifiers.allow, deny=identifiers.deny)
+        return restricted
+
+    def write(self, prompts: Sequence[Prompt], num_leaves: int, options: dict[str, Any]) -> list[Leaves]:
+        """Returns what is written for each query, by one strategy for all of them; `options` are those of `decode`."""
+        if not num_leaves:
+            return [Leaves(np.empty(0, np.int64), np.empty(0), str)] * len(prompts)
+        scorer = self.model.start(prompts)
+        decoded = decode_batch(scorer, self.trie, num_leaves, eos_token_id=self.chat.end_token_id, **options)
+        return [
+            Leaves(
+                np.array([each.row for each in found], dtype=np.int64),
+                np.array([each.score for each in found], dtype=np.float64),
+                partial(self._text_of, found),
+            )
+            for found in decoded
+        ]
+
+    def score(self, prompts: Sequence[Prompt], docids: Sequence[Sequence[str]]) -> list[list[list[Step]]]:
+        """Returns what the model thinks of some docids of each query, token by token."""
+        tokens = [[self.chat.docid(docid) for docid in of_query] for of_query in docids]
+        return trace_batch(self.model.start(prompts), self.trie, tokens, eos_token_id=self.chat.end_token_id)
+
+    def batches(
+        self, queries: Sequence[str], instructions: Sequence[str], size: int
+    ) -> Iterator[tuple[slice, list[Prompt]]]:
+        """Yields so many queries at a time: which they are, and the prompt of each."""
+        prompts = [
+            (self.chat.prefix(instruction), self.chat.query(query))
+            for query, instruction in zip(queries, instructions, strict=True)
+        ]
+        for begin in range(0, len(prompts), size):
+            yield slice(begin, begin + size), prompts[begin : begin + size]
+
+    def token_text(self, token: int) -> str:
+        """Returns a token as text; the one that ends a docid is `<end>`."""
+        return "<end>" if token == self.chat.end_token_id else str(self.chat.tokenizer.decode([token]))
+
+    def _text_of(self, found: Sequence[Decoded], leaf: int) -> str:
+        return self.chat.codec.decode(found[leaf].tokens)
