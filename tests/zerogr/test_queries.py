@@ -14,7 +14,7 @@ from zerogr.llm import prompts
 from zerogr.llm.engines.engine import Generation, Prompt, Sampling
 from zerogr.llm.engines.fake import FakeEngine
 from zerogr.queries.pseudo import MAX_QUERY_WORDS, judge_queries
-from zerogr.queries.spans import KEYWORD_SET, SPAN_WORDS, make_spans
+from zerogr.queries.spans import KEYWORD_SET, make_spans
 from zerogr.queries.stage import QueryWriter, queries_counts, queries_inputs
 from zerogr.store import storage
 from zerogr.text.terms import DocumentFrequency
@@ -128,13 +128,13 @@ class TestSpans:
         assert first != other
 
     def test_are_title_passages_and_keyword_sets(self, frequency: DocumentFrequency) -> None:
-        spans = make_spans(TITLE, TEXT, frequency, 12, 0)
+        spans = make_spans(TITLE, TEXT, frequency, 12, 0, span_words=(3, 9))
         assert len(spans) == len(set(spans)) == 12
         assert spans[0] == TITLE
         passages = [span for span in spans[1:] if span in TEXT]
         sets = [span.split() for span in spans[1:] if span not in TEXT]
         assert len(passages) > 2 and len(sets) > 2
-        assert all(SPAN_WORDS[0] <= len(span.split()) <= SPAN_WORDS[1] for span in passages)
+        assert all(3 <= len(span.split()) <= 9 for span in passages)
         own = {word for word in words(TEXT) if is_topical(word)}
         for terms in sets:
             assert KEYWORD_SET[0] <= len(terms) <= KEYWORD_SET[1]

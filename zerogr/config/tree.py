@@ -46,6 +46,12 @@ class QueriesConfig(GenerationConfig):
         le=256,
         description="Different passages and keyword sets of the document, used as queries; 12 to 16 with a larger LM.",
     )
+    span_words: list[int] = Field(
+        default_factory=lambda: [6, 24],
+        min_length=2,
+        max_length=2,
+        description="Shortest and longest passage, in words; shorter ones are learnt faster.",
+    )
     on_topic: bool = Field(
         True,
         description="Keep only queries that share words with their document: a small model strays. Off for models of 1B and "
@@ -53,6 +59,12 @@ class QueriesConfig(GenerationConfig):
     )
     temperature: float = Field(0.7, ge=0, le=2, description="Sampling temperature; 1.0 for models of 1B and more.")
     max_tokens: int = Field(32, ge=4, le=256, description="Tokens per pseudo-query.")
+
+    @model_validator(mode="after")
+    def _span_words(self) -> QueriesConfig:
+        if not 1 <= self.span_words[0] <= self.span_words[1]:
+            raise ValueError(f"span_words is {self.span_words}; it must be the fewest and the most words, 1 or more")
+        return self
 
 
 class RetrieverConfig(Section):

@@ -7,18 +7,22 @@ poor.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from zerogr.text.terms import DocumentFrequency, Term, rank_terms
 from zerogr.text.words import stretches, words
 
-SPAN_WORDS = (6, 24)
-"""Shortest and longest passage, in words."""
 KEYWORD_SET = (2, 6)
 """Fewest and most terms of a keyword set."""
 
 
-def make_spans(title: str, text: str, frequency: DocumentFrequency, count: int, seed: int) -> list[str]:
-    """Returns at most `count` distinct queries made of the document itself: the title, passages and keyword sets in turn."""
+def make_spans(
+    title: str, text: str, frequency: DocumentFrequency, count: int, seed: int, *, span_words: Sequence[int] = (6, 24)
+) -> list[str]:
+    """Returns at most `count` distinct queries made of the document itself: the title, passages and keyword sets in turn.
+
+    A passage has `span_words` words, from and to.
+    """
     draw = random.Random(seed)
     tokens = list(stretches(text))
     ranked = rank_terms(title, text, frequency)[:24]
@@ -27,7 +31,7 @@ def make_spans(title: str, text: str, frequency: DocumentFrequency, count: int, 
         if len(spans) >= count:
             break
         if attempt % 2 == 0 and tokens:
-            size = min(draw.randint(*SPAN_WORDS), len(tokens))
+            size = min(draw.randint(*span_words), len(tokens))
             start = draw.randint(0, len(tokens) - size)
             span = " ".join("".join(tokens[start : start + size]).split())
         elif ranked:

@@ -40,7 +40,7 @@ def queries_inputs(config: Config, index: Index) -> dict[str, Any]:
         "instruction": config.instruction,
         "version": VERSION,
     }
-    keys = {"num_spans_per_document", "num_queries_per_document", "instructions"}
+    keys = {"num_spans_per_document", "span_words", "num_queries_per_document", "instructions"}
     if queries.num_queries_per_document:
         keys = set(type(queries).model_fields) - {"model"}
         inputs |= {"queries.prompt": prompts.QUERY_USER + prompts.QUERY_PREFILL, **model_inputs("queries", queries)}
@@ -74,13 +74,16 @@ class QueryWriter:
         instruction = instruction_of(config, document)
         if not isinstance(instruction, str):
             return Rejection("invalid_instruction", f"its metadata's instruction is {instruction!r}, which is no text")
-        queries, dropped = judge_queries(generation.texts, title, text, on_topic=config.queries.on_topic)
+        settings = config.queries
+        queries, dropped = judge_queries(generation.texts, title, text, on_topic=settings.on_topic)
         return {
             "row_id": document["row_id"],
             "doc_id": document["doc_id"],
             "instruction": instruction,
             "queries": queries,
-            "spans": make_spans(title, text, self._frequency, config.queries.num_spans_per_document, seed),
+            "spans": make_spans(
+                title, text, self._frequency, settings.num_spans_per_document, seed, span_words=settings.span_words
+            ),
             "dropped": [reason for reason, _ in dropped],  # counted, not kept
         }
 
