@@ -119,12 +119,8 @@ class Scheme(Protocol):
         """Returns what a query about a document teaches the retriever to write, with probabilities that add up to 1."""
 
 
-class WordScheme:
-    """What schemes have in common whose docids are words, separated by single spaces."""
-
-    def __init__(self, settings: Any, context: Context) -> None:
-        self.settings, self.context = settings, context
-        self.max_words: int = settings.max_words
+class DocidScheme:
+    """What schemes have in common that give docids and nothing to share: each does what `Scheme` says, unless it says more."""
 
     @classmethod
     def inputs(cls, settings: Any) -> dict[str, Any]:
@@ -134,17 +130,6 @@ class WordScheme:
     @classmethod
     def fit(cls, settings: Any, context: Context, folder: Path) -> None:
         """Makes nothing."""
-
-    def tell_apart(self, docid: str, own: Sequence[str], rival: Collection[str]) -> Iterator[str]:
-        """Yields the docid with one more word of the document, or with that for its last, words that the rival lacks first."""
-        words = docid.split(" ")
-        spare = [word for word in own if word not in words]
-        for word in sorted(spare, key=lambda word: word in rival):
-            yield " ".join([*words[: self.max_words - 1], word])
-
-    def numbered(self, docid: str, number: int) -> str:
-        """Returns the docid with the number for its last word."""
-        return " ".join([*docid.split(" ")[: self.max_words - 1], str(number)])
 
     @staticmethod
     def fold(text: str) -> str:
@@ -156,6 +141,25 @@ class WordScheme:
     ) -> list[tuple[str, float]]:
         """Returns the docid."""
         return [(docid, 1.0)]
+
+
+class WordScheme(DocidScheme):
+    """What schemes have in common whose docids are words, separated by single spaces."""
+
+    def __init__(self, settings: Any, context: Context) -> None:
+        self.settings, self.context = settings, context
+        self.max_words: int = settings.max_words
+
+    def tell_apart(self, docid: str, own: Sequence[str], rival: Collection[str]) -> Iterator[str]:
+        """Yields the docid with one more word of the document, or with that for its last, words that the rival lacks first."""
+        words = docid.split(" ")
+        spare = [word for word in own if word not in words]
+        for word in sorted(spare, key=lambda word: word in rival):
+            yield " ".join([*words[: self.max_words - 1], word])
+
+    def numbered(self, docid: str, number: int) -> str:
+        """Returns the docid with the number for its last word."""
+        return " ".join([*docid.split(" ")[: self.max_words - 1], str(number)])
 
 
 def scheme_class(settings: SchemeSettings) -> Any:

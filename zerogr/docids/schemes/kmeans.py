@@ -8,7 +8,6 @@ centroids, so that a new one needs no new tree. Documents that end in the same l
 
 from __future__ import annotations
 
-import random
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from pydantic import Field
 
 from zerogr.config.base import EncoderConfig, SchemeSettings
 from zerogr.docids.embeddings import all_vectors
-from zerogr.docids.scheme import Context, Identifier, Proposal
+from zerogr.docids.scheme import Context, DocidScheme, Proposal
 from zerogr.errors import UserError
 from zerogr.llm.generation import Rejection
 from zerogr.store.arrays import load_arrays, save_arrays
@@ -42,7 +41,7 @@ class KmeansSettings(SchemeSettings, EncoderConfig):
     sample_size: int = Field(500_000, ge=1, description="Most documents that the tree is made from, drawn evenly.")
 
 
-class Kmeans:
+class Kmeans(DocidScheme):
     """See the module."""
 
     Settings = KmeansSettings
@@ -51,11 +50,6 @@ class Kmeans:
         arrays, _ = load_arrays(context.fitted, _ARRAYS, "tree of clusters")
         self._centroids = arrays["centroids"]  # float32 [nodes, dimensions]; the root, node 0, has zeros
         self._first_child = arrays["first_child"]  # int64 [nodes + 1]; children are neighbours
-
-    @classmethod
-    def inputs(cls, settings: KmeansSettings) -> dict[str, Any]:
-        """Returns nothing: the vectors are a stage of their own."""
-        return {}
 
     @classmethod
     def fit(cls, settings: KmeansSettings, context: Context, folder: Path) -> None:
@@ -98,17 +92,6 @@ class Kmeans:
     def numbered(self, docid: str, number: int) -> str:
         """Returns the path with the number behind it."""
         return f"{docid} {number}"
-
-    @staticmethod
-    def fold(text: str) -> str:
-        """Returns the text itself."""
-        return text
-
-    def teach(
-        self, query: str, docid: str, shared: Sequence[Identifier], draw: random.Random
-    ) -> list[tuple[str, float]]:
-        """Returns the docid."""
-        return [(docid, 1.0)]
 
 
 def _split(vectors: np.ndarray, settings: KmeansSettings, seed: int) -> tuple[np.ndarray, np.ndarray] | None:
