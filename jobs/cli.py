@@ -27,6 +27,7 @@ COMMANDS = {
     "evaluate": "jobs.evaluate",
     "serve": "serve.run",
     "config": "jobs.config",
+    "doctor": "jobs.doctor",
 }
 """Command -> the module whose `command` does it."""
 

@@ -6,13 +6,17 @@ import contextlib
 import logging
 import os
 import sys
+import tempfile
 import textwrap
 from collections.abc import Iterator
 
 from jobs.termination import fault_on_sigterm
+from zerogr.network import check_ray_address
 
 logger = logging.getLogger(__name__)
 
+LONGEST_TEMP_DIR = 25
+"""Characters. Ray puts sockets deep below it, and a socket's path may have 107."""
 LOCAL_OBJECT_STORE_BYTES = 300 * 2**20
 """Only shard numbers and counts pass through Ray; documents go from storage to worker and back to storage."""
 
@@ -28,12 +32,15 @@ def ray_session() -> Iterator[None]:
     # Workers run the hook before they know the driver's import path: sent by reference, it would only be found where this
     # package is installed, and elsewhere every worker would die and be started again, for ever.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    if os.environ.get("RAY_ADDRESS"):
+    if address := os.environ.get("RAY_ADDRESS"):
+        check_ray_address(address)
         ray.init(logging_level=logging.WARNING, runtime_env={"worker_process_setup_hook": prepare_worker})
-        logger.info("joined the Ray cluster at %s", os.environ["RAY_ADDRESS"])
+        logger.info("joined the Ray cluster at %s", address)
     else:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a loopback cluster of our own; a real one keeps its token
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        if len(tempfile.gettempdir()) > LONGEST_TEMP_DIR:
+            os.environ.setdefault("RAY_TMPDIR", "/tmp")
         # Logical CPUs: every stage's actor, Ray Data's own tasks and the trainer's controller want one; a machine with two
         # cores would wait for ever for a third.
         ray.init(

@@ -7,6 +7,7 @@ Results go to standard output, everything else to standard error. Exit status: 0
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -50,6 +51,9 @@ def run_module(name: str, command: Command) -> None:
 
 
 def _set_up_logging(verbose: bool) -> None:
+    for stream in (sys.stdout, sys.stderr):  # a terminal that is not UTF-8 gets escapes for what it cannot show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     if not verbose:
         for name in ("ray", "httpx", "bm25s", "aiobotocore", "transformers", "ray.data", "ray.serve"):

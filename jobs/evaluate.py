@@ -18,7 +18,7 @@ from zerogr.evaluation.compare import compare_systems
 from zerogr.evaluation.comparison import Comparison
 from zerogr.evaluation.publish import publish
 from zerogr.evaluation.report.report import provenance_of
-from zerogr.evaluation.runs import read_runs
+from zerogr.evaluation.runs import check_runs, read_runs
 from zerogr.evaluation.systems import StrategySpec
 from zerogr.index.index import Index, StageRecord
 from zerogr.index.stage import EVALUATION
@@ -79,6 +79,7 @@ def _build(config: Config, index: Index) -> dict[str, Any]:
         split=evaluation.split,
         positions=evaluation.positions,
         k=evaluation.k,
+        exclude_query_id=evaluation.exclude_query_id,
         strategies=list(evaluation.strategies),
         baselines=list(evaluation.baselines),
         out=index.path("evaluation", dataset_name(evaluation.dataset)),
@@ -99,6 +100,7 @@ def evaluate(
     run_files: Sequence[str] = (),
     out: str | None,
     seed: int = 0,
+    exclude_query_id: bool = False,
     device: str | None = None,
 ) -> Comparison:
     """Returns the comparison and, if `out` is given, writes the runs and what is to be known about them there.
@@ -120,16 +122,19 @@ def evaluate(
     collection = Collection.load(dataset, split).at(positions)
     retriever = Retriever.load(index_uri, device=device)
     doc_ids = retriever.doc_ids()
+    collection = collection.restricted_to(doc_ids)
+    check_runs(foreign, collection.queries, doc_ids)
     comparison = compare_systems(
         Index(index_uri),
         retriever,
-        collection.restricted_to(doc_ids),
+        collection,
         doc_ids=doc_ids,
         strategies=list({spec.system: spec for spec in specs}.values()),
         baselines=list(dict.fromkeys(baselines)),
         foreign=foreign,
         k=k,
         seed=seed,
+        exclude_query_id=exclude_query_id,
     )
     if out is not None:
         made_of = provenance_of(Index(index_uri), dataset=dataset, split=split, positions=positions, k=k, seed=seed)
@@ -154,6 +159,7 @@ def command(options: argparse.Namespace) -> None:
         baselines=["bm25"] if options.baseline is None else options.baseline,
         run_files=options.runs,
         seed=options.seed,
+        exclude_query_id=options.exclude_query_id,
         out=options.out,
     )
     if options.json:

@@ -6,7 +6,7 @@ import argparse
 import json
 
 from jobs.command import run_module
-from jobs.search import how_to_decode
+from jobs.search import check_query, how_to_decode
 from jobs.tables import print_explanation
 from zerogr.evaluation.explain import explain
 from zerogr.index.index import Index
@@ -15,6 +15,7 @@ from zerogr.retriever import Retriever
 
 def command(options: argparse.Namespace) -> None:
     """Prints the explanation."""
+    check_query(options.query)
     how = how_to_decode(options)
     retriever = Retriever.load(options.index)
     explanation = explain(

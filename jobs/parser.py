@@ -79,6 +79,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands = Commands(parser.add_subparsers(dest="command", metavar="COMMAND"))
     _add_stages(commands)
     _add_experiments(commands)
+    sub = commands.add("doctor", "look for what would stop a run, in seconds and before it starts", as_json=True)
+    sub.add_argument("config", metavar="CONFIG", nargs="?", help=f"{POSITIONAL['config']}; the default without it")
+    add_set(sub)
     commands.add("status", "show the stages of an index, their counts and fingerprints", "index", as_json=True)
     _add_queries(commands)
     _add_evaluate(commands)
@@ -110,10 +113,7 @@ class Commands:
         for argument in positional:
             sub.add_argument(argument, metavar=argument.upper(), help=POSITIONAL.get(argument))
         if "config" in positional:
-            sub.add_argument(
-                "--set", action="append", default=[], metavar="KEY.SUB=VALUE",
-                help="override one key; may be given several times",
-            )  # fmt: skip
+            add_set(sub)
         if as_json:
             sub.add_argument("--json", action="store_true", help="print one JSON document")
         return sub
@@ -130,6 +130,17 @@ class Commands:
             help=f"forget a stage and all that was made from it, then run ({', '.join(names)})",
         )  # fmt: skip
         return sub
+
+
+def add_set(sub: argparse.ArgumentParser) -> None:
+    """Adds `--set`; whoever has it is given the validated configuration."""
+    sub.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY.SUB=VALUE",
+        help="override one key; may be given several times",
+    )
 
 
 def _add_stages(commands: Commands) -> None:
@@ -198,6 +209,10 @@ def _add_evaluate(commands: Commands) -> None:
         help="of the queries in their file: choose settings on even ones, report on odd ones (default: all)",
     )  # fmt: skip
     sub.add_argument("--k", type=_positive, default=100, help="documents per query (default: 100)")
+    sub.add_argument(
+        "--exclude-query-id", action="store_true",
+        help="leave the document with the query's own id out of every answer, where queries are documents (ArguAna, Quora)",
+    )  # fmt: skip
     sub.add_argument(
         "--strategy", nargs="+", action="extend", metavar="NAME[:OPTION=VALUE,...]",
         help=f"{', '.join(STRATEGY_NAMES)}, with options such as beam:beam_width=200,normalise=vocabulary "

@@ -12,6 +12,8 @@ from typing import Any
 from jobs.command import run_module
 from jobs.tables import print_hits
 from zerogr.config.tree import DecodingConfig
+from zerogr.corpus.rows import is_utf8
+from zerogr.errors import UserError
 from zerogr.evaluation.systems import StrategySpec
 from zerogr.retriever import Retriever
 
@@ -26,8 +28,17 @@ def how_to_decode(options: argparse.Namespace) -> dict[str, Any]:
     return how
 
 
+def check_query(query: str) -> None:
+    """Raises UserError for a query that nothing could answer."""
+    if not query.strip():
+        raise UserError("the query is empty; give a few words")
+    if not is_utf8(query):
+        raise UserError(f"the query {query!r} is not UTF-8; check the terminal's encoding (LANG, PYTHONUTF8=1)")
+
+
 def command(options: argparse.Namespace) -> None:
     """Prints the hits."""
+    check_query(options.query)
     how = how_to_decode(options)
     retriever = Retriever.load(options.index)
     start = time.monotonic()

@@ -83,6 +83,8 @@ def _build(config: Config, index: Index, *, recipe: str) -> dict[str, Any]:
         try:
             with fault_on_sigterm(partial(_wait_for_checkpoint, index.path(folder))):
                 trainer.fit()
+        except SystemExit:  # Ray Train's own answer to Ctrl-C, which says nothing
+            raise KeyboardInterrupt from None
         except TrainingFailedError as error:
             if not storage.exists(outcome_file):
                 logger.error("training failed", exc_info=error)

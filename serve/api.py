@@ -112,11 +112,11 @@ def create_api(backend: SearchBackend) -> FastAPI:
     async def show_page() -> Response:
         return HTMLResponse(page, headers=page_headers)
 
-    @api.get("/healthz")
+    @api.api_route("/healthz", methods=["GET", "HEAD"])
     async def healthz() -> Response:
         return JSONResponse({"status": "alive"})
 
-    @api.get("/readyz")
+    @api.api_route("/readyz", methods=["GET", "HEAD"])
     async def readyz() -> Response:
         try:
             ready = await backend.is_ready()

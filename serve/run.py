@@ -30,6 +30,7 @@ from pydantic import ValidationError
 from serve.app import LoadedRetriever, ServeArguments, application, load_retriever
 from zerogr.errors import UserError
 from zerogr.index.index import Index
+from zerogr.network import check_ray_address
 from zerogr.store import storage
 
 logger = logging.getLogger(__name__)
@@ -197,6 +198,7 @@ def _join_ray(
         return False
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address != "local":
+        check_ray_address(address)
         ray.init(address=address)
         cleanup.callback(ray.shutdown)
         return False
@@ -231,10 +233,13 @@ def _url(host: str, port: int, route_prefix: str) -> str:
 def _wait_for_answer(url: str, timeout_s: float = 30) -> None:
     """Returns when the application answers under its URL; the proxies learn of a new application a little later."""
     probe = url.rstrip("/") + "/healthz"
+    direct = urllib.request.build_opener(
+        urllib.request.ProxyHandler({})
+    )  # an own address is not to be had from a proxy
     deadline = time.monotonic() + timeout_s
     while True:
         try:
-            with urllib.request.urlopen(probe, timeout=5) as response:
+            with direct.open(probe, timeout=5) as response:
                 if json.load(response) == {"status": "alive"}:
                     return
         except (OSError, ValueError) as error:

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("zerogr", "jobs", "serve")
 LAYERS = (
-    "errors seeds progress ragged plugins",
+    "errors seeds progress ragged plugins network",
     "config",
     "store",
     "index text",
@@ -22,7 +22,7 @@ LAYERS = (
     "training",
     "search",
     "retriever",
-    "evaluation",
+    "evaluation doctor",
 )
 """Rooms of `zerogr` from the bottom up: a room imports from its own layer and from those below."""
 

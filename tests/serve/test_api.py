@@ -192,7 +192,7 @@ class TestApi:
     def test_probes(self, call: Callable[..., httpx.Response], backend: Backend) -> None:
         assert call("GET", "/readyz").json() == {"status": "ready"}
         backend.ready = False
-        assert call("GET", "/healthz").status_code == 200
+        assert call("GET", "/healthz").status_code == call("HEAD", "/healthz").status_code == 200
         response = call("GET", "/readyz")
         assert (response.status_code, response.json()) == (503, {"error": "no model is loaded yet; try again soon"})
 

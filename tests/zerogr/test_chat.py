@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from tests.examples import asked, example, targets
+from zerogr.errors import UserError
 from zerogr.llm.chat import ChatFormat
 from zerogr.llm.models import load_tokenizer
 from zerogr.training.examples import Examples
@@ -120,7 +121,7 @@ class TestFormats:
         assert tokenizer.bos_token_id not in chat.docids(["keel", "mast"])[0]
 
     def test_no_token_to_end_with(self) -> None:
-        with pytest.raises(ValueError, match="no end-of-sequence token"):
+        with pytest.raises(UserError, match="no end-of-sequence token"):
             ChatFormat.of(byte_tokenizer([], eos=None))
 
 

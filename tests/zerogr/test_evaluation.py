@@ -112,7 +112,7 @@ class TestCollection:
         ("line", "message"),
         [
             ("{", r"queries\.jsonl:2 cannot be read: Expecting property name .* at column 2; mend that line"),
-            ('{"id": "q1", "text": "x"}', r'queries\.jsonl:2 must be an object with the strings "_id" and "text"'),
+            ('{"id": "q1", "text": "x"}', r'queries\.jsonl:2: "_id" must be a string or an integer, not None'),
             ('{"_id": "q1", "text": " "}', r"queries\.jsonl:2: the text of the judged query 'q1' is empty"),
             ('{"_id": "q2", "text": "x"}', r"queries\.jsonl:2 repeats the query id 'q2'"),
             (

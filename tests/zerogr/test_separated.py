@@ -65,7 +65,7 @@ class TestRows:
         assert read(source) == [
             Document("a", "", "x", "table"),
             Document("b", "", "x", "code", {"year": 1936, "kind": "code"}),
-            Document("c", "", "x", "text"),
+            Document("c", "", "x", "text", {"metadata": "not JSON"}),
         ]
 
 
@@ -136,7 +136,8 @@ class TestFaultsOfTheFile:
     def test_no_header(self, tmp_path: Path) -> None:
         for content in ("", "\n\n"):
             source = write(tmp_path / "c.csv", content)
-            assert refused(source) == f"'{source}' has no header (it is empty); its first row must name the columns"
+            fault = "its first row must name the columns, or set corpus.column_names"
+            assert refused(source) == f"'{source}' has no header (it is empty); {fault}"
 
     def test_utf16(self, tmp_path: Path) -> None:
         """Excel calls it "Unicode text"."""
@@ -156,9 +157,9 @@ class TestFaultsOfTheFile:
     def test_judgements_beside_the_documents_are_no_corpus(self, tmp_path: Path) -> None:
         (tmp_path / "qrels").mkdir()
         write(tmp_path / "qrels" / "test.tsv", "query-id\tcorpus-id\tscore\nq\ta\t1\n")
-        write(tmp_path / "documents.jsonl", '{"_id": "a", "text": "x"}\n')
-        assert detect_format(CorpusConfig(source=str(tmp_path))) == "jsonl"
         assert (
             refused(str(tmp_path), format="csv")
             == f"corpus.source '{tmp_path}' has no csv file to read; check the path"
         )
+        write(tmp_path / "documents.jsonl", '{"_id": "a", "text": "x"}\n')
+        assert detect_format(CorpusConfig(source=str(tmp_path))) == "jsonl"

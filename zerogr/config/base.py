@@ -45,7 +45,25 @@ class SourceConfig(Section):
         "_id", description="Column (JSON key) of the document's own key; MAIR's `id` and `doc` are known."
     )
     title_column: str = Field("title", description="Column of the title; a corpus without it is read as untitled.")
-    text_column: str = Field("text", description="Column of the body; a list of lists is read as the rows of a table.")
+    text_column: str = Field(
+        "text",
+        description="Column of the body; a list of lists is read as the rows of a table, a list of texts as its lines.",
+    )
+    text_columns: list[str] = Field(
+        default_factory=list,
+        description="Columns that make the body together, one under the other, instead of text_column.",
+    )
+    separator: Literal["auto", ",", "\t", ";", "|"] = Field(
+        "auto", description="Between the cells of CSV files; auto looks at the header, and takes tabs in .tsv files."
+    )
+    quoting: Literal["auto", "standard", "none"] = Field(
+        "auto",
+        description="Whether '\"' quotes cells of CSV and TSV files or is a character like others; auto looks at the file.",
+    )
+    column_names: list[str] | None = Field(
+        None,
+        description="Names of the columns of CSV and TSV files without a header, in order; null = the first row is it.",
+    )
     kind: Literal["auto", "text", "table", "code"] = Field(
         "auto", description="Kind of every document; auto asks the row, then its look."
     )

@@ -29,6 +29,11 @@ class EvaluationConfig(Section):
         "all", description="Queries at these positions of their file: choose settings on even ones, report on odd ones."
     )
     k: int = Field(100, ge=1, le=10_000, description="Documents per query.")
+    exclude_query_id: bool = Field(
+        False,
+        description="Leave the document with the query's own id out of every answer, as BEIR does where queries are documents: "
+        "ArguAna, Quora.",
+    )
     strategies: list[Annotated[str, AfterValidator(_known_strategy)]] = Field(
         default_factory=lambda: ["beam", "reverse_annealing"],
         min_length=1,

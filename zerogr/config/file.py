@@ -23,6 +23,22 @@ _OWNED = {"docids": SCHEME, "ranking": RANKER, "training.loss": LOSS}
 _SECTIONS = {name for name in Config.model_fields if isinstance(getattr(Config(), name), Section)}
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice; YAML's own reader takes the last one, silently."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Returns the mapping of a node."""
+        seen: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            if key in seen:
+                raise yaml.YAMLError(
+                    f"the key '{key}' stands in line {seen[key]} and again in line {line}; leave one out"
+                )
+            seen[key] = line
+        return super().construct_mapping(node, deep)
+
+
 def load_config(path: str | None, overrides: list[str] | None = None) -> Config:
     """Returns the validated configuration of a YAML file with `key.sub=value` overrides on top.
 
@@ -32,7 +48,7 @@ def load_config(path: str | None, overrides: list[str] | None = None) -> Config:
     tree: Any = {}
     if path is not None:
         try:
-            tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+            tree = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader) or {}  # noqa: S506 (a SafeLoader)
         except FileNotFoundError:
             raise UserError(
                 f"there is no config file '{path}'; `zerogr config > {path}` writes a documented one"
@@ -119,8 +135,9 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         ) from None
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", text.strip()):
         value = float(value)  # YAML 1.1 reads 1e-4, which has no dot, as a string
-    if isinstance(value, dict) and not text.lstrip().startswith("{"):
-        value = text.strip()  # YAML reads `pystdlib:` and `Find: it` as mappings
+    is_flow = text.lstrip().startswith(("{", "[", "'", '"'))
+    if not is_flow and (isinstance(value, dict) or "#" in text):
+        value = text.strip()  # YAML reads `pystdlib:` and `Find: it` as mappings, and takes ` #1` for a comment
     set_key(tree, key.strip(), value, f"--set {override}")
 
 

@@ -30,19 +30,21 @@ def read_judged(uri: str, split: str) -> tuple[dict[str, Query], Qrels]:
     filesystem, root = storage.filesystem(uri)
     if not filesystem.isdir(root):
         raise UserError(f"there is no folder '{uri}'; {_ASKED_FOR}")
-    if not filesystem.isfile(f"{root}/queries.jsonl"):
+    queries_file = _first_of(filesystem, root, "queries.jsonl", "queries.jsonl.gz")
+    if queries_file is None:
         parts = ", ".join(_names(filesystem, f"{root}/*_queries.jsonl*"))
         raise UserError(
             f"'{uri}' holds no queries.jsonl; {_ASKED_FOR}{f', or one of its files, {parts}' if parts else ''}"
         )
-    if not filesystem.isfile(f"{root}/qrels/{split}.tsv"):
-        splits = [name.removesuffix(".tsv") for name in _names(filesystem, f"{root}/qrels/*.tsv")]
+    qrels_file = _first_of(filesystem, root, f"qrels/{split}.tsv", f"qrels/{split}.tsv.gz")
+    if qrels_file is None:
+        splits = [re.sub(r"\.tsv(\.gz)?$", "", name) for name in _names(filesystem, f"{root}/qrels/*.tsv*")]
         raise UserError(f"'{uri}' holds no split '{split}'; the splits that exist: {', '.join(splits) or 'none'}")
 
-    qrels = _read_qrels(uri, split)
+    qrels = _read_qrels(storage.join(uri, qrels_file))
     if not qrels:
-        raise UserError(f"qrels/{split}.tsv of '{uri}' holds no judgement; give a split with at least one")
-    queries = _read_queries(uri, qrels.keys())
+        raise UserError(f"{qrels_file} of '{uri}' holds no judgement; give a split with at least one")
+    queries = _read_queries(storage.join(uri, queries_file), qrels.keys())
     missing = [query_id for query_id in qrels if query_id not in queries]
     if missing:
         raise UserError(
@@ -56,9 +58,13 @@ def _names(filesystem: fsspec.AbstractFileSystem, pattern: str) -> list[str]:
     return sorted(path.rsplit("/", 1)[-1] for path in filesystem.glob(pattern))
 
 
-def _read_qrels(uri: str, split: str) -> Qrels:
+def _first_of(filesystem: fsspec.AbstractFileSystem, root: str, *names: str) -> str | None:
+    return next((name for name in names if filesystem.isfile(f"{root}/{name}")), None)
+
+
+def _read_qrels(uri: str) -> Qrels:
     qrels: Qrels = {}
-    for index, (location, raw) in enumerate(lines(storage.join(uri, "qrels", f"{split}.tsv"))):
+    for index, (location, raw) in enumerate(lines(uri)):
         location = f"qrels/{location}"
         try:
             line = raw.decode().rstrip("\r\n")
@@ -66,7 +72,7 @@ def _read_qrels(uri: str, split: str) -> Qrels:
             raise UserError(f"{location} is not UTF-8 ({error.reason} at byte {error.start}); re-encode it") from error
         columns = line.split("\t")
         if index == 0:
-            if re.fullmatch(r"-?\d+", columns[-1]):
+            if re.fullmatch(r"-?\d+(\.0*)?", columns[-1]):
                 raise UserError(
                     f"{location} must be the header, tab-separated: query-id, corpus-id, score; not {line!r}"
                 )
@@ -76,21 +82,23 @@ def _read_qrels(uri: str, split: str) -> Qrels:
                 f"{location} must hold three tab-separated columns, query-id, corpus-id, score; not {line!r}"
             )
         query_id, doc_id, text = columns
-        try:
-            grade = int(text)
-        except ValueError:
-            raise UserError(f"{location}: the score must be a whole number, not {text!r}") from None
-        add_grade(qrels, location, query_id, doc_id, grade)
+        if not re.fullmatch(r"\s*[+-]?\d+(\.0*)?\s*", text):  # pandas writes whole numbers as 1.0
+            raise UserError(f"{location}: the score must be a whole number, not {text!r}")
+        add_grade(qrels, location, query_id, doc_id, int(text.partition(".")[0]))
     return qrels
 
 
 def _read_queries(uri: str, judged: Container[str]) -> dict[str, Query]:
     queries: dict[str, Query] = {}
-    for location, row in query_rows(storage.join(uri, "queries.jsonl")):
-        if not isinstance(row.get("_id"), str) or not isinstance(row.get("text"), str):
-            raise UserError(f'{location} must be an object with the strings "_id" and "text"')
-        if row["_id"] in judged:
-            add_query(queries, location, row["_id"], row["text"], _instruction(row))
+    for location, row in query_rows(uri):
+        key, text = row.get("_id"), row.get("text")
+        if not isinstance(key, str | int) or isinstance(key, bool):
+            raise UserError(f'{location}: "_id" must be a string or an integer, not {key!r}')
+        if (query_id := str(key)) not in judged:
+            continue
+        if not isinstance(text, str):
+            raise UserError(f'{location}: the "text" of the judged query {query_id!r} must be a string, not {text!r}')
+        add_query(queries, location, query_id, text, _instruction(row))
     return queries
 
 

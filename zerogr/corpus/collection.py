@@ -93,6 +93,11 @@ class Collection:
             UserError: No query is left.
         """
         qrels = {}
+        judged = [doc_id for grades in self.qrels.values() for doc_id in grades]
+        if num_unknown := sum(doc_id not in doc_ids for doc_id in judged):
+            logger.warning(
+                "%d of %d judgements are of documents that the index lacks; they do not count", num_unknown, len(judged)
+            )
         for query_id, grades in self.qrels.items():
             known = {doc_id: grade for doc_id, grade in grades.items() if doc_id in doc_ids}
             if any(grade > 0 for grade in known.values()):

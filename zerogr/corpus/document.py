@@ -32,6 +32,6 @@ class Rejected:
     """The key if the row had one, else its location in the source, such as `corpus.jsonl:17`."""
     reason: str
     """A short machine-readable word: `empty_doc_id`, `duplicate_doc_id`, `empty_document`, `invalid_utf8`, `too_large`,
-    `invalid_json`, `invalid_row`."""
+    `invalid_json`, `invalid_row`, `invalid_doc_id`."""
     detail: str = ""
     """One sentence for a person."""

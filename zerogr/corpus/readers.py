@@ -7,6 +7,8 @@ is one `UserError`.
 from __future__ import annotations
 
 import hashlib
+import itertools
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -25,9 +27,18 @@ from zerogr.errors import UserError
 from zerogr.store import hub, storage
 
 PYSTDLIB = "pystdlib:"
-_ENDINGS = {"jsonl": (".jsonl", ".jsonl.gz", ".ndjson"), "csv": separated.ENDINGS, "parquet": (".parquet",)}
+_ROWS_THAT_NAME_COLUMNS = 100
+"""Exporters leave out keys that are null, so that the first row of JSON Lines alone does not say which there are."""
+_ENDINGS = {
+    "jsonl": (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz"),
+    "csv": separated.ENDINGS,
+    "parquet": (".parquet",),
+}
+"""In lower case; a name may have them in upper case."""
 _FILES = {"beir": ("corpus.jsonl", "corpus.jsonl.gz"), "mair": ("docs.jsonl", "docs.jsonl.gz")}
 """Layouts with one corpus file, JSON Lines, whatever else is in the folder."""
+_HIDDEN = re.compile(r"/[_.]|^/qrels/")
+"""Files that are no rows: `_SUCCESS` and `_temporary/` of Spark, hidden ones, judgements."""
 
 
 def read_corpus(config: CorpusConfig) -> Iterator[Document | Rejected]:
@@ -60,10 +71,10 @@ def detect_format(config: CorpusConfig) -> str:
         raise UserError(
             f"corpus.source is '{source}'; the built-in corpus is written '{PYSTDLIB}', with nothing behind the colon"
         )
-    for kind, endings in _ENDINGS.items():
-        if source.endswith(endings):
-            return kind
     names = storage.list_files(source)
+    for kind in _ENDINGS:
+        if not names and _ends_as(kind, source):
+            return kind
     if any(name in names for name in _FILES["beir"]):
         return "beir"
     if any(name in names and mair.is_corpus(storage.join(source, name)) for name in _FILES["mair"]):
@@ -86,7 +97,11 @@ def detect_format(config: CorpusConfig) -> str:
 def _files_of(kind: str, names: dict[str, int]) -> list[str]:
     if kind in _FILES:
         return [name for name in names if name in _FILES[kind]]
-    return [name for name in names if name.endswith(_ENDINGS[kind]) and not name.startswith("qrels/")]
+    return [name for name, size in names.items() if _ends_as(kind, name) and size and not _HIDDEN.search(f"/{name}")]
+
+
+def _ends_as(kind: str, name: str) -> bool:
+    return name.lower().endswith(_ENDINGS[kind])
 
 
 def _refuse_several_corpora(source: str, names: list[str]) -> None:
@@ -112,10 +127,14 @@ def source_files(config: CorpusConfig) -> list[str]:
     """
     kind = detect_format(config)
     source = config.source
-    if source.endswith(_ENDINGS.get(kind, _ENDINGS["jsonl"])):
-        files = [source] if storage.exists(source) else []
+    names = storage.list_files(source)
+    if names:
+        chosen = _files_of(kind, names)
+        if not chosen and config.format in _ENDINGS:  # what the user says goes before endings
+            chosen = [name for name, size in names.items() if size and not _HIDDEN.search(f"/{name}")]
+        files = [storage.join(source, name) for name in chosen]
     else:
-        files = [storage.join(source, name) for name in _files_of(kind, storage.list_files(source))]
+        files = [source] if storage.exists(source) else []  # whatever its name ends with, if the format is given
     if not files:
         raise UserError(f"corpus.source '{source}' has no {kind} file to read; check the path")
     return files
@@ -143,13 +162,17 @@ def source_hash(config: CorpusConfig) -> str:
 
 
 def _read_json_lines(uri: str, config: CorpusConfig) -> Iterator[Document | Rejected]:
-    fitted = None
-    for location, row in json_rows(uri):
-        if isinstance(row, Rejected):
-            yield row
-            continue
-        fitted = fitted or with_columns_of(config, list(row), uri)
-        yield to_document(row, location, fitted)
+    rows = json_rows(uri)
+    first = list(itertools.islice(rows, _ROWS_THAT_NAME_COLUMNS))
+    if not first:
+        return
+    names = dict.fromkeys(name for _, row in first if isinstance(row, dict) for name in row)
+    if any(
+        isinstance(row, dict) for _, row in first
+    ):  # a row without a column leaves it out; a file without it lacks it
+        config = with_columns_of(config, list(names), uri)
+    for location, row in itertools.chain(first, rows):
+        yield row if isinstance(row, Rejected) else to_document(row, location, config)
 
 
 def _read_parquet(uri: str, config: CorpusConfig) -> Iterator[Document | Rejected]:
@@ -169,20 +192,21 @@ def _read_parquet(uri: str, config: CorpusConfig) -> Iterator[Document | Rejecte
 
 
 def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    # A string column may hold bytes that are no UTF-8: Arrow does not check. Such cells stay bytes, and are rejected later.
+    # Text may be stored as plain binary, and a string column may hold bytes that are no UTF-8: Arrow does not check. Cells that
+    # are no UTF-8 stay bytes, and are rejected later.
     columns = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
-            columns[name] = column.to_pylist()
+            cells = column.to_pylist()
         except UnicodeDecodeError:
-            as_bytes = column.cast(pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary())
-            columns[name] = [_decoded(cell) for cell in as_bytes.to_pylist()]
+            cells = column.cast(pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary()).to_pylist()
+        columns[name] = [_decoded(cell) if isinstance(cell, bytes) else cell for cell in cells]
     for i in range(batch.num_rows):
         yield {name: values[i] for name, values in columns.items()}
 
 
-def _decoded(cell: bytes | None) -> str | bytes | None:
+def _decoded(cell: bytes) -> str | bytes:
     try:
-        return None if cell is None else cell.decode()
+        return cell.decode()
     except UnicodeDecodeError:
         return cell

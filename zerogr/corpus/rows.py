@@ -5,8 +5,11 @@ Every format passes through `to_document`, so the same faults have the same outc
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
+import math
+import re
 from typing import Any
 
 from zerogr.config.tree import CorpusConfig
@@ -36,19 +39,22 @@ def with_columns_of(config: CorpusConfig, names: list[str], uri: str) -> CorpusC
 
     if config.doc_id_column not in names:
         raise missing("doc_id_column", config.doc_id_column)
-    if config.text_column not in names and config.title_column not in names:
+    for column in config.text_columns:
+        if column not in names:
+            raise missing("text_columns", column)
+    if config.text_column not in names and config.title_column not in names and not config.text_columns:
         raise missing("text_column", config.text_column)
     return config
 
 
 def columns_read(config: CorpusConfig) -> set[str]:
     """Returns the names of the columns that `to_document` looks at."""
-    return {config.doc_id_column, config.title_column, config.text_column, "metadata", "kind"}
+    return {config.doc_id_column, config.title_column, config.text_column, *config.text_columns, "metadata", "kind"}
 
 
 def to_document(row: dict[str, Any], location: str, config: CorpusConfig) -> Document | Rejected:
     """Returns the row's document, or why it is none. Bytes stand for text that is no UTF-8."""
-    key = row.get(config.doc_id_column)
+    key = _given(row.get(config.doc_id_column))
     if isinstance(key, bytes):
         return Rejected(location, "invalid_utf8", f"'{config.doc_id_column}' is not UTF-8")
     if isinstance(key, (dict, list, bool, float)):
@@ -60,9 +66,10 @@ def to_document(row: dict[str, Any], location: str, config: CorpusConfig) -> Doc
         return Rejected(location, "empty_doc_id", f"'{config.doc_id_column}' is empty")
     if not is_utf8(doc_id):
         return Rejected(location, "invalid_utf8", f"'{config.doc_id_column}' holds half of a surrogate pair")
-    title, text = row.get(config.title_column), row.get(config.text_column)
-    metadata = row.get("metadata")
-    metadata = metadata if isinstance(metadata, dict) else {}
+    if control := re.search(r"[\x00-\x1f\x7f]", doc_id):
+        return Rejected(doc_id, "invalid_doc_id", f"it holds the control character {control.group()!r}")
+    title, text = _given(row.get(config.title_column)), _body(row, config)
+    metadata = _metadata(row.get("metadata"))
     kind: str = config.kind
     if isinstance(text, list) and all(isinstance(cells, list) for cells in text):
         text, kind = serialise_table(text), "table" if kind == "auto" else kind
@@ -79,8 +86,6 @@ def to_document(row: dict[str, Any], location: str, config: CorpusConfig) -> Doc
         json.dumps(metadata, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return Rejected(doc_id, "invalid_utf8", "it holds half of a surrogate pair")
-    except TypeError as error:
-        return Rejected(doc_id, "invalid_row", f"'metadata' cannot be written as JSON: {error}")
     if num_bytes > config.max_document_bytes:
         limit = config.max_document_bytes
         return Rejected(
@@ -90,6 +95,47 @@ def to_document(row: dict[str, Any], location: str, config: CorpusConfig) -> Doc
         named = metadata.get("kind") or metadata.get("type") or row.get("kind")
         kind = named if named in KINDS else guess_kind(text)
     return Document(doc_id=doc_id, title=title, text=text, kind=kind, metadata=metadata)
+
+
+def _body(row: dict[str, Any], config: CorpusConfig) -> Any:
+    """Returns what is to be the text of a row: a cell, several, or the lines of a list."""
+    cells = [_given(row.get(column)) for column in config.text_columns or [config.text_column]]
+    lines = [
+        "\n".join(cell) if isinstance(cell, list) and cell and all(isinstance(line, str) for line in cell) else cell
+        for cell in cells
+    ]
+    if len(lines) == 1 or not all(isinstance(line, str | None) for line in lines):
+        return next((line for line in lines if not isinstance(line, str | None)), lines[0])
+    return "\n".join(line for line in lines if line)
+
+
+def _metadata(value: Any) -> dict[str, Any]:
+    """Returns metadata as a mapping that JSON can hold: text that is JSON is read, dates and other values become text."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(value)
+    if _given(value) is None or value == "":
+        return {}
+    plain = _plain(value)
+    return plain if isinstance(plain, dict) else {"metadata": plain}
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value of JSON's own kinds."""
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, str | int | float | None):
+        return value
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def _given(value: Any) -> Any:
+    """Returns a cell's value; None for NaN, which is how pandas writes that there is none."""
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def is_utf8(text: str) -> bool:

@@ -1,4 +1,5 @@
 """Comma- and tab-separated files: a header row names the columns, quoted cells may hold separators, quotes and newlines.
+`zerogr.corpus.dialect` tells what parts the cells, and whether quotation marks count.
 
 A stream of rows; memory is one row. Bytes that are no UTF-8 spoil their own cell only. A row whose quotes go wrong is rejected
 if it is on one line with an even number of them: the next line is taken to begin the next row. Else the file is refused,
@@ -9,12 +10,14 @@ from __future__ import annotations
 
 import csv
 import io
-import json
+import itertools
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
 from zerogr.config.tree import CorpusConfig
+from zerogr.corpus.dialect import SAMPLE_CHARACTERS, are_quotes_meant, begins_a_quote, separator_of
 from zerogr.corpus.document import Document, Rejected
 from zerogr.corpus.rows import columns_read, is_utf8, to_document, with_columns_of
 from zerogr.corpus.streams import opened
@@ -36,13 +39,8 @@ def read_separated(uri: str, config: CorpusConfig) -> Iterator[Document | Reject
     """
     limit = min(max(_PYTHONS_LIMIT, _LIMIT_PER_DOCUMENT * config.max_document_bytes), 2**31 - 1)
     with opened(uri) as stream, _longest_cell(limit):
-        rows = _rows(stream, uri, limit)
-        _, header = next(rows, ("", []))
-        if isinstance(header, Rejected) or not header:
-            fault = header.detail if isinstance(header, Rejected) else "it is empty"
-            raise UserError(f"'{uri}' has no header ({fault}); its first row must name the columns")
-        if not all(map(is_utf8, header)):
-            raise UserError(f"the header of '{uri}' is not UTF-8; save the file as UTF-8")
+        rows = _rows(stream, uri, limit, config)
+        header = config.column_names or _header(rows, uri)
         fitted = with_columns_of(config, header, uri)
         columns = _places(header, columns_read(fitted), uri)
         for location, cells in rows:
@@ -52,42 +50,96 @@ def read_separated(uri: str, config: CorpusConfig) -> Iterator[Document | Reject
                 yield Rejected(location, "invalid_row", f"the row has {len(cells)} cells, the header {len(header)}")
             else:
                 row: dict[str, Any] = {column: _decoded(cells[i]) for column, i in columns.items()}
-                if "metadata" in row:
-                    row["metadata"] = _parsed(row["metadata"])
                 yield to_document(row, location, fitted)
 
 
 class _Lines:
-    """The lines of a text; the last one is remembered."""
+    """The lines of a text; the last one is remembered and counted, and lines may be put back."""
 
     def __init__(self, text: Iterator[str]) -> None:
         self._text = text
+        self._waiting: deque[str] = deque()
         self.last = ""
+        self.number = 0
 
     def __iter__(self) -> _Lines:
         return self
 
     def __next__(self) -> str:
-        self.last = next(self._text)
+        self.last = self._waiting.popleft() if self._waiting else next(self._text)
+        self.number += 1
         return self.last
 
+    def put_back(self, *lines: str) -> None:
+        """Makes lines the next ones, in their order."""
+        self._waiting.extendleft(reversed(lines))
+        self.number -= len(lines)
 
-def _rows(stream: IO[bytes], uri: str, limit: int) -> Iterator[tuple[str, list[str] | Rejected]]:
+
+def _header(rows: Iterator[tuple[str, list[str] | Rejected]], uri: str) -> list[str]:
+    """Returns the names of the columns, without the spaces that pad them. Raises UserError if there are none."""
+    _, header = next(rows, ("", []))
+    if isinstance(header, Rejected) or not header:
+        fault = header.detail if isinstance(header, Rejected) else "it is empty"
+        raise UserError(
+            f"'{uri}' has no header ({fault}); its first row must name the columns, or set corpus.column_names"
+        )
+    if not all(map(is_utf8, header)):
+        raise UserError(f"the header of '{uri}' is not UTF-8; save the file as UTF-8")
+    return [name.strip() for name in header]
+
+
+def _rows(stream: IO[bytes], uri: str, limit: int, config: CorpusConfig) -> Iterator[tuple[str, list[str] | Rejected]]:
     """Yields (location, cells) of every row that is not blank; bytes that are no UTF-8 are surrogates in the cells."""
     name = uri.rpartition("/")[2]
-    lines = _Lines(io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=""))
-    reader = csv.reader(lines, delimiter="\t" if uri.endswith((".tsv", ".tsv.gz")) else ",", strict=True)
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    first = next(text, "")
+    separator = separator_of(first, name, config)
+    lines = _Lines(itertools.chain([first] if first else [], text))
+    if config.quoting == "auto" and separator == "\t":
+        for line in lines:
+            if begins_a_quote(line, separator):  # up to here, quotes did nothing
+                lines.put_back(line)
+                width = first.count(separator) + 1 if lines.number else None
+                has_quotes = _are_quotes_meant(lines, separator, width)
+                break
+            yield from _unquoted(line, f"{name}:{lines.number}", separator, limit)
+        else:
+            return
+    else:
+        has_quotes = config.quoting != "none"
+    if has_quotes:
+        yield from _quoted(lines, uri, separator, limit)
+    else:
+        for line in lines:
+            yield from _unquoted(line, f"{name}:{lines.number}", separator, limit)
+
+
+def _are_quotes_meant(lines: _Lines, separator: str, width: int | None) -> bool:
+    size = 0
+    ahead = []
+    for line in lines:
+        ahead.append(line)
+        size += len(line)
+        if size > SAMPLE_CHARACTERS:
+            break
+    lines.put_back(*ahead)
+    return are_quotes_meant(ahead, separator, width, is_cut=size > SAMPLE_CHARACTERS)
+
+
+def _quoted(lines: _Lines, uri: str, separator: str, limit: int) -> Iterator[tuple[str, list[str] | Rejected]]:
+    reader = csv.reader(lines, delimiter=separator, strict=True)
     while True:
-        first = reader.line_num + 1
-        location = f"{name}:{first}"
+        first = lines.number + 1
+        location = f"{uri.rpartition('/')[2]}:{first}"
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            if reader.line_num > first or lines.last.count('"') % 2:
+            if lines.number > first or lines.last.count('"') % 2:
                 raise UserError(
                     f"'{uri}': where the row that begins in line {first} ends is not to be told, up to line "
-                    f"{reader.line_num} ({error}); close its quotes and write a quote inside a cell twice, or raise "
-                    "corpus.max_document_bytes if a cell is that long"
+                    f"{lines.number} ({error}); close its quotes and write a quote inside a cell twice, set corpus.quoting to "
+                    "none if quotes are characters like others here, or raise corpus.max_document_bytes if a cell is that long"
                 ) from None
             reason = "too_large" if len(lines.last) > limit else "invalid_row"
             yield location, Rejected(location, reason, str(error))
@@ -96,6 +148,14 @@ def _rows(stream: IO[bytes], uri: str, limit: int) -> Iterator[tuple[str, list[s
             return
         if cells:
             yield location, cells
+
+
+def _unquoted(line: str, location: str, separator: str, limit: int) -> Iterator[tuple[str, list[str] | Rejected]]:
+    cells = line.rstrip("\r\n").split(separator)
+    if max(map(len, cells)) > limit:
+        yield location, Rejected(location, "too_large", f"a cell has more than {limit} characters")
+    elif line.strip("\r\n"):
+        yield location, cells
 
 
 @contextmanager
@@ -119,11 +179,3 @@ def _places(header: list[str], wanted: set[str], uri: str) -> dict[str, int]:
 
 def _decoded(cell: str) -> str | bytes:
     return cell if is_utf8(cell) else cell.encode("utf-8", "surrogateescape")
-
-
-def _parsed(cell: str | bytes) -> Any:
-    """Returns what the JSON in a cell says; the cell itself where it is none."""
-    try:
-        return json.loads(cell)
-    except (ValueError, RecursionError):
-        return cell

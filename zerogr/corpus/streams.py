@@ -29,7 +29,7 @@ def opened(uri: str) -> Iterator[IO[bytes]]:
         UserError: The file is no gzip or cut short; the hub it is on does not answer.
     """
     with hub.in_one_sentence(uri), storage.open_binary(uri) as raw:
-        packed = uri.endswith(".gz")
+        packed = uri.lower().endswith(".gz")
         source = cast(io.RawIOBase, gzip.GzipFile(fileobj=raw) if packed else raw)
         # Without a buffer of our own, fsspec reads a block of 5 MB for every line of a remote file, and seeks back.
         with io.BufferedReader(source, BUFFER_BYTES) as stream:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 
 import pyarrow as pa
@@ -40,6 +41,7 @@ def compare_systems(
     foreign: Sequence[Answers] = (),
     k: int = 100,
     seed: int = 0,
+    exclude_query_id: bool = False,
 ) -> Comparison:
     """Returns how the systems answer the judged queries.
 
@@ -53,6 +55,8 @@ def compare_systems(
         foreign: Runs of other systems; their results count as they stand.
         k: Documents per query, where a strategy does not say otherwise.
         seed: Of sampling strategies.
+        exclude_query_id: Whether the document that has the query's own id is left out of every answer: in ArguAna and Quora the
+            queries are documents themselves.
 
     Raises:
         UserError: A baseline lacks what it needs.
@@ -61,13 +65,21 @@ def compare_systems(
     if "doc2query" in baselines:
         documents.expanded()  # before anything is decoded
     seconds = sum(stage["seconds"] for name, stage in index.manifest()["stages"].items() if name != "evaluation")
+
+    def judged(found: Answers, k: int | None) -> Answers:
+        return found.without_the_query(k) if exclude_query_id else found
+
+    spare = int(exclude_query_id)
     answers = []
     for spec in [*strategies, *_parts_of(strategies[0], retriever)]:
-        answers.append(run_strategy(retriever, collection, spec, k=k, seed=seed, seconds_to_index=seconds))
+        own_k = spec.options.get("k", k)
+        asked = StrategySpec(spec.strategy, {**spec.options, "k": own_k + spare}) if spare else spec
+        found = run_strategy(retriever, collection, asked, k=k, seed=seed, seconds_to_index=seconds)
+        answers.append(judged(replace(found, system=spec.system, options=spec.options), own_k))
     errors = count_errors(retriever, index, collection, answers[0].run, ranking=answers[0].options.get("ranking"))
     for name in baselines:
-        answers.append(run_baseline(name, documents, collection, k, answers))
-    answers += foreign
+        answers.append(judged(run_baseline(name, documents, collection, k + spare, answers), k))
+    answers += [judged(each, each.k) for each in foreign]
     per_query = {each.system: evaluate_queries(collection.qrels, each.run) for each in answers}
     kinds, openings = _looked_at(index, collection, answers)
     return Comparison(collection, answers, per_query, kinds, errors, openings)

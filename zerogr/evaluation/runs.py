@@ -1,15 +1,16 @@
 """TREC run files: `query_id Q0 doc_id rank score system`, one line per result, score 1/rank.
 
-The format separates columns by white space, and ids are the user's own strings. White space in an id is therefore
-percent-encoded (`a b` is written `a%20b`), with the percent signs of that id and of any id that would otherwise be
-decoded on reading; every other id stands as it is, and reading gives every id back. Judgements for other tools need the
-same encoding.
+The format separates columns by white space, and ids are the user's own strings. An id with white space is therefore written
+percent-encoded behind a mark of ours (`a b` is `%zerogr:a%20b`), and so is one that begins with that mark. Every other id
+stands as it is, also one that is percent-encoded by its owner, as those of TREC CAR are. Reading gives every id back.
+Judgements for other tools need the same encoding.
 """
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from urllib.parse import quote, unquote
 
 from zerogr.config.evaluation import BASELINES
@@ -18,7 +19,10 @@ from zerogr.evaluation.metrics import Run, scored_by_rank
 from zerogr.evaluation.systems import Answers
 from zerogr.store import storage
 
+logger = logging.getLogger(__name__)
+
 _SPACE_OR_PERCENT = re.compile(r"[\s%\x1c-\x1f]")
+_MARK = "%zerogr:"
 
 
 def run_file_name(system: str) -> str:
@@ -64,7 +68,7 @@ def parse_run(text: str, name: str = "run") -> Run:
         columns = line.split()
         if len(columns) != 6:
             raise UserError(f"{name}:{number} must hold six columns, query Q0 document rank score system, not {line!r}")
-        query_id, doc_id = unquote(columns[0]), unquote(columns[2])
+        query_id, doc_id = _unquote(columns[0]), _unquote(columns[2])
         try:
             rank, score = int(columns[3]), float(columns[4])
         except ValueError:
@@ -99,9 +103,38 @@ def read_runs(uris: Sequence[str]) -> list[Answers]:
     return list(found.values())
 
 
+def check_runs(foreign: Sequence[Answers], query_ids: Collection[str], doc_ids: Collection[str]) -> None:
+    """Sees that runs of other systems are about these queries and documents; how many queries one lacks is logged.
+
+    Raises:
+        UserError: A run shares no query, or no document: its figure would be 0 and say nothing.
+    """
+    for each in foreign:
+        answered = [query_id for query_id in query_ids if each.run.get(query_id)]
+        if not answered:
+            raise UserError(
+                f"the run '{each.system}' answers none of the {len(query_ids)} judged queries; its ids are like "
+                f"{next(iter(each.run), None)!r}, those of the collection like {next(iter(query_ids), None)!r}"
+            )
+        found = {doc_id for query_id in answered for doc_id in each.run[query_id]}
+        if found.isdisjoint(doc_ids):
+            raise UserError(
+                f"the run '{each.system}' finds none of the {len(doc_ids)} documents of this index; its ids are like "
+                f"{each.run[answered[0]][0]!r}, those of the index like {next(iter(doc_ids), None)!r}"
+            )
+        if num_missing := len(query_ids) - len(answered):
+            logger.warning(
+                "the run '%s' lacks %d of %d judged queries; they count as 0", each.system, num_missing, len(query_ids)
+            )
+
+
 def _quote(identifier: str) -> str:
     if not identifier:
         raise ValueError("a run file cannot hold an empty id")
-    if unquote(identifier) == identifier and not any(character.isspace() for character in identifier):
+    if not identifier.startswith(_MARK) and not any(character.isspace() for character in identifier):
         return identifier
-    return _SPACE_OR_PERCENT.sub(lambda match: quote(match.group(), safe=""), identifier)
+    return _MARK + _SPACE_OR_PERCENT.sub(lambda match: quote(match.group(), safe=""), identifier)
+
+
+def _unquote(written: str) -> str:
+    return unquote(written.removeprefix(_MARK)) if written.startswith(_MARK) else written

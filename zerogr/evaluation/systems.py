@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -111,3 +111,13 @@ class Answers:
     options: dict[str, Any] = field(default_factory=dict)
     has_log_probs: bool = True
     """Whether the scores, where there are any, are natural-log probabilities."""
+
+    def without_the_query(self, k: int | None) -> Answers:
+        """Returns the answers without the document that has the query's own id, at most k of each."""
+        kept = {
+            query_id: [i for i, doc_id in enumerate(found) if doc_id != query_id][:k]
+            for query_id, found in self.run.items()
+        }
+        run = {query_id: [self.run[query_id][i] for i in places] for query_id, places in kept.items()}
+        scores = {query_id: [scores[i] for i in kept[query_id]] for query_id, scores in self.scores.items()}
+        return replace(self, run=run, scores=scores, k=k)

@@ -86,12 +86,14 @@ class Index:
         """Returns index.json; an empty one if the index has no finished stage.
 
         Raises:
-            UserError: The manifest is damaged or of another format version.
+            UserError: The manifest is damaged or of another format version, or the URI is that of a file.
         """
         try:
             manifest = storage.read_json(self.path("index.json"))
         except FileNotFoundError:
             return {"format": FORMAT, "config": {}, "stages": {}}
+        except NotADirectoryError:
+            raise UserError(f"'{self.uri}' is a file, and an index is a folder; name another place") from None
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or "stages" not in manifest:
             seen = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
             raise UserError(
@@ -126,17 +128,17 @@ class Index:
             UserError: The folder holds something of another kind.
         """
         self._check_kind(stage)
-        print_ = fingerprint(inputs)
-        stored = self.record(stage)
-        begun = None if stored else self._begun(stage)
-        known = stored.inputs if stored else begun["inputs"] if begun else None
-        if known is not None and fingerprint(known) != print_:
-            raise StageRefused(_refusal(self.uri, stage, known, inputs))
-        if stored:
-            return False
-        if not begun:
-            storage.write_json(self.path("work", f"{stage}.json"), {"fingerprint": print_, "inputs": inputs})
-        return True
+        claim = {"fingerprint": fingerprint(inputs), "inputs": inputs}
+        while True:
+            stored = self.record(stage)
+            begun = None if stored else self._begun(stage)
+            known = stored.inputs if stored else begun["inputs"] if begun else None
+            if known is not None and fingerprint(known) != claim["fingerprint"]:
+                raise StageRefused(_refusal(self.uri, stage, known, inputs))
+            if stored:
+                return False
+            if begun or storage.create_json(self.path("work", f"{stage}.json"), claim):
+                return True  # else another driver has begun it since; look at what with
 
     def release(self, stage: str) -> None:
         """Forgets that a stage was begun, if it has published nothing: a mistake that made nothing binds nobody."""

@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from zerogr.errors import UserError
 from zerogr.llm.codec import CODECS, Codec, CodecName
+from zerogr.llm.markers import as_data, undeclared_markers
 
 SETTINGS_FILE = "zerogr.json"
 """In a retriever's folder: {"instruction", "codec", "max_instruction_tokens", "max_query_tokens"}, as it was trained."""
@@ -48,6 +50,8 @@ class ChatFormat:
     """The token that ends a docid; never part of one."""
     codec: Codec
     """How docids are written."""
+    markers: tuple[str, ...] = ()
+    """Of the format, that the tokenizer would take for markers in a query, too."""
     max_instruction_tokens: int = 64
     max_query_tokens: int = 64
 
@@ -58,7 +62,7 @@ class ChatFormat:
         """Returns the format of a tokenizer: that of its family, or two plain lines if it belongs to none.
 
         Raises:
-            ValueError: The tokenizer has no token to end an answer with.
+            UserError: The tokenizer has no token to end an answer with.
         """
         vocabulary = tokenizer.get_vocab()
         opening, between, end = next(
@@ -66,7 +70,10 @@ class ChatFormat:
         )
         end_token_id = vocabulary[end] if end else tokenizer.eos_token_id
         if end_token_id is None:
-            raise ValueError("the tokenizer has no end-of-sequence token")
+            raise UserError(
+                "the model's tokenizer names no end-of-sequence token, and a docid could never end; set `eos_token` in its "
+                "tokenizer_config.json"
+            )
         bos = tokenizer.bos_token_id
         opening_ids = _encode(tokenizer, opening)
         if bos is not None and tokenizer("a")["input_ids"][:1] == [bos]:
@@ -77,6 +84,7 @@ class ChatFormat:
             tuple(_encode(tokenizer, between)),
             end_token_id,
             CODECS[codec](tokenizer),
+            undeclared_markers(tokenizer, (opening, between, end)),
             max_instruction_tokens,
             max_query_tokens,
         )
@@ -85,7 +93,7 @@ class ChatFormat:
         """Returns the tokens that all queries of a task share."""
         return [
             *self.opening,
-            *_encode(self.tokenizer, instruction, is_data=True)[: self.max_instruction_tokens],
+            *_encode(self.tokenizer, as_data(instruction, self.markers), is_data=True)[: self.max_instruction_tokens],
             *_encode(self.tokenizer, "\n"),
         ]
 
@@ -98,7 +106,7 @@ class ChatFormat:
         options = {"add_special_tokens": False, "split_special_tokens": True, "return_attention_mask": False}
         found = []
         for start in range(0, len(queries), _AT_ONCE):
-            texts = [" ".join(query.split()) for query in queries[start : start + _AT_ONCE]]
+            texts = [as_data(" ".join(query.split()), self.markers) for query in queries[start : start + _AT_ONCE]]
             for tokens in self.tokenizer(texts, verbose=False, **options)["input_ids"]:
                 found.append([*tokens[: self.max_query_tokens], *self.between])
         return found

@@ -6,6 +6,7 @@ processes that race all succeed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tempfile
@@ -28,8 +29,10 @@ def cached(target: Path, fill: Callable[[Path], None]) -> Path:
     """
     if target.exists():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with storage.room_at(str(target)), tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as temporary:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(storage.room_at(str(target)))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = stack.enter_context(tempfile.TemporaryDirectory(dir=target.parent, prefix="."))
         unfinished = Path(temporary) / "files"
         unfinished.mkdir()
         fill(unfinished)

@@ -34,6 +34,9 @@ _Result = TypeVar("_Result")
 _S3_RETRIES = {"mode": "standard", "total_max_attempts": 8}
 """botocore's. A failed attempt is followed by a wait of 0 to 1, 2, 4, ... 20 s; what breaks off in an answer's body is
 repeated by s3fs itself."""
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
+"""What mounted object storage says of hard links."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -94,12 +97,41 @@ def write_bytes(uri: str, data: bytes) -> None:
         Fault: The disk is full.
     """
     fs, path = filesystem(uri)
+    with _as_user_error(uri):
+        if is_local(uri):
+            with room_at(uri):
+                _write_local(Path(path), data, Path.replace)
+        else:
+            fs.pipe_file(path, data)
+
+
+def create_json(uri: str, value: Any) -> bool:
+    """Publishes a JSON file where there is none; of several callers at once, one is told that it did.
+
+    Raises:
+        UserError: The place cannot be written to.
+        Fault: The disk is full.
+    """
+    fs, path = filesystem(uri)
+    data = _json(value)
     try:
         if is_local(uri):
             with room_at(uri):
-                _write_local(Path(path), data)
+                _write_local(Path(path), data, _put_where_nothing_is)
         else:
-            fs.pipe_file(path, data)
+            fs.pipe_file(path, data, mode="create")
+    except OSError as error:
+        if exists(uri):  # the answer of S3 to a condition that does not hold is no error of its own
+            return False
+        with _as_user_error(uri):
+            raise error
+    return True
+
+
+@contextmanager
+def _as_user_error(uri: str) -> Iterator[None]:
+    try:
+        yield
     except (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise UserError(
             f"'{uri}' cannot be written: {error}; check that the place exists and that you may write there"
@@ -108,10 +140,15 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 @contextmanager
 def room_at(place: str) -> Iterator[None]:
-    """Turns the error of a full disk in the block into one sentence."""
+    """Turns the errors of a disk that is full, or may not be written, in the block into one sentence."""
     try:
         yield
     except OSError as error:
+        if error.errno in _READ_ONLY:
+            raise UserError(
+                f"'{place}' cannot be written: {str(error.strerror).lower()}; choose another place (corpora and indexes are "
+                "named in the configuration, the cache in ZEROGR_CACHE), or make it writable"
+            ) from error
         if error.errno not in _NO_ROOM:
             raise
         raise Fault(
@@ -120,7 +157,7 @@ def room_at(place: str) -> Iterator[None]:
         ) from error
 
 
-def _write_local(path: Path, data: bytes) -> None:
+def _write_local(path: Path, data: bytes, publish: Callable[[Path, Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
@@ -128,9 +165,19 @@ def _write_local(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        unfinished.replace(path)
+        publish(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _put_where_nothing_is(unfinished: Path, target: Path) -> None:
+    try:
+        os.link(unfinished, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        target.touch(exist_ok=False)
+        unfinished.replace(target)
 
 
 def read_json(uri: str) -> Any:
@@ -143,7 +190,11 @@ def read_json(uri: str) -> Any:
 
 def write_json(uri: str, value: Any) -> None:
     """Publishes `value` as indented JSON, keys in the order given."""
-    write_bytes(uri, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    write_bytes(uri, _json(value))
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def list_files(uri: str) -> dict[str, int]:

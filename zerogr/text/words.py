@@ -60,13 +60,17 @@ FUNCTION_WORDS = frozenset(
 
 
 def words(text: str) -> list[str]:
-    """Returns the normalised words of a text, in order: NFKC, lower case, at most `MAX_WORD_CHARACTERS` long each."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text.translate(_INVISIBLE))
-    text = text.lower()
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)  # lower case may compose what upper case could not
-        text = _UNSPACED.sub(_grams, text)
+    """Returns the normalised words of a text, in order: NFKC, case folded, at most `MAX_WORD_CHARACTERS` long each.
+
+    Folding makes one word of Straße and STRASSE. That of İ leaves a dot above behind its i, which goes, so that İstanbul,
+    istanbul and ISTANBUL are one as well.
+    """
+    if text.isascii():
+        text = text.lower()
+    else:
+        text = unicodedata.normalize("NFKC", text.translate(_INVISIBLE)).casefold()
+        text = unicodedata.normalize("NFKC", text)  # folding may compose what upper case could not
+        text = _UNSPACED.sub(_grams, text.replace("i\u0307", "i"))
     found = _WORD.findall(text)
     if max(map(len, found), default=0) <= MAX_WORD_CHARACTERS:
         return found

@@ -12,6 +12,7 @@ from typing import Any
 
 from zerogr.errors import UserError
 from zerogr.llm.engines.engine import Generation, Prompt, Sampling
+from zerogr.llm.markers import as_data, undeclared_markers
 
 _MARKER = "\N{OBJECT REPLACEMENT CHARACTER}user turn\N{OBJECT REPLACEMENT CHARACTER}"
 
@@ -37,6 +38,7 @@ class ChatRenderer:
                 raise ValueError(
                     f"the chat template of {tokenizer.name_or_path!r} changes the user turn; it cannot be rendered"
                 )
+        self._markers = undeclared_markers(tokenizer, (header, footer))
         self._header = self._encode(header)
         self._footer = self._encode(footer)
         if not tokenizer.chat_template and tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id:
@@ -72,7 +74,9 @@ class ChatRenderer:
                 f"max_prompt_tokens is {max_prompt_tokens}, but the chat template and the prefill alone take "
                 f"{max_prompt_tokens - room} tokens"
             )
-        return self._header + self._encode(prompt.user, split_special_tokens=True)[:room] + footer
+        return (
+            self._header + self._encode(as_data(prompt.user, self._markers), split_special_tokens=True)[:room] + footer
+        )
 
     def _encode(self, text: str, split_special_tokens: bool = False) -> list[int]:
         if not text:
