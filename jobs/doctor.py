@@ -18,7 +18,7 @@ def command(options: argparse.Namespace) -> None:
     for finding in examine(options.config):
         found.append(finding)
         if not options.json:
-            print(f"{_MARKS[finding.state]}  {finding.subject:<16} {finding.text}", flush=True)
+            print(f"{_MARKS[finding.state]}  {finding.subject:<8} {finding.text}", flush=True)
     if options.json:
         print(json.dumps({"findings": [finding._asdict() for finding in found]}, indent=2, ensure_ascii=False))
     faults = [finding for finding in found if finding.state == "fault"]

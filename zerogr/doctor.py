@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 from zerogr.config.base import EncoderConfig, EngineConfig
 from zerogr.config.tree import Config
 from zerogr.corpus.document import Rejected
-from zerogr.corpus.readers import read_corpus
+from zerogr.corpus.readers import detect_format, read_corpus
 from zerogr.errors import Fault, UserError
 from zerogr.llm.chat import ChatFormat
 from zerogr.llm.models import fastest_dtype, load_tokenizer, resolve_model
@@ -110,19 +110,21 @@ def _cache(_: Config) -> Iterator[Finding]:
 
 
 def _models(config: Config) -> Iterator[Finding]:
-    sections = {"docids": config.docids, "queries": config.queries}
+    generating = {"docids": config.docids, "queries": config.queries}
     named = {
         section: settings.model
-        for section, settings in sections.items()
+        for section, settings in generating.items()
         if isinstance(settings, EngineConfig) and settings.engine != "fake" and ":" not in settings.engine
     }
     named["retriever"] = config.retriever.model
-    for section, model in named.items():
-        yield _model(section, model)
+    for model in dict.fromkeys(named.values()):
+        finding = _model(model)
+        uses = ", ".join(f"{section}.model" for section in named if named[section] == model)
+        yield finding._replace(text=f"{finding.text} ({uses})")
 
 
-def _model(section: str, model: str) -> Finding:
-    subject = f"{section}.model"
+def _model(model: str) -> Finding:
+    subject = "model"
     if "://" in model:
         is_there = storage.exists(storage.join(model, "config.json"))
         return Finding(
@@ -161,6 +163,9 @@ def _packages(config: Config) -> Iterator[Finding]:
 
 
 def _corpus(config: Config) -> Iterator[Finding]:
+    if detect_format(config.corpus) == "pystdlib":  # it is as it is, and reading it takes seconds
+        yield Finding("corpus", "ok", "the reference text of this Python")
+        return
     rows = list(itertools.islice(read_corpus(config.corpus), ROWS_READ))
     rejected = [row for row in rows if isinstance(row, Rejected)]
     text = f"'{config.corpus.source}': of the first {len(rows)} rows {len(rows) - len(rejected)} are documents"

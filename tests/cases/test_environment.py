@@ -221,9 +221,7 @@ class TestDoctor:
         (tmp_path / "c.yaml").write_text(yaml.safe_dump(tree))
         assert main(["doctor", str(tmp_path / "c.yaml"), "--json"]) == 0
         found = json.loads(capsys.readouterr().out)["findings"]
-        assert {"python", "torch", "ray", "cache", "index", "retriever.model", "corpus"} <= {
-            each["subject"] for each in found
-        }
+        assert {"python", "torch", "ray", "cache", "index", "model", "corpus"} <= {each["subject"] for each in found}
         assert not [each for each in found if each["state"] == "fault"]
         assert any("of the first 40 rows 40 are documents" in each["text"] for each in found)
 
@@ -242,4 +240,4 @@ class TestDoctor:
         told = capsys.readouterr()
         assert "no Ray cluster answers there" in told.out and "holds no complete model" in told.out
         assert "empty_document: 1, such as b" in told.out and "'/proc/index" in told.out
-        assert told.err.splitlines()[-1].endswith("would stop a run: ray, index, retriever.model")
+        assert told.err.splitlines()[-1].endswith("would stop a run: ray, index, model")
