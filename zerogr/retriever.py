@@ -55,19 +55,21 @@ class Retriever:
         self._ranker, self._documents, self._decoding = ranker, documents, decoding
 
     @classmethod
-    def load(cls, uri: str, *, device: str | None = None, dtype: Any = None) -> Self:
+    def load(cls, uri: str, *, device: str | None = None, dtype: Any = None, decoder: str | None = None) -> Self:
         """Returns the index at `uri`, ready to search.
 
         Args:
             uri: A path or an s3:// URI; remote files are copied into the cache once per version.
             device: "cuda", "cpu", ...; None = the GPU if there is one.
             dtype: Of the weights; None = float32 on the CPU, bfloat16 elsewhere.
+            decoder: `device` searches by array programs (`zerogr.decoding.device`), `reference` by the policies that define the
+                answers; None = `device` on a GPU, `reference` on the CPU, where it is faster.
 
         Raises:
             UserError: The index is missing or unfinished, its trie was made with another tokenizer or of other docids, or its
                 model's architecture does not support tree decoding.
         """
-        return cls(**open_index(uri, device=device, dtype=dtype))
+        return cls(**open_index(uri, device=device, dtype=dtype, decoder=decoder))
 
     @property
     def index_version(self) -> str:

@@ -104,13 +104,7 @@ def decode_batch(
     Raises:
         ValueError: As in `decode`.
     """
-    policy_of = policy(strategy, options)
-    if normalise not in NORMALISATIONS:
-        raise ValueError(_unknown("normalisation", normalise, NORMALISATIONS))
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
-    if np.isin(eos_token_id, trie.vocabulary):
-        raise ValueError(f"the end token {eos_token_id} occurs inside a docid; build the trie without end tokens")
+    policy_of = checked_policy(trie, k, eos_token_id, strategy, normalise, options)
     if trie.num_docids == 0:
         return [DecodedList() for _ in range(scorer.num_queries)]
 
@@ -126,6 +120,24 @@ def decode_batch(
             search.resume(answers[begin:end])
             begin = end
     return [search.documents(k, strategy) for search in searches]
+
+
+def checked_policy(
+    trie: Trie, k: int, eos_token_id: int, strategy: str, normalise: str, options: Iterable[str]
+) -> Callable[..., Policy]:
+    """Returns the policy of a strategy, if all that is wanted of it makes sense.
+
+    Raises:
+        ValueError: As in `decode`, but for the values of options, which the policy checks itself.
+    """
+    found = policy(strategy, options)
+    if normalise not in NORMALISATIONS:
+        raise ValueError(_unknown("normalisation", normalise, NORMALISATIONS))
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    if np.isin(eos_token_id, trie.vocabulary):
+        raise ValueError(f"the end token {eos_token_id} occurs inside a docid; build the trie without end tokens")
+    return found
 
 
 def policy(strategy: str, options: Iterable[str] = ()) -> Callable[..., Policy]:

@@ -38,6 +38,7 @@ from zerogr.decoding.tree_attention import (
     register_tree_attention,
 )
 from zerogr.errors import UserError
+from zerogr.llm.paths import sliding_window
 
 Prompt = tuple[Sequence[int], Sequence[int]]
 """The tokens that many queries share (may be empty), and the query's own up to where the docid begins (at least one)."""
@@ -61,7 +62,7 @@ class TreeModel:
         """
         register_tree_attention()
         self.model = model
-        self.max_length = _sliding_window(model)
+        self.max_length = sliding_window(model)
         """Most tokens of a prompt and a docid together; None = no limit."""
         self.forward_s = 0.0
         """Seconds inside the model so far: body, output head, and waiting for its results."""
@@ -130,7 +131,7 @@ class TreeModel:
         hidden_RD = hidden_RD.float()
         logits_C = _logits_of(head, hidden_RD, torch.from_numpy(wanted).to(hidden_RD.device), owner, column)
         if normalise == "vocabulary":
-            logits_C = logits_C - _log_sums(head, hidden_RD)[owner]
+            logits_C = logits_C - log_sums(head, hidden_RD)[owner]
         values_C = logits_C.cpu().numpy()
         self.forward_s += time.perf_counter() - start
         if normalise == "allowed":
@@ -310,7 +311,7 @@ def _logits_of(
     return torch.cat(logits)  # owners ascend
 
 
-def _log_sums(head: Any, hidden_RD: torch.Tensor) -> torch.Tensor:
+def log_sums(head: Any, hidden_RD: torch.Tensor) -> torch.Tensor:
     """The log of the sum of exp(logit) over the vocabulary (fp32 [R]), a piece of the vocabulary at a time."""
     log_sums = []
     for begin in range(0, head.weight.shape[0], _VOCABULARY_AT_ONCE):
@@ -322,13 +323,6 @@ def _log_sums(head: Any, hidden_RD: torch.Tensor) -> torch.Tensor:
 def _head_rows(head: Any, rows: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor | None]:
     bias = getattr(head, "bias", None)
     return head.weight[rows].float(), None if bias is None else bias[rows].float()
-
-
-def _sliding_window(model: PreTrainedModel) -> int | None:
-    """The masks have no sliding window: prompt and docid must fit in the model's, if it has one."""
-    config = model.config
-    window: int | None = getattr(config, "sliding_window", None)
-    return window if getattr(config, "use_sliding_window", True) else None
 
 
 def _unsupported(model: PreTrainedModel, reason: str) -> str:

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from zerogr.decoding.draws import Choose, draw_leaves, pick_at_temperature, pick_best, pick_from_nucleus
+from zerogr.decoding.noise import child_hashes, gumbel, root_hash
 from zerogr.decoding.schedule import temperature as annealed_temperature
 from zerogr.decoding.tree import Ask, Node, ScoredTree
 
@@ -220,28 +221,30 @@ def stochastic_beam(tree: ScoredTree, k: int, seed: int, *, temperature: float =
     Source: Kool et al. 2019, "Stochastic Beams and Where to Find Them", Algorithm 1.
     """
     _require(temperature > 0, f"temperature must be above 0, got {temperature}")
-    random = np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, 0], dtype=np.uint64)))
-    # (perturbed log-probability, log-probability at the temperature, node) in the order of the paths
-    kept: list[tuple[float, float, Node]] = [(0.0, 0.0, tree.root)]
-    while not all(node.is_leaf for _, _, node in kept):
-        yield Ask([node for _, _, node in kept if not node.is_leaf])
-        continued: list[tuple[float, float, Node, int | None]] = []
-        for perturbed, log_prob, node in kept:
+    # (perturbed log-probability, log-probability at the temperature, hash, node) in the order of the paths
+    kept: list[tuple[float, float, int, Node]] = [(0.0, 0.0, root_hash(seed), tree.root)]
+    while not all(node.is_leaf for *_, node in kept):
+        yield Ask([node for *_, node in kept if not node.is_leaf])
+        continued: list[tuple[float, float, int, Node, int | None]] = []
+        for perturbed, log_prob, hash_, node in kept:
             if node.is_leaf:
-                continued.append((perturbed, log_prob, node, None))
+                continued.append((perturbed, log_prob, hash_, node, None))
                 continue
             tempered = node.known_log_probs / temperature
             tempered = log_prob + tempered - tempered.max() - np.log(np.exp(tempered - tempered.max()).sum())
-            noisy = tempered + random.gumbel(size=len(tempered))
+            hashes = child_hashes(hash_, node.tokens)
+            noisy = tempered + gumbel(hashes)
             # Conditions the largest of the children's sums on being the parent's, in Kool's stable form (Appendix B.3).
             with np.errstate(divide="ignore"):  # the largest: log(0)
                 shift = perturbed - noisy + np.log1p(-np.exp(noisy - noisy.max()))
             conditioned = perturbed - np.maximum(shift, 0) - np.log1p(np.exp(-np.abs(shift)))
-            continued += [(float(conditioned[i]), float(tempered[i]), node, i) for i in range(len(tempered))]
+            continued += [
+                (float(conditioned[i]), float(tempered[i]), int(hashes[i]), node, i) for i in range(len(tempered))
+            ]
         best = np.sort(_top(np.array([entry[0] for entry in continued]), k))
         chosen = [continued[i] for i in best]
-        kept = [(g, p, node if option is None else tree.child(node, option)) for g, p, node, option in chosen]
-    leaves = [node for _, _, node in sorted(kept, key=lambda entry: -entry[0])]
+        kept = [(g, p, h, node if option is None else tree.child(node, option)) for g, p, h, node, option in chosen]
+    leaves = [node for *_, node in sorted(kept, key=lambda entry: -entry[0])]
     yield Ask(leaves)
     return Outcome(leaves)
 

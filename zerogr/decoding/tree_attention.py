@@ -185,12 +185,16 @@ def _tree_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     tree_layout: Layout | None = None,
+    paths: Any = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of packed queries [1, H, T, D] to the blocks' keys and values [N, J, U, D], mask [N, 1, G n, U].
 
-    Without a layout, plain attention: the model can still be used as it was.
+    With `paths`, the attention that a `zerogr.llm.paths.PathReader` knows. With neither, plain attention: the model can still
+    be used as it was.
     """
+    if paths is not None:
+        return paths.attend(query, key, value, module.layer_idx, scaling), None
     if tree_layout is None:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
         return output, None

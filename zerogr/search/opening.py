@@ -17,7 +17,7 @@ from zerogr.trie import DocidTrie
 from zerogr.trie.stage import read_docids
 
 
-def open_index(uri: str, *, device: str | None, dtype: Any) -> dict[str, Any]:
+def open_index(uri: str, *, device: str | None, dtype: Any, decoder: str | None = None) -> dict[str, Any]:
     """Returns the arguments of `zerogr.retriever.Retriever` for the index at `uri`; see `Retriever.load`."""
     index = Index(uri)
     manifest = index.manifest()
@@ -44,7 +44,7 @@ def open_index(uri: str, *, device: str | None, dtype: Any) -> dict[str, Any]:
     model, tokenizer = load_model(str(folder), device=device, dtype=dtype)
     prompting = {key: settings[key] for key in ("codec", "max_instruction_tokens", "max_query_tokens")}
     return {
-        "writer": Writer(model, ChatFormat.of(tokenizer, **prompting), trie),
+        "writer": Writer(model, ChatFormat.of(tokenizer, **prompting), trie, decoder),
         "ranker": load_ranker(ranking, data),
         "documents": Documents(table.column("doc_id").combine_chunks(), table.column("docid").combine_chunks()),
         "instruction": settings["instruction"],

@@ -21,11 +21,24 @@ Prompt = tuple[list[int], list[int]]
 class Writer:
     """Writes identifiers for queries."""
 
-    def __init__(self, model: Any, chat: ChatFormat, trie: Any) -> None:
-        """`model` is a causal LM in eval mode. Raises UserError if tree decoding does not support its architecture."""
+    def __init__(self, model: Any, chat: ChatFormat, trie: Any, decoder: str | None = None) -> None:
+        """Puts the parts together.
+
+        Args:
+            model: A causal LM in eval mode.
+            chat: How it is prompted.
+            trie: Of all that it may write.
+            decoder: `device`, `reference`, or None = `device` on a GPU.
+
+        Raises:
+            UserError: Tree decoding does not support the model's architecture.
+        """
+        from zerogr.decoding.device.decoder import DeviceDecoder
         from zerogr.decoding.language_model import TreeModel
 
         self.model, self.chat, self.trie = TreeModel(model), chat, trie
+        on_device = model.device.type == "cuda" if decoder is None else decoder == "device"
+        self._device = DeviceDecoder(self.model) if on_device else None
 
     def restricted(self, identifiers: Filter) -> Self:
         """Returns a writer of some identifiers, which shares the model with this one."""
@@ -37,8 +50,10 @@ class Writer:
         """Returns what is written for each query, by one strategy for all of them; `options` are those of `decode`."""
         if not num_leaves:
             return [Leaves(np.empty(0, np.int64), np.empty(0), str)] * len(prompts)
-        scorer = self.model.start(prompts)
-        decoded = decode_batch(scorer, self.trie, num_leaves, eos_token_id=self.chat.end_token_id, **options)
+        options = {"eos_token_id": self.chat.end_token_id, **options}
+        decoded = self._device.decode(prompts, self.trie, num_leaves, **options) if self._device else None
+        if decoded is None:
+            decoded = decode_batch(self.model.start(prompts), self.trie, num_leaves, **options)
         return [
             Leaves(
                 np.array([each.row for each in found], dtype=np.int64),

@@ -189,6 +189,30 @@ class StoredTrie:
         begin, end = self._tail_range(node)
         return self.vocabulary[self.tail_tokens[begin:end]]
 
+    def docid_tokens(self, docids: np.ndarray) -> list[np.ndarray]:
+        """Returns the tokens (int32) of the docids at some places of the sorted order (int64 [n])."""
+        first_child, first_docid = np.asarray(self.first_child), np.asarray(self.first_docid)
+        node = np.zeros(len(docids), dtype=np.int64)
+        walking = np.arange(len(docids))
+        codes: list[list[int]] = [[] for _ in docids]
+        while len(walking):
+            # The last child that does not begin behind the docid; before the first one, the docid ends here.
+            low, high = first_child[node].astype(np.int64) - 1, first_child[node + 1].astype(np.int64)
+            begin, wanted = low + 1, docids[walking]
+            while (is_wide := high - low > 1).any():
+                middle = (low + high) // 2
+                is_before = first_docid[middle] <= wanted
+                low, high = np.where(is_wide & is_before, middle, low), np.where(is_wide & ~is_before, middle, high)
+            is_on = low >= begin
+            node, walking = low[is_on], walking[is_on]
+            for place, code in zip(walking.tolist(), self.edge_token[node].tolist(), strict=True):
+                codes[place].append(code)
+        tails = zip(self.tail_offsets[docids].tolist(), self.tail_offsets[docids + 1].tolist(), strict=True)
+        return [
+            self.vocabulary[np.concatenate([np.array(head, dtype=np.int64), self.tail_tokens[begin:end]])]
+            for head, (begin, end) in zip(codes, tails, strict=True)
+        ]
+
     def _arrays(self) -> dict[str, np.ndarray]:
         return {name: getattr(self, name) for name in ARRAYS}
 
