@@ -26,7 +26,8 @@ from zerogr.llm.engines.engine import Prompt, Sampling
 from zerogr.llm.engines.fake import FAIL_MARKER, FakeEngine
 from zerogr.llm.engines.loading import load_engine
 from zerogr.llm.engines.rendering import ChatRenderer, cut_at_stop
-from zerogr.llm.engines.transformers import TransformersEngine, draw_tokens
+from zerogr.llm.engines.sampling import draw_tokens
+from zerogr.llm.engines.transformers import TransformersEngine
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -74,9 +75,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_model(tmp_path_factory.mktemp("model"), LlamaForCausalLM(LlamaConfig(**SMALL)))
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["loop", "device"])
+def engine(folder: str, request: pytest.FixtureRequest) -> TransformersEngine:
+    """One that asks the host after every token, and one that does so after some."""
+    return TransformersEngine(folder, batch_size=8, device="cpu", dtype="float32", on_device=request.param)
+
+
 @pytest.fixture(scope="module")
-def engine(folder: str) -> TransformersEngine:
-    return TransformersEngine(folder, batch_size=8, device="cpu", dtype="float32")
+def loop(folder: str) -> TransformersEngine:
+    return TransformersEngine(folder, batch_size=8, device="cpu", dtype="float32", on_device=False)
 
 
 def prompts(num_samples: int = 3) -> list[Prompt]:
@@ -112,13 +119,16 @@ class TestTransformersEngine:
         expected = engine.generate(prompts(), sampling)
         assert [generation.texts for generation in shuffled] == [expected[i].texts for i in order]
 
+    @pytest.mark.parametrize("on_device", [False, True])
     @pytest.mark.parametrize("sliding_window", [None, 9])
-    def test_equals_a_loop_without_cache_and_batch(self, tmp_path: Path, sliding_window: int | None) -> None:
+    def test_equals_a_loop_without_cache_and_batch(
+        self, tmp_path: Path, sliding_window: int | None, on_device: bool
+    ) -> None:
         """The slow reference: the whole sequence through the stock model for every token of every sample."""
         torch.manual_seed(1)
         config = MistralConfig(**SMALL, sliding_window=sliding_window)
         folder = save_model(tmp_path / "mistral", MistralForCausalLM(config))
-        engine = TransformersEngine(folder, batch_size=8, device="cpu", dtype="float32")
+        engine = TransformersEngine(folder, batch_size=8, device="cpu", dtype="float32", on_device=on_device)
         reference = MistralForCausalLM.from_pretrained(folder, dtype=torch.float32)
         sampling = Sampling(max_tokens=6, temperature=0.8, top_p=0.9)
         renderer = ChatRenderer(engine.tokenizer)
@@ -130,7 +140,7 @@ class TestTransformersEngine:
                 for u in uniforms:
                     with torch.no_grad():
                         logits = reference(torch.tensor([ids])).logits[:, -1]
-                    ids.append(int(draw_tokens(logits, np.array([u]), sampling)[0]))
+                    ids.append(int(draw_tokens(logits, torch.tensor([u], dtype=torch.float64), sampling)[0]))
                     if ids[-1] == engine.tokenizer.eos_token_id:
                         break
                 assert text == engine.tokenizer.decode(ids[start:], skip_special_tokens=True).rstrip("\ufffd")
@@ -146,21 +156,21 @@ class TestTransformersEngine:
             assert generation.texts == [expected, expected]
 
     def test_rows_that_finish_early_leave_the_others_alone(
-        self, engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+        self, loop: TransformersEngine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         sampling = Sampling(max_tokens=40, stop=("a", "e", "1"))
         widths: list[int] = []
-        forward = engine.model.forward
+        forward = loop.model.forward
 
         def recording(*args, **kwargs):
             widths.append(kwargs["input_ids"].shape[0])
             return forward(*args, **kwargs)
 
-        monkeypatch.setattr(engine.model, "forward", recording)
-        compacted = engine.generate(prompts(6), sampling)
+        monkeypatch.setattr(loop.model, "forward", recording)
+        compacted = loop.generate(prompts(6), sampling)
         assert len(set(widths)) > 3, "no batch ever shrank, so this test shows nothing"
         monkeypatch.setattr(engine_module, "_COMPACT_FRACTION", 2.0)
-        assert [g.texts for g in engine.generate(prompts(6), sampling)] == [g.texts for g in compacted]
+        assert [g.texts for g in loop.generate(prompts(6), sampling)] == [g.texts for g in compacted]
 
     def test_stop_strings_and_end_tokens_end_a_sample(
         self, engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
@@ -225,7 +235,8 @@ class TestDrawTokens:
         expected = np.searchsorted(cdf, uniforms * cdf[-1], side="right").clip(max=np.flatnonzero(probs)[-1])
         rows = torch.tensor(logits, dtype=torch.float32).expand(len(uniforms), -1)
         before = rows.clone()
-        drawn = draw_tokens(rows, uniforms, Sampling(max_tokens=1, temperature=temperature, top_p=top_p)).numpy()
+        sampling = Sampling(max_tokens=1, temperature=temperature, top_p=top_p)
+        drawn = draw_tokens(rows, torch.from_numpy(uniforms), sampling).numpy()
         assert np.mean(drawn != expected) <= 0.01  # float32 may move a boundary past a uniform number
         assert (probs[drawn] > 0).all()
         assert torch.equal(rows, before), "the caller's logits were changed"
@@ -234,7 +245,7 @@ class TestDrawTokens:
         logits = torch.full((4, 600), -torch.inf)
         logits[:, 599] = 0
         uniforms = np.array([0.0, 0.3, 0.999, np.nextafter(1.0, 0.0)])
-        assert draw_tokens(logits, uniforms, Sampling(max_tokens=1, top_p=0.5)).tolist() == [599] * 4
+        assert draw_tokens(logits, torch.from_numpy(uniforms), Sampling(max_tokens=1, top_p=0.5)).tolist() == [599] * 4
 
 
 class TestChatRenderer:

@@ -128,6 +128,6 @@ def model_inputs(section: str, config: EngineConfig) -> dict[str, Any]:
     return {f"{section}.model": config.model if ":" in config.engine else model_hash(resolve_model(config.model))}
 
 
-def load_generator(config: EngineConfig, *, batch_size: int, options: dict[str, Any]) -> Engine:
+def load_generator(config: EngineConfig, *, batch_size: int | None, options: dict[str, Any]) -> Engine:
     """Returns the engine of a generating stage; `options` reach vLLM alone."""
     return load_engine(config.engine, config.model, batch_size=batch_size, **options)

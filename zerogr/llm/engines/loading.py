@@ -10,7 +10,7 @@ from zerogr.errors import UserError
 from zerogr.llm.engines.engine import Engine
 
 
-def load_engine(name: str, model: str, *, batch_size: int = 32, **options: Any) -> Engine:
+def load_engine(name: str, model: str, *, batch_size: int | None = None, **options: Any) -> Engine:
     """Returns the engine `name` with `model` loaded.
 
     Args:

@@ -26,15 +26,15 @@ import numpy as np
 import torch
 
 from zerogr.llm.attention import GROUPED_SDPA, growing_cache, register_grouped_sdpa
+from zerogr.llm.engines.device import ON_GPU, DeviceSampler
 from zerogr.llm.engines.engine import Generation, Prompt, Sampling
 from zerogr.llm.engines.rendering import ChatRenderer, cut_at_stop, end_token_ids, max_prompt_tokens_for
+from zerogr.llm.engines.sampling import draw_tokens, uniforms
 from zerogr.llm.models import fastest_dtype, load_model, resolve_model
+from zerogr.llm.paths import sliding_window
 
 _COMPACT_FRACTION = 0.25  # of finished rows at which the batch is compacted
-_CDF_BLOCK = 256  # tokens summed together while a cumulative distribution is inverted
 _MIN_SHARED_PREFIX = 16  # tokens from which encoding a common prefix by itself is worth one more forward pass
-_BELOW_ONE = 1 - 2.0**-40  # a share of the total that stays below the total in spite of rounding
-_NUCLEUS_CANDIDATES = 256  # most likely tokens looked at before a full sort
 
 
 @dataclass(slots=True)
@@ -56,28 +56,36 @@ class TransformersEngine:
         self,
         model: str,
         *,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         device: str | None = None,
         dtype: str | torch.dtype | None = None,
+        on_device: bool | None = None,
     ) -> None:
         """Loads the model.
 
         Args:
             model: A model name or path as `zerogr.llm.models.resolve_model` takes it.
-            batch_size: Sequences (prompts x samples) decoded together; a prompt with more samples is a batch alone.
+            batch_size: Sequences (prompts x samples) decoded together; a prompt with more samples is a batch alone. None =
+                32, on a GPU 1,024.
             device: None = the GPU if there is one.
             dtype: Of weights and activations; None = what the device is fastest in (`fastest_dtype`).
+            on_device: Whether samples are drawn without the host (`zerogr.llm.engines.device`); None = on a GPU.
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.model, self.tokenizer = load_model(
             resolve_model(model), device=device, dtype=dtype or fastest_dtype(device)
         )
-        register_grouped_sdpa()
-        self.model.set_attn_implementation(GROUPED_SDPA)
-        self.batch_size = batch_size
+        is_gpu = torch.device(device).type == "cuda"
+        self.batch_size = batch_size or (ON_GPU if is_gpu else 32)
         self._serving = threading.Lock()
         self._renderer = ChatRenderer(self.tokenizer)
         self._end_ids = end_token_ids(self.tokenizer, self.model.generation_config)
+        self._device_sampler: DeviceSampler | None = None
+        if is_gpu if on_device is None else on_device:
+            self._device_sampler = DeviceSampler(self.model, self._decode)
+        else:
+            register_grouped_sdpa()
+            self.model.set_attn_implementation(GROUPED_SDPA)
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Generation]:
         """Returns one `Generation` per prompt, in the order of the prompts. Of several threads, one at a time is served.
@@ -94,7 +102,13 @@ class TransformersEngine:
         generations, token_ids = self._renderer.render_all(prompts, max_prompt_tokens)
         requests = [_Request(i, ids, prompts[i].seeds) for i, ids in token_ids.items()]
         for batch in _batches(requests, self.batch_size):
-            self._sample(batch, sampling)
+            longest = max(len(request.input_ids) for request in batch) + sampling.max_tokens
+            if self._device_sampler and longest <= (sliding_window(self.model) or longest):
+                samples = self._device_sampler.sample([(r.input_ids, r.seeds) for r in batch], sampling, self._end_ids)
+                for request, found in zip(batch, samples, strict=True):
+                    request.samples = found
+            else:
+                self._sample(batch, sampling)
             for request in batch:
                 generations[request.index] = Generation(
                     texts=[cut_at_stop(self._decode(sample), sampling.stop) for sample in request.samples],
@@ -110,16 +124,14 @@ class TransformersEngine:
         prompt_of_row = [b for b, request in enumerate(batch) for _ in request.seeds]
         rows: list[list[int]] = [[] for _ in prompt_of_row]
         seeds = [seed for request in batch for seed in request.seeds]
-        uniforms_RT = np.stack(
-            [np.random.Generator(np.random.Philox(key=s)).random(sampling.max_tokens) for s in seeds]
-        )
+        uniforms_RT = torch.from_numpy(uniforms(seeds, sampling.max_tokens)).to(logits_BV.device)
         expand = torch.tensor(prompt_of_row, device=logits_BV.device)
         _select_rows(cache, expand)
         logits_RV, mask_RT = logits_BV[expand], mask_BT[expand]
         alive = np.arange(len(rows))  # row of the whole batch behind each row of the cache
         is_done = np.zeros(len(rows), dtype=bool)
         for step in range(sampling.max_tokens):
-            tokens = draw_tokens(logits_RV, uniforms_RT[alive, step], sampling)
+            tokens = draw_tokens(logits_RV, uniforms_RT[torch.from_numpy(alive).to(logits_RV.device), step], sampling)
             for row, token in zip(alive, tokens.tolist(), strict=True):
                 if not is_done[row]:
                     rows[row].append(token)
@@ -202,54 +214,3 @@ def _common_prefix(sequences: list[list[int]]) -> int:
 def _select_rows(cache: Any, rows: torch.Tensor) -> None:
     for layer in cache.layers:
         layer.batch_select_indices(rows)
-
-
-def draw_tokens(logits_RV: torch.Tensor, uniforms_R: np.ndarray, sampling: Sampling) -> torch.Tensor:
-    """Returns one token id per row [R]: the argmax at temperature 0, else the inverse of the CDF at `uniforms_R`.
-
-    Nucleus sampling keeps the fewest most likely tokens whose mass reaches `top_p` (and all that tie with the last).
-    Tokens stay in the order of their ids, so rounding that swaps two near-equal tokens does not change the draw.
-    Cost: a few passes over [R, V]; with `top_p` < 1 also the 256 most likely, seldom a full sort.
-    """
-    if sampling.temperature == 0:
-        return logits_RV.argmax(-1)
-    probs_RV = logits_RV.to(torch.float32, copy=True)  # the one copy of this size; the rest happens in place
-    probs_RV.div_(sampling.temperature)
-    probs_RV.sub_(probs_RV.amax(-1, keepdim=True)).exp_()
-    if sampling.top_p < 1:
-        probs_RV.div_(probs_RV.sum(-1, keepdim=True))
-        probs_RV.masked_fill_(probs_RV < _nucleus_threshold(probs_RV, sampling.top_p), 0)
-    return _invert_cdf(probs_RV, torch.from_numpy(uniforms_R).to(probs_RV.device))
-
-
-def _invert_cdf(probs_RV: torch.Tensor, uniforms_R: torch.Tensor) -> torch.Tensor:
-    """Returns the first token of each row whose cumulative mass exceeds the uniform number's share of the total, [R].
-
-    In two steps, first the block of tokens and then the token: a cumulative sum over the whole vocabulary is sequential
-    (18 ms for 32 x 49,152 on one core), a sum per block is not (1 ms).
-    """
-    num_rows, vocabulary = probs_RV.shape
-    uniforms_R = uniforms_R.clamp(max=_BELOW_ONE)
-    if vocabulary % _CDF_BLOCK:
-        probs_RV = torch.nn.functional.pad(probs_RV, (0, -vocabulary % _CDF_BLOCK))
-    blocks_RNS = probs_RV.view(num_rows, -1, _CDF_BLOCK)
-    mass_RN = blocks_RNS.sum(-1).double()
-    cdf_RN = mass_RN.cumsum(-1)
-    # right=True: what is found lies strictly above the target, so a block or token without mass is never chosen.
-    target_R1 = uniforms_R[:, None] * cdf_RN[:, -1:]
-    block_R1 = torch.searchsorted(cdf_RN, target_R1, right=True)
-    before_R1 = torch.nn.functional.pad(cdf_RN, (1, 0)).gather(1, block_R1)
-    rest_R1 = ((target_R1 - before_R1) / mass_RN.gather(1, block_R1)).clamp(max=_BELOW_ONE)
-    cdf_RS = blocks_RNS[torch.arange(num_rows, device=block_R1.device), block_R1[:, 0]].double().cumsum(-1)
-    token_R1 = torch.searchsorted(cdf_RS, rest_R1 * cdf_RS[:, -1:], right=True)
-    return (block_R1 * _CDF_BLOCK + token_R1).squeeze(1)
-
-
-def _nucleus_threshold(probs_RV: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Returns the smallest probability inside each row's nucleus, [R, 1]."""
-    top_RC = probs_RV.topk(min(_NUCLEUS_CANDIDATES, probs_RV.shape[-1]), dim=-1).values
-    if bool((top_RC.sum(-1) < top_p).any()):
-        top_RC = probs_RV.sort(dim=-1, descending=True).values
-    # A token is inside if the mass before it has not reached top_p; the first always is.
-    num_inside_R = (top_RC.cumsum(-1) - top_RC < top_p).sum(-1, keepdim=True)
-    return top_RC.gather(-1, num_inside_R.clamp(min=1) - 1)
