@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from torch.nn import functional
 
 from tests.examples import asked, example, targets
+from tests.launches import Launches
 from tests.zerogr.test_examples import computed, load, make_examples, pack
 from tests.zerogr.test_training import SETTINGS
 from zerogr.errors import UserError
@@ -29,7 +31,7 @@ from zerogr.training import throughput
 from zerogr.training.attention import PACKED, packed_attention
 from zerogr.training.choices import Choices
 from zerogr.training.examples import Examples, TextExample
-from zerogr.training.learner import Learner, SelectedTargets, TrainingSettings, greedy_hits
+from zerogr.training.learner import Learner, SelectedTargets, TrainingSettings, greedy_hits, sizes_for
 from zerogr.training.log import TrainingLog
 from zerogr.training.normalisation import Allowed
 from zerogr.training.packing import passes
@@ -365,3 +367,42 @@ class TestLog:
         log = TrainingLog(str(tmp_path / "log.jsonl"))
         log.add({"step": 10})
         assert not storage.exists(str(tmp_path / "log.jsonl"))
+
+
+class TestOnAGpu:
+    """What can be known of a step on a GPU without one."""
+
+    @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+    def test_a_step_launches_little_more_than_its_forward_and_backward(self, trained: Trained, precision: str) -> None:
+        model, examples, _, choices = trained
+        settings = replace(SETTINGS, precision=precision, normalise="allowed")
+        learner = Learner(model, settings)
+        work = learner.prepare(examples, np.arange(len(examples)), choices)
+        learner.step(work, 1e-4)
+        with Launches() as bare:
+            for batch in work.passes:
+                learner._module(batch).float().sum().backward()
+        learner.optimizer.zero_grad()
+        for parameter in learner._trained.values():
+            parameter.grad = None
+        with Launches() as whole:
+            learner.step(work, 1e-4)
+        assert whole.count <= 1.3 * bare.count
+        assert whole.waits == 1  # loss and gradient norm, once
+
+    def test_passes_take_what_the_memory_leaves(self, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        model, _ = load(tiny_model)
+        num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        memory = SimpleNamespace(total_memory=18 * num_parameters + 10**9)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+        per_token = model.config.num_hidden_layers * (
+            24 * model.config.hidden_size + 5 * model.config.intermediate_size
+        )
+        row_tokens, pass_tokens = sizes_for(model, SETTINGS, torch.device("cuda"))
+        assert row_tokens == 1024 and 0.6 * 10**9 - 1024 * per_token < pass_tokens * per_token <= 0.6 * 10**9
+        given = replace(SETTINGS, row_tokens=128, pass_tokens=512)
+        assert sizes_for(model, given, torch.device("cuda")) == (128, 512)
+        assert sizes_for(model, replace(SETTINGS, row_tokens=None, pass_tokens=None), torch.device("cpu")) == (
+            256,
+            4096,
+        )

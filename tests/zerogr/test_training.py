@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import re
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +16,7 @@ import torch
 from tests.zerogr.test_examples import load, loss_alone, loss_of, make_examples
 from zerogr.store import storage
 from zerogr.training import loop
-from zerogr.training.checkpoints import StorageCheckpointer, Weights, full_tensors
+from zerogr.training.checkpoints import StorageCheckpointer, Weights, full_tensors, latest_step
 from zerogr.training.choices import Choices
 from zerogr.training.examples import Examples, batches, epoch_order
 from zerogr.training.learner import Learner, TrainingSettings, Work
@@ -144,7 +146,8 @@ class TestResume:
         (tmp_path / "step-00000002").mkdir()
         (tmp_path / "step-00000002" / "state.safetensors").write_bytes(b"of a run that was killed as it wrote this")
         run(model, make_examples(chat), StorageCheckpointer(str(tmp_path)))
-        assert set(storage.list_files(str(tmp_path))) == {"latest.json", "step-00000009/state.safetensors"}
+        latest, state = sorted(storage.list_files(str(tmp_path)))
+        assert latest == "latest.json" and re.fullmatch(r"step-00000009-\w{8}/state-0000\.safetensors", state)
 
     def test_killed_while_saving_it_goes_on_from_the_one_before(
         self, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -207,12 +210,36 @@ class TestResume:
         train(model, make_examples(chat), settings, checkpointer=Noting(str(tmp_path)))
         assert steps == [4, 8]  # the step after two minutes, and two minutes later again
 
-    def test_another_rank_writes_nothing(self, tiny_model: Path, tmp_path: Path) -> None:
+    def test_the_first_comes_after_two_minutes_however_seldom_others_do(
+        self, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        now = [0.0]
+        monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+        clock = loop._Clock(60, has_saved=False)
+        now[0] = 119
+        assert not clock.is_due()
+        now[0] = 120
+        assert clock.is_due()
+        clock.saved()
+        now[0] = 120 + 60 * 59
+        assert not clock.is_due()
+        assert not loop._Clock(60, has_saved=True).is_due()
+
+    def test_it_is_complete_when_the_files_of_all_ranks_are_there(
+        self, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(StorageCheckpointer, "_new_folder", lambda self, step: f"step-{step}")
         model, chat = load(tiny_model)
         learner = Learner(model, SETTINGS)
         learner.step(learner.prepare(make_examples(chat), np.arange(4)), 1e-3)
-        StorageCheckpointer(str(tmp_path), rank=1).save(learner.weights, learner.optimizer, 1)
-        assert storage.list_files(str(tmp_path)) == {}
+        first, second = (StorageCheckpointer(str(tmp_path), rank=rank, num_ranks=2) for rank in range(2))
+        first.save(learner.weights, learner.optimizer, 1)
+        time.sleep(0.5)
+        assert not latest_step(str(tmp_path))
+        second.save(learner.weights, learner.optimizer, 1)
+        second.wait()
+        first.wait()
+        assert latest_step(str(tmp_path)) == 1
 
 
 class TestLearningRate:
@@ -293,6 +320,7 @@ class TestLoop:
         def of_rank(ids: np.ndarray, rank: int, num_ranks: int) -> Work:
             learner = Learner.__new__(Learner)  # FSDP wants the other ranks; the sharing out of work does not
             learner._settings, learner._rank, learner._num_ranks = SETTINGS, rank, num_ranks
+            learner._sizes, learner._device = (256, 4096), torch.device("cpu")
             return learner.prepare(examples, ids)
 
         def loss(batches: Sequence[PackedBatch]) -> float:

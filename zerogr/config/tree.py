@@ -116,7 +116,9 @@ class TrainingConfig(Section):
         description="Of the model's computations; auto = bf16 where the device has instructions for it. The optimiser's "
         "weights and moments stay fp32; the finished model is stored in bf16, with fp32 in fp32.",
     )
-    row_tokens: int = Field(256, ge=64, description="Examples are packed into rows of this many tokens.")
+    row_tokens: int | None = Field(
+        None, ge=64, description="Examples are packed into rows of this many tokens; null = 256, on a GPU 1,024."
+    )
     evaluation_fraction: float = Field(
         0.02, ge=0, lt=0.5, description="Share of the pairs held out for the evaluation loss."
     )
@@ -154,7 +156,9 @@ class ComputeConfig(Section):
         0, ge=0, description="Threads of one engine actor; 0 = an equal share of the machine."
     )
     num_gpus_per_engine: float = Field(0, ge=0, description="GPUs of one engine actor.")
-    engine_batch_size: int = Field(32, ge=1, description="Sequences the transformers engine decodes together.")
+    engine_batch_size: int | None = Field(
+        None, ge=1, description="Sequences the transformers engine decodes together; null = 32, on a GPU 1,024."
+    )
     shards_in_flight: int = Field(
         2, ge=1, description="Shards that one engine actor has in hand at a time, so that it never waits for storage."
     )
@@ -166,11 +170,11 @@ class ComputeConfig(Section):
         description="Ranks of the trainer; more than one shard the model with FSDP2. [fewest, most] = as many as there is room "
         "for, more or fewer as nodes come and go.",
     )
-    pass_tokens: int = Field(
-        4096,
+    pass_tokens: int | None = Field(
+        None,
         ge=64,
         description="Tokens that one rank takes through the model at a time; a step with more accumulates gradients: "
-        "less memory.",
+        "less memory. null = 4,096, on a GPU as many as its memory has room for.",
     )
     activation_checkpointing: bool = Field(
         False, description="Compute activations twice instead of keeping them: less memory, a third more work."

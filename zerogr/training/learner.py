@@ -28,6 +28,10 @@ from zerogr.training.losses.cross_entropy import CrossEntropySettings
 from zerogr.training.normalisation import NORMALISATIONS, Normalisation
 from zerogr.training.packing import PackedBatch, passes
 
+_BYTES_PER_PARAMETER = 18
+"""Of bf16 weights and gradients, fp32 masters, their gradients and two moments."""
+_ROOM = 0.6
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSettings:
@@ -44,8 +48,8 @@ class TrainingSettings:
     normalise: Literal["allowed", "vocabulary"] = "vocabulary"
     lora_rank: int = 0
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    row_tokens: int = 256
-    pass_tokens: int = 4096
+    row_tokens: int | None = None
+    pass_tokens: int | None = None
     activation_checkpointing: bool = False
     compile: bool = False
     evaluation_fraction: float = 0.02
@@ -113,6 +117,7 @@ class Learner:
     ) -> None:
         """Takes over `model`, a causal LM in fp32; with several ranks its parameters become DTensors."""
         self._settings, self._device, self._rank, self._num_ranks = settings, torch.device(device), rank, num_ranks
+        self._sizes = sizes_for(model, settings, self._device, num_ranks)
         self._loss, self.normalisation = load_loss(settings.loss), NORMALISATIONS[settings.normalise]
         self._module = SelectedTargets(model.to(device).train(), self.normalisation)
         self._attention = model.config._attn_implementation
@@ -133,6 +138,8 @@ class Learner:
         if self._has_masters:
             self.weights = {name: nn.Parameter(parameter.detach().clone()) for name, parameter in self._trained.items()}
             _cast(self._module, torch.bfloat16)
+        self._sums: dict[str, torch.Tensor] = {}
+        """Where the masters' gradients are summed, fp32, step after step in the same memory."""
         if settings.compile:  # the configuration allows it on one rank only
             self._module.compile(dynamic=True)  # rows and passes are of all lengths
         self.optimizer = torch.optim.AdamW(
@@ -149,11 +156,14 @@ class Learner:
         `choices` is needed where the normalisation needs them.
         """
         own = ids[self._rank :: self._num_ranks]
-        row_tokens, pass_tokens = self._settings.row_tokens, self._settings.pass_tokens
+        row_tokens, pass_tokens = self._sizes
         idle = None
         if self._num_ranks > 1:
             (idle,) = passes(examples, ids[:1], row_tokens, pass_tokens, choices)
-        return Work(passes(examples, own, row_tokens, pass_tokens, choices), idle, examples.num_targets_of(ids))
+        packed = passes(examples, own, row_tokens, pass_tokens, choices)
+        if self._device.type == "cuda":
+            packed = [batch.pinned() for batch in packed]
+        return Work(packed, idle, examples.num_targets_of(ids))
 
     def step(self, work: Work, learning_rate: float, *, must_save: bool = False) -> Step:
         """Takes one optimiser step; `must_save` is this rank's word for the others."""
@@ -169,13 +179,15 @@ class Learner:
             (loss * (self._num_ranks / work.num_targets)).backward()  # type: ignore[no-untyped-call]
             self._collect_gradients()
             total += loss.detach()
-        norm = float(whole(nn.utils.clip_grad_norm_(self.weights.values(), self._settings.max_gradient_norm)))
+        gradient = whole(nn.utils.clip_grad_norm_(self.weights.values(), self._settings.max_gradient_norm))
+        # The one place of a step where the host waits for the device.
+        loss_sum, norm = torch.stack([total, gradient.to(total)]).tolist()
         if math.isfinite(norm):  # else the weights stay as they are, for whoever wants to know how it came
             self.optimizer.step()
             self.use_weights()
         self.optimizer.zero_grad(set_to_none=True)
         loss_sum, tokens_sum, padding_sum, num_wishes = self._sum_over_ranks(
-            float(total), num_tokens, num_padding, must_save
+            loss_sum, num_tokens, num_padding, must_save
         )
         mean = loss_sum / work.num_targets
         return Step(mean, norm, int(tokens_sum), int(padding_sum), must_save=num_wishes > 0)
@@ -237,14 +249,17 @@ class Learner:
         """Adds the gradients of a pass to those of the masters."""
         if not self._has_masters:
             return
-        for parameter, master in zip(self._trained.values(), self.weights.values(), strict=True):
-            if parameter.grad is None:
-                continue
-            if master.grad is None:
-                master.grad = parameter.grad.float()
-            else:
-                master.grad += parameter.grad
-            parameter.grad = None
+        given = {name: parameter.grad for name, parameter in self._trained.items() if parameter.grad is not None}
+        for name in given.keys() - self._sums.keys():
+            self._sums[name] = torch.zeros_like(self.weights[name])
+        sums = [self._sums[name] for name in given]
+        if any(self.weights[name].grad is not None for name in given):
+            torch._foreach_add_(sums, list(given.values()))
+        else:
+            torch._foreach_zero_(list(self._sums.values()))
+            torch._foreach_copy_(sums, list(given.values()))
+        for name in given:
+            self.weights[name].grad, self._trained[name].grad = self._sums[name], None
 
     def _sum_over_ranks(self, *values: float) -> list[float]:
         if self._num_ranks == 1:
@@ -252,6 +267,29 @@ class Learner:
         summed = torch.tensor(values, dtype=torch.float64, device=self._device)
         torch.distributed.all_reduce(summed)
         return summed.tolist()
+
+
+def sizes_for(model: Any, settings: TrainingSettings, device: torch.device, num_ranks: int = 1) -> tuple[int, int]:
+    """Returns (tokens of a row, tokens of a pass): as the settings say, else what the device has room for.
+
+    On a CPU 256 and 4,096: memory is short, and small passes cost little. On a GPU rows of 1,024, and passes that take
+    `_ROOM` of the memory which weights, gradients and moments leave. A token takes 24 D + 5 I bytes per layer in bf16 (D
+    hidden, I inner size): so it was on an H200 for models of 135M and of 1B, within a tenth.
+
+    Args:
+        model: Not sharded yet.
+        settings: Of the training.
+        device: Where the rank computes.
+        num_ranks: That share weights, gradients and moments.
+    """
+    row_tokens = settings.row_tokens or (1024 if device.type == "cuda" else 256)
+    if settings.pass_tokens or device.type != "cuda":
+        return row_tokens, settings.pass_tokens or 4096
+    config = model.config
+    per_token = config.num_hidden_layers * (24 * config.hidden_size + 5 * config.intermediate_size)
+    fixed = _BYTES_PER_PARAMETER * sum(parameter.numel() for parameter in model.parameters()) / num_ranks
+    room = _ROOM * (torch.cuda.get_device_properties(device).total_memory - fixed)
+    return row_tokens, max(4096, int(room / per_token) // 1024 * 1024)
 
 
 def greedy_hits(logits: torch.Tensor, batch: PackedBatch) -> int:

@@ -27,6 +27,8 @@ from zerogr.training.throughput import Cost, Meter
 
 logger = logging.getLogger(__name__)
 
+FIRST_CHECKPOINT_MINUTES = 2.0
+"""So early there is one, however seldom others are wanted."""
 REPORT_EVERY = 10
 """Steps between two lines of the log, and two questions whether a machine is about to be taken away."""
 
@@ -101,19 +103,34 @@ def train(
         logger.info("resuming after step %d of %d", first_step, run.num_steps)
     run.start(first_step, Meter(cost, torch.device(device), num_ranks, learner.dtype))
     was_ending = False
-    saved_at = time.monotonic()
+    clock = _Clock(settings.checkpoint_minutes, has_saved=first_step > 0)
     for ids, work in _ahead(run.prepare, _steps(run.training_ids, settings, first_step)):
-        # Clocks differ: rank 0's counts.
-        is_due = rank == 0 and time.monotonic() - saved_at >= 60 * settings.checkpoint_minutes
+        is_due = rank == 0 and clock.is_due()  # clocks differ: rank 0's counts
         is_last_chance = run.step % REPORT_EVERY == 0 and is_ending() and not was_ending
         was_ending |= is_last_chance
         must_save = run.take(ids, work, must_save=is_due or is_last_chance)
         if (must_save or run.step % settings.checkpoint_every == 0) and run.step < run.num_steps:
             checkpointer.save(learner.weights, learner.optimizer, run.step)
-            saved_at = time.monotonic()
+            clock.saved()
     checkpointer.wait()
     learner.release()
     return run.finish()
+
+
+class _Clock:
+    """When a checkpoint is due by the time that has passed."""
+
+    def __init__(self, minutes: float, *, has_saved: bool) -> None:
+        self._usual, self._saved_at = minutes, time.monotonic()
+        self._minutes = minutes if has_saved else min(minutes, FIRST_CHECKPOINT_MINUTES)
+
+    def is_due(self) -> bool:
+        """Whether it is time."""
+        return time.monotonic() - self._saved_at >= 60 * self._minutes
+
+    def saved(self) -> None:
+        """Begins to count anew."""
+        self._saved_at, self._minutes = time.monotonic(), self._usual
 
 
 class _Run:

@@ -75,13 +75,18 @@ class PackedBatch:
 
     def is_allowed(self) -> torch.Tensor:
         """Returns bool [P, C]: which of the columns the trie allows at each predicting position."""
-        table = torch.zeros(int(self.node.max()) + 1, len(self.columns), dtype=torch.bool, device=self.node.device)
+        # There are at most as many nodes as positions; asking for their number would make the host wait.
+        table = torch.zeros(len(self.node), len(self.columns), dtype=torch.bool, device=self.node.device)
         table[self.allowed[0], self.allowed[1]] = True
         return table[self.node]
 
+    def pinned(self) -> PackedBatch:
+        """Returns the batch where a GPU can fetch it from while the host goes on."""
+        return PackedBatch(*(getattr(self, field.name).pin_memory() for field in fields(self)))
+
     def to(self, device: torch.device | str) -> PackedBatch:
         """Returns the batch on a device."""
-        return PackedBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
+        return PackedBatch(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
 
 
 @dataclass(slots=True)

@@ -123,7 +123,7 @@ def run_recipe(
         model,
         recipe.examples(tokenizer),
         recipe.settings,
-        checkpointer=StorageCheckpointer(checkpoints, rank=rank),
+        checkpointer=StorageCheckpointer(checkpoints, rank=rank, num_ranks=num_ranks),
         report=note,
         is_ending=is_ending,
         choices=choices,
