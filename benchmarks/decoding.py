@@ -7,6 +7,7 @@ bought with a wrong answer: `overlap_*` is the share of the same k documents.
     against peers       constrained beam search and sequential draws through `generate`, see `benchmarks.peers`
     outside the model   the share of a query's time that is not spent inside the model
     in batches          one batch against its queries one by one, and against the bare forward passes of the same shapes
+    array programs      `zerogr.decoding.device` on this device, against the reference
     many docids         the same beam search over a million docids made of the same words
 
 The last line printed is one JSON object. Names: `<method>_k<k>_s` seconds per query, `forwards_*` passes through the model,
@@ -49,6 +50,7 @@ from benchmarks.peers import (
 from benchmarks.report import report
 from zerogr.config.names import EMBEDDED_MODEL
 from zerogr.decoding import DecodedList, decode, decode_batch
+from zerogr.decoding.device.decoder import DeviceDecoder
 from zerogr.decoding.language_model import TreeModel
 from zerogr.decoding.schedule import temperature
 from zerogr.index.index import Index
@@ -274,6 +276,27 @@ def measure_batches(bench: Bench, k: int, batches: Sequence[int], num_rounds: in
     return figures
 
 
+def measure_array_programs(bench: Bench, k: int, sizes: Sequence[int], num_rounds: int) -> dict[str, Any]:
+    """The array programs for GPUs against the reference, on this device: a ratio above 1 says that they are faster."""
+    figures: dict[str, Any] = {}
+    decoder = DeviceDecoder(bench.tree_model)
+    for method in ("beam", "reverse_annealing"):
+        for size in sizes:
+            prompts = [bench.prompts[query] for query in range(size)]
+            search = partial(
+                decoder.decode, prompts, bench.trie, k, eos_token_id=bench.end, strategy=METHODS[method][0]
+            )
+            search()
+            ours_s, theirs_s = [], []
+            for _ in range(num_rounds):
+                ours_s.append(bench.ours(range(size), k, method).seconds)
+                theirs_s.append(_timed(bench, search)[0])
+            name = f"{method}_batch{size}_k{k}_array_program"
+            figures[f"{name}_s_per_query"] = median(theirs_s) / size
+            figures[f"{name}_speedup"] = median(ours_s) / median(theirs_s)
+    return figures
+
+
 def measure_many_docids(bench: Bench, k: int, num_docids: int, num_queries: int, num_rounds: int) -> dict[str, Any]:
     """The same beam search over the real trie and over a large one."""
     tries = {"few": bench.trie, "many": DocidTrie.build(recombined(bench.chat, bench.texts, num_docids))}
@@ -348,6 +371,7 @@ def main() -> None:
         "against peers": lambda: measure_against_peers(bench, ks, arguments.queries, 2 if is_quick else 5),
         "against the uncached reference": lambda: measure_overlap(bench, k, arguments.reference_queries),
         "in batches": lambda: measure_batches(bench, k, batches, arguments.rounds),
+        "array programs": lambda: measure_array_programs(bench, k, batches, arguments.rounds),
         "many docids": lambda: measure_many_docids(
             bench, k, 20_000 if is_quick else 1_000_000, arguments.queries, arguments.rounds
         ),

@@ -22,7 +22,7 @@ def measure(device: torch.device, arguments: argparse.Namespace) -> list[dict[st
     shape, sizes = ("toy", (16,)) if arguments.dry_run else ("135M", (256, 1024))
     rows = []
     with TemporaryDirectory() as folder:
-        _save(Path(folder), shape, device)
+        save_model(Path(folder), shape, device)
         for batch_size in sizes:
             engine = TransformersEngine(folder, batch_size=batch_size, device=device.type)
             prompts = [
@@ -43,7 +43,7 @@ def _generate(engine: TransformersEngine, prompts: list[Prompt], sampling: Sampl
     counted.append(sum(each.num_output_tokens for each in engine.generate(prompts, sampling)))
 
 
-def _save(folder: Path, shape: str, device: torch.device) -> None:
+def save_model(folder: Path, shape: str, device: torch.device) -> None:
     """Writes a random model with a tokenizer of words, as many as it has tokens."""
     model = model_of(shape, device, torch.bfloat16 if device.type == "cuda" else torch.float32)
     model.save_pretrained(folder)

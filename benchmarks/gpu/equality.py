@@ -1,17 +1,24 @@
-"""Whether the decoder's array programs answer on this device what the reference answers."""
+"""Whether this device answers what the CPU and the references answer: decoder, learner and engine, with fp32 models."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.gpu.engine import save_model
 from benchmarks.gpu.shapes import END, model_of, prompts_of, trie_of
+from benchmarks.gpu.training import examples_of
 from zerogr.decoding import decode_batch
 from zerogr.decoding.device.decoder import DeviceDecoder
 from zerogr.decoding.language_model import TreeModel
+from zerogr.llm.engines.engine import Prompt, Sampling
+from zerogr.llm.engines.transformers import TransformersEngine
+from zerogr.training.learner import Learner, TrainingSettings
 from zerogr.trie import DocidTrie
 
 STRATEGIES: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -20,11 +27,17 @@ STRATEGIES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("nucleus", {}),
     ("reverse_annealing", {}),
     ("stochastic_beam", {}),
+    ("best_first", {}),
 )
 
 
 def measure(device: torch.device, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Counts answers that differ, of fp32 models: documents or order, and the largest difference of a score."""
+    """Counts answers that differ: documents or order, samples, and the largest difference of a score or a loss."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    return [*_decoder(device), _learner(device), _engine(device)]
+
+
+def _decoder(device: torch.device) -> list[dict[str, Any]]:
     model = TreeModel(model_of("toy", device, torch.float32))
     decoder = DeviceDecoder(model)
     random = np.random.default_rng(3)
@@ -35,6 +48,8 @@ def measure(device: torch.device, arguments: argparse.Namespace) -> list[dict[st
     for name, trie in tries.items():
         for normalise in ("allowed", "vocabulary"):
             for strategy, options in STRATEGIES:
+                if strategy == "best_first" and normalise == "vocabulary" and trie.num_docids > 1000:
+                    continue  # to a random model all docids are much the same, and it would look at all of them
                 how: dict[str, Any] = {
                     "eos_token_id": END,
                     "strategy": strategy,
@@ -55,7 +70,38 @@ def measure(device: torch.device, arguments: argparse.Namespace) -> list[dict[st
                         gaps = [abs(each.score - scores[each.row]) for each in one if each.row in scores]
                         largest = max(largest, *gaps) if gaps else largest
                 rows.append({
-                    "docids": name, "normalise": normalise, "strategy": strategy, "queries": num_queries,
-                    "other answers": num_other, "largest difference of a score": largest,
+                    "what": name, "normalise": normalise, "strategy": strategy, "answers": num_queries,
+                    "other answers": num_other, "largest difference": largest,
                 })  # fmt: skip
     return rows
+
+
+def _learner(device: torch.device) -> dict[str, Any]:
+    """Losses and gradient norms of three steps, here and on the CPU."""
+    largest = 0.0
+    for normalise in ("allowed", "vocabulary"):
+        examples, choices = examples_of(32, 512)
+        settings = TrainingSettings(
+            num_epochs=1, batch_size=16, learning_rate=1e-3, normalise=normalise, precision="fp32", pass_tokens=256
+        )
+        found = []
+        for place in (device, torch.device("cpu")):
+            learner = Learner(model_of("toy", torch.device("cpu"), torch.float32), settings, device=place)
+            taken = [learner.step(learner.prepare(examples, np.arange(16), choices), 1e-3) for _ in range(3)]
+            found.append([value for step in taken for value in (step.loss, step.gradient_norm)])
+        largest = max(largest, *(abs(one - other) for one, other in zip(*found, strict=True)))
+    return {"what": "learner", "answers": 6, "other answers": int(largest > 1e-3), "largest difference": largest}
+
+
+def _engine(device: torch.device) -> dict[str, Any]:
+    """Samples that are drawn without the host here, and by the loop on the CPU; rounding may move one at a boundary."""
+    with TemporaryDirectory() as folder:
+        save_model(Path(folder), "toy", torch.device("cpu"))
+        prompts = [Prompt(user=" ".join(f"w{7 * i + j}" for j in range(9)), seeds=tuple(range(6))) for i in range(5)]
+        found = []
+        for place, on_device in ((device.type, True), ("cpu", False)):
+            engine = TransformersEngine(folder, batch_size=12, device=place, dtype="float32", on_device=on_device)
+            samplings = (Sampling(max_tokens=12, top_p=0.9, stop=("7",)), Sampling(max_tokens=5, temperature=0.0))
+            found.append([text for how in samplings for each in engine.generate(prompts, how) for text in each.texts])
+    num_other = sum(one != other for one, other in zip(*found, strict=True))
+    return {"what": "engine", "answers": len(found[0]), "other answers": num_other}

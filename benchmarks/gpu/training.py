@@ -28,7 +28,7 @@ def measure(device: torch.device, arguments: argparse.Namespace) -> list[dict[st
     rows: list[dict[str, Any]] = []
     for shape, batch_size in cases:
         model = model_of(shape, device, torch.float32)
-        examples, choices = _examples(4 * batch_size, model.config.vocab_size)
+        examples, choices = examples_of(4 * batch_size, model.config.vocab_size)
         default = TrainingSettings(num_epochs=1, batch_size=batch_size, learning_rate=1e-4, normalise="allowed")
         variants = {"default": default, "vocabulary": replace(default, normalise="vocabulary")}
         if device.type == "cuda":
@@ -41,7 +41,8 @@ def measure(device: torch.device, arguments: argparse.Namespace) -> list[dict[st
     return rows
 
 
-def _examples(count: int, vocabulary: int) -> tuple[Examples, Choices]:
+def examples_of(count: int, vocabulary: int) -> tuple[Examples, Choices]:
+    """Returns random examples, and the trie of their docids."""
     random = np.random.default_rng(0)
     docids = random.integers(3, vocabulary, size=(count, ANSWER - 1))
     examples = Examples(

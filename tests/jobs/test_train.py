@@ -98,6 +98,19 @@ def test_two_ranks_in_the_default_precision(tiny_model: Path, tmp_path: Path) ->
     assert together[-1]["loss"] < 0.97 * together[0]["loss"]
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_two_ranks_whose_layers_are_compiled(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    (tmp_path / "one").mkdir()
+    alone = _train_here(tiny_model, tmp_path / "one", num_epochs=1)
+    _train_on_two_ranks(tiny_model, [tmp_path / "two"], num_epochs=1, compile=True)
+    together = json.loads((tmp_path / "two" / "reports.json").read_text())
+    for one, two in zip(alone, together, strict=True):
+        for key in ("loss", "evaluation_loss"):
+            assert two[key] == pytest.approx(one[key], rel=1e-3)
+    assert any(file.suffix == ".so" for file in (tmp_path / "compiled").rglob("*"))
+
+
 def test_training_moves_the_weights(tiny_model: Path, tmp_path: Path) -> None:
     reports = _train_here(tiny_model, tmp_path)
     untrained = full_tensors(load_model(str(tiny_model), device="cpu", dtype=torch.float32)[0])

@@ -80,10 +80,6 @@ class TestValues:
         sentence = refused({"docids": {"min_words": 6, "max_words": 8, "min_core_terms": 9}})
         assert sentence == "docids: min_core_terms is 9; it must not exceed max_words = 8"
 
-    def test_compiling_is_for_one_rank(self) -> None:
-        sentence = refused({"compute": {"compile": True, "num_training_workers": [1, 2]}})
-        assert sentence == "compute: compile is for training on one rank; num_training_workers is [1, 2]"
-
     def test_a_value_where_a_section_is_expected(self) -> None:
         assert refused({"training": 3}).startswith("training is 3: ")
 

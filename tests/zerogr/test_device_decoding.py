@@ -14,7 +14,8 @@ from tests.launches import Launches
 from tests.zerogr.test_decoding import EOS, NORMALISATIONS, Docid, TableModel, docids_strategy
 from tests.zerogr.test_language_model import MODELS, PROMPTS, V, make
 from zerogr.decoding import DecodedList, decode, decode_batch
-from zerogr.decoding.device.decoder import DeviceDecoder, search
+from zerogr.decoding.device.decoder import DeviceDecoder, documents, search
+from zerogr.decoding.device.exact import most_probable
 from zerogr.decoding.device.frontier import Frontier, Options
 from zerogr.decoding.device.model import Head, PathScorer
 from zerogr.decoding.device.programs import Setting, program
@@ -31,6 +32,7 @@ STRATEGIES = (
     ("reverse_annealing", {}),
     ("reverse_annealing", {"schedule_length": 7, "max_temperature": 0.7}),
     ("beam", {}),
+    ("best_first", {"max_expansions": 10_000}),
     ("stochastic_beam", {}),
     ("stochastic_beam", {"temperature": 1.7}),
 )
@@ -73,10 +75,15 @@ def on_device(models, trie, k, strategy, seed, normalise, options) -> list[Decod
     setting = Setting(device_trie, k, normalise)
     if trie.num_docids == 1 and normalise == "allowed":
         return []
-    found = program(strategy, setting, options)
-    assert found is not None
-    found.reseed(seed)
-    return search(found, setting, TableScorer(models, device_trie))
+    if strategy == "best_first":
+        known = search(program("beam", setting, {}), setting, TableScorer(models, device_trie))
+        found, is_bounded = most_probable(setting, lambda _: TableScorer(models, device_trie), known, **options)
+        assert not is_bounded.any()
+        return documents(found, setting)
+    wanted = program(strategy, setting, options)
+    assert wanted is not None
+    wanted.reseed(seed)
+    return documents(search(wanted, setting, TableScorer(models, device_trie)), setting)
 
 
 @pytest.mark.parametrize("normalise", NORMALISATIONS)
@@ -146,11 +153,19 @@ class TestRealModels:
 
     def test_what_has_no_program_is_left_to_the_reference(self) -> None:
         decoder, trie = DeviceDecoder(TreeModel(make("llama"))), DocidTrie.build(DOCIDS)
-        for options in ({"strategy": "best_first"}, {"strategy": "reverse_annealing", "without_replacement": "exact"}):
-            assert decoder.decode(PROMPTS, trie, 3, eos_token_id=EOS, **options) is None
+        exact = {"strategy": "reverse_annealing", "without_replacement": "exact"}
+        assert decoder.decode(PROMPTS, trie, 3, eos_token_id=EOS, **exact) is None
         assert decoder.decode(PROMPTS, DocidTrie.build([(3,)]), 3, eos_token_id=EOS, strategy="beam") is None
         window = DeviceDecoder(TreeModel(make("mistral")))
         assert window.decode([((), [3] * 23)], trie, 3, eos_token_id=EOS, strategy="beam") is None
+
+    def test_a_bound_on_the_work_is_told(self) -> None:
+        docids = np.random.default_rng(0).integers(3, V - 1, size=(500, 4)).tolist()
+        decoder, trie = DeviceDecoder(TreeModel(make("llama"))), DocidTrie.build(docids)
+        how = dict(eos_token_id=EOS, strategy="best_first")
+        bounded = decoder.decode(PROMPTS, trie, 20, max_expansions=2, **how)
+        assert all(found.bound_hit and len(found) == 20 for found in bounded)
+        assert not any(found.bound_hit for found in decoder.decode(PROMPTS, trie, 20, **how))
 
 
 class TestLaunches:

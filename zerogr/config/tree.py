@@ -181,8 +181,8 @@ class ComputeConfig(Section):
     )
     compile: bool = Field(
         False,
-        description="Compile the model (torch.compile) before training on one rank: minutes, on a CPU with a C++ compiler, and "
-        "faster steps. For runs of thousands of steps.",
+        description="Compile the model's layers (torch.compile): a minute or so at the first step, on a CPU with a C++ "
+        "compiler, and faster steps after it.",
     )
     num_cpus_per_trainer: int = Field(0, ge=0, description="Threads of one rank; 0 = an equal share of the machine.")
     num_gpus_per_trainer: int = Field(0, ge=0, le=1, description="1 = every rank on its own GPU.")
@@ -206,8 +206,6 @@ class ComputeConfig(Section):
         bounds = [workers, workers] if isinstance(workers, int) else workers
         if len(bounds) != 2 or not 1 <= bounds[0] <= bounds[1]:
             raise ValueError(f"num_training_workers is {workers}; it must be at least 1, or [fewest, most]")
-        if self.compile and bounds[1] > 1:
-            raise ValueError(f"compile is for training on one rank; num_training_workers is {workers}")
         return self
 
     @property

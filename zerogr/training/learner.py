@@ -129,6 +129,9 @@ class Learner:
         dtypes = {"auto": fastest_dtype(self._device), "bf16": torch.bfloat16, "fp32": torch.float32}
         self.dtype = dtypes[settings.precision]
         """Of the model's computations."""
+        if settings.compile:  # layer by layer: all are one piece of code, and FSDP gathers between them
+            for layer in model.get_decoder().layers:
+                layer.compile(dynamic=True)  # rows and passes are of all lengths
         if num_ranks > 1:
             _shard(self._module, self._device, num_ranks, self.dtype)
         self._trained = trainable(self._module)
@@ -140,8 +143,6 @@ class Learner:
             _cast(self._module, torch.bfloat16)
         self._sums: dict[str, torch.Tensor] = {}
         """Where the masters' gradients are summed, fp32, step after step in the same memory."""
-        if settings.compile:  # the configuration allows it on one rank only
-            self._module.compile(dynamic=True)  # rows and passes are of all lengths
         self.optimizer = torch.optim.AdamW(
             self.weights.values(),
             lr=settings.learning_rate,

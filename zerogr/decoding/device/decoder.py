@@ -12,12 +12,14 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from zerogr.decoding.decoder import Decoded, DecodedList, checked_policy
+from zerogr.decoding.device.exact import most_probable
 from zerogr.decoding.device.graphs import Chain
 from zerogr.decoding.device.model import Head, PathScorer, Scorer
 from zerogr.decoding.device.programs import Found, Program, Setting, program
@@ -28,6 +30,8 @@ from zerogr.llm.paths import Prompts
 
 PROMPT_BUCKET = 32
 """Tokens."""
+MAX_EXPANSIONS = 10_000
+"""Of best first, unless something else is wanted; as `zerogr.decoding.strategies.best_first`."""
 MAX_CHAINS = 16
 """Captured at a time; each keeps the keys and values of its batch."""
 
@@ -56,8 +60,8 @@ class DeviceDecoder:
     ) -> list[DecodedList] | None:
         """Returns what `zerogr.decoding.decode_batch` returns for the prompts; None if the reference has to do it.
 
-        It has to where a strategy has no program, where nothing is left to choose, and where prompts and docids may be longer
-        than the model's sliding window.
+        It has to where a strategy has no program (reverse annealing with exact removal), where nothing is left to choose, and
+        where prompts and docids may be longer than the model's sliding window.
 
         Raises:
             ValueError: As `decode_batch`.
@@ -72,43 +76,66 @@ class DeviceDecoder:
         device_trie, head = self._tries[trie]
         setting = Setting(device_trie, k, normalise)
         texts = [[*shared, *own] for shared, own in prompts]
-        longest = max(map(len, texts))
-        if self._model.max_length is not None and longest + setting.num_rounds - 1 > self._model.max_length:
+        longest = max(map(len, texts)) + setting.num_rounds - 1
+        if longest > (self._model.max_length or longest):
             return None
-        if device_trie.device.type != "cuda":
+        if strategy == "best_first":
+            return self._most_probable(texts, setting, head, options.get("max_expansions", MAX_EXPANSIONS))
+        found = self._found(texts, setting, head, strategy, seed, options)
+        return None if found is None else documents(found, setting)[: len(texts)]
+
+    def _found(
+        self, texts: list[list[int]], setting: Setting, head: Head, strategy: str, seed: int, options: dict[str, Any]
+    ) -> Found | None:
+        """Returns what a strategy finds, for a batch that may be filled up; None if it has no program."""
+        device = setting.trie.device
+        if device.type != "cuda":
             wanted = program(strategy, setting, options)
             if wanted is None:
                 return None
             wanted.reseed(seed)
-            padded = Prompts.of(texts, device_trie.device)
-            scorer = PathScorer(self._model, head, device_trie, padded, setting.num_places(wanted.width))
-            return search(wanted, setting, scorer)
+            num_places = setting.num_places(wanted.width)
+            return search(
+                wanted, setting, PathScorer(self._model, head, setting.trie, Prompts.of(texts, device), num_places)
+            )
 
-        batch, length = 1 << (len(prompts) - 1).bit_length(), -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET
-        key = (id(device_trie), k, normalise, strategy, tuple(sorted(options.items())), batch, length)
+        batch, length = 1 << (len(texts) - 1).bit_length(), -(-max(map(len, texts)) // PROMPT_BUCKET) * PROMPT_BUCKET
+        key = (id(setting.trie), setting.k, setting.normalise, strategy, tuple(sorted(options.items())), batch, length)
         if key not in self._chains:
             wanted = program(strategy, setting, options)
             if wanted is None:
                 return None
-            example = Prompts.of(texts, device_trie.device, batch=batch, length=length)
+            example = Prompts.of(texts, device, batch=batch, length=length)
             self._chains[key] = Chain(self._model, head, setting, wanted, example)
             if len(self._chains) > MAX_CHAINS:
                 self._chains.popitem(last=False)
         self._chains.move_to_end(key)
-        chain = self._chains[key]
-        found = chain.run(Prompts.of(texts, torch.device("cpu"), batch=batch, length=length), seed)
-        return documents(found, setting)[: len(prompts)]
+        return self._chains[key].run(Prompts.of(texts, torch.device("cpu"), batch=batch, length=length), seed)
+
+    def _most_probable(
+        self, texts: list[list[int]], setting: Setting, head: Head, max_expansions: int
+    ) -> list[DecodedList]:
+        known = self._found(texts, setting, head, "beam", 0, {})
+        assert known is not None, "a beam search has a program"
+        known = Found(*(each[: len(texts)] for each in known))
+        prompts = Prompts.of(texts, setting.trie.device)
+        scorer_of = partial(PathScorer, self._model, head, setting.trie, prompts)
+        found, is_bounded = most_probable(setting, scorer_of, known, max_expansions)
+        answers = documents(found, setting)
+        for answer, bound_hit in zip(answers, is_bounded.tolist(), strict=True):
+            answer.bound_hit = bound_hit
+        return answers
 
 
-def search(wanted: Program, setting: Setting, scorer: Scorer) -> list[DecodedList]:
-    """Returns the documents that a program finds, query by query; on the CPU, where it costs nothing to look how far it is."""
+def search(wanted: Program, setting: Setting, scorer: Scorer) -> Found:
+    """Returns what a program finds; on the CPU, where it costs nothing to look how far it is."""
     state = wanted.begin(scorer.num_queries)
     for depth in range(setting.num_rounds):
         state = wanted.round(state, depth, lambda options: scorer.log_probs(options, setting.normalise))
         if depth + 1 == setting.num_rounds or not wanted.is_underway(state):
             break
         scorer.extend(state.frontier)
-    return documents(wanted.finish(state), setting)
+    return wanted.finish(state)
 
 
 def documents(found: Found, setting: Setting) -> list[DecodedList]:
