@@ -9,8 +9,8 @@
 set -euo pipefail
 
 PART_BYTES=60000000
-# What torch and transformers do not bring along: pydantic with what it needs, and these two, which need numpy alone.
-WHEELS=(pyarrow PyStemmer)
+# What torch and transformers do not bring along: pydantic with what it needs, and these, which need numpy and each other alone.
+WHEELS=(pyarrow PyStemmer ir_measures pytrec-eval-terrier scipy)
 
 pack() {
     local folder=$1 model=${2:-} data=${3:-} here
