@@ -43,10 +43,11 @@ from zerogr.text.words import words
 from zerogr.training import learner
 from zerogr.training.choices import Choices
 from zerogr.training.examples import Examples, Relevant, TextExample, epoch_order
-from zerogr.training.learner import TrainingSettings, sizes_for
+from zerogr.training.learner import TrainingSettings
 from zerogr.training.loop import train
 from zerogr.training.packing import passes
 from zerogr.training.recipes.retriever import RetrieverRecipe
+from zerogr.training.sizes import sizes_for
 from zerogr.training.throughput import Cost, peak_flops, peak_memory_bytes
 from zerogr.trie import DocidTrie
 
@@ -215,9 +216,9 @@ def train_ours(
 
     steps = np.split(epoch_order(np.arange(len(ids)), SEED, 0), settings["num_steps"])
     choices = settings["choices"]
-    sizes = sizes_for(model, loop, torch.device(device))
+    sizes = sizes_for(model, loop.row_tokens, loop.pass_tokens, device=torch.device(device))
     train(model, order, loop, checkpointer=NoCheckpoints(), report=step_done, choices=choices, device=device)
-    tokens = [sum(batch.tokens.numel() for batch in passes(order, step, *sizes)) for step in steps]
+    tokens = [sum(batch.tokens.numel() for batch in passes(order, step, **sizes._asdict())) for step in steps]
     return list(np.diff(marks)), losses, tokens
 
 

@@ -33,6 +33,8 @@ def measure(device: torch.device, arguments: argparse.Namespace) -> list[dict[st
         variants = {"default": default, "vocabulary": replace(default, normalise="vocabulary")}
         if device.type == "cuda":
             variants["compiled"] = replace(default, compile=True)
+            variants["by blocks"] = replace(default, block_attention=True)
+            variants["by blocks, compiled"] = replace(default, block_attention=True, compile=True)
         for name, settings in variants.items():
             rows.append(_row(device, shape, name, model_of(shape, device, torch.float32), examples, choices, settings))
             print(rows[-1], flush=True)

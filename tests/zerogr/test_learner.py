@@ -28,13 +28,14 @@ from zerogr.search.writer import Writer
 from zerogr.store import storage
 from zerogr.training import learner as learner_module
 from zerogr.training import throughput
-from zerogr.training.attention import PACKED, packed_attention
+from zerogr.training.attention import BLOCKS, PACKED, packed_attention, register_packed
 from zerogr.training.choices import Choices
 from zerogr.training.examples import Examples, TextExample
-from zerogr.training.learner import Learner, SelectedTargets, TrainingSettings, greedy_hits, sizes_for
+from zerogr.training.learner import Learner, SelectedTargets, TrainingSettings, greedy_hits
 from zerogr.training.log import TrainingLog
 from zerogr.training.normalisation import Allowed
 from zerogr.training.packing import passes
+from zerogr.training.sizes import Sizes, sizes_for
 from zerogr.training.throughput import Cost, Meter
 from zerogr.trie import DocidTrie
 
@@ -398,11 +399,32 @@ class TestOnAGpu:
         per_token = model.config.num_hidden_layers * (
             24 * model.config.hidden_size + 5 * model.config.intermediate_size
         )
-        row_tokens, pass_tokens = sizes_for(model, SETTINGS, torch.device("cuda"))
+        cuda = torch.device("cuda")
+        row_tokens, pass_tokens, *_ = sizes_for(model, None, None, device=cuda)
         assert row_tokens == 1024 and 0.6 * 10**9 - 1024 * per_token < pass_tokens * per_token <= 0.6 * 10**9
-        given = replace(SETTINGS, row_tokens=128, pass_tokens=512)
-        assert sizes_for(model, given, torch.device("cuda")) == (128, 512)
-        assert sizes_for(model, replace(SETTINGS, row_tokens=None, pass_tokens=None), torch.device("cpu")) == (
-            256,
-            4096,
-        )
+        assert sizes_for(model, 128, 512, device=cuda) == (128, 512, 128, 4)
+        assert sizes_for(model, None, None, device=torch.device("cpu")) == (256, 4096, 1, 1)
+
+    def test_padding_to_few_shapes_changes_nothing(self, tiny_model: Path) -> None:
+        model, chat = load(tiny_model)
+        examples = make_examples(chat)
+        found = []
+        for steps in ({}, {"length_step": 32, "row_step": 4}):
+            learner = Learner(load(tiny_model)[0], SETTINGS)
+            learner._sizes = Sizes(64, 512, **steps)
+            work = learner.prepare(examples, np.arange(len(examples)))
+            if steps:
+                assert all(batch.tokens.shape[1] % 32 == 0 and len(batch.tokens) % 4 == 0 for batch in work.passes)
+            step = learner.step(work, 1e-3)
+            found.append((step.loss, step.gradient_norm, step.num_tokens))
+        assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+    def test_attention_by_blocks_is_that_of_the_mask(self, tiny_model: Path) -> None:
+        model, chat = load(tiny_model)
+        [batch] = passes(make_examples(chat), np.arange(19), 64, 10**6, length_step=128)
+        register_packed()
+        with torch.inference_mode():
+            dense = SelectedTargets(model)(batch)
+            model.set_attn_implementation(BLOCKS)
+            by_blocks = SelectedTargets(model, by_blocks=True)(batch)
+        torch.testing.assert_close(by_blocks, dense, atol=1e-4, rtol=1e-4)

@@ -22,6 +22,7 @@ from zerogr.training.examples import Examples, batches, epoch_order
 from zerogr.training.learner import Learner, TrainingSettings, Work
 from zerogr.training.loop import learning_rate_at, train
 from zerogr.training.packing import PackedBatch
+from zerogr.training.sizes import Sizes
 
 SETTINGS = TrainingSettings(
     num_epochs=2,
@@ -320,7 +321,7 @@ class TestLoop:
         def of_rank(ids: np.ndarray, rank: int, num_ranks: int) -> Work:
             learner = Learner.__new__(Learner)  # FSDP wants the other ranks; the sharing out of work does not
             learner._settings, learner._rank, learner._num_ranks = SETTINGS, rank, num_ranks
-            learner._sizes, learner._device = (256, 4096), torch.device("cpu")
+            learner._sizes, learner._device = Sizes(256, 4096), torch.device("cpu")
             return learner.prepare(examples, ids)
 
         def loss(batches: Sequence[PackedBatch]) -> float:

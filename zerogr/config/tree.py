@@ -179,6 +179,10 @@ class ComputeConfig(Section):
     activation_checkpointing: bool = Field(
         False, description="Compute activations twice instead of keeping them: less memory, a third more work."
     )
+    block_attention: bool = Field(
+        False,
+        description="On a GPU: attention by blocks (FlexAttention) while training, instead of a dense mask. Not measured yet.",
+    )
     compile: bool = Field(
         False,
         description="Compile the model's layers (torch.compile): a minute or so at the first step, on a CPU with a C++ "

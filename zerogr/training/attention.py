@@ -1,15 +1,17 @@
-"""Attention of packed rows on CPUs, where the stock one is slow to differentiate.
+"""Attention of packed rows: on CPUs, where the stock one is slow to differentiate, and on GPUs by blocks.
 
-Rows are short and their masks are blocks, so plain products of bf16 matrices do: for eight rows of 128 tokens (9 query heads,
-3 key heads of 64) forward and backward took 6 ms on one core with AMX, the library's SDPA 31, nearly all of it backward.
-As in `zerogr.llm.attention` the query heads of a group become positions of their one key head, without a copy of keys.
+On CPUs rows are short and their masks are blocks, so plain products of bf16 matrices do: for eight rows of 128 tokens (9
+query heads, 3 key heads of 64) forward and backward took 6 ms on one core with AMX, the library's SDPA 31, nearly all of it
+backward. As in `zerogr.llm.attention` the query heads of a group become positions of their one key head: no keys are copied.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
+from torch.nn.attention.flex_attention import flex_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
@@ -17,10 +19,15 @@ PACKED = "zerogr_packed"
 """The name to give to `model.set_attn_implementation` after `register_packed()`."""
 
 
+BLOCKS = "zerogr_blocks"
+"""The same, for masks of FlexAttention (`zerogr.training.packing.PackedBatch.blocks`)."""
+
+
 def register_packed() -> None:
-    """Makes `PACKED` known to transformers; calling it again changes nothing."""
-    AttentionInterface.register(PACKED, packed_attention)
-    AttentionMaskInterface.register(PACKED, sdpa_mask)
+    """Makes `PACKED` and `BLOCKS` known to transformers; calling it again changes nothing."""
+    for name, attention in ((PACKED, packed_attention), (BLOCKS, block_attention)):
+        AttentionInterface.register(name, attention)
+        AttentionMaskInterface.register(name, sdpa_mask)
 
 
 def packed_attention(
@@ -42,3 +49,26 @@ def packed_attention(
     scores = (grouped @ key.transpose(2, 3)).view(rows, num_keys, group, length, length) + hidden[:, :, None]
     mixed = scores.softmax(-1).view(rows, num_keys, group * length, length) @ value
     return mixed.view(rows, num_heads, length, value.shape[-1]).transpose(1, 2).contiguous(), None
+
+
+def block_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """The same with a block mask; on a GPU compiled, on the CPU slow and without a backward pass, for tests."""
+    attend = _compiled() if query.is_cuda else flex_attention
+    output = attend(
+        query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+    )
+    return output.transpose(1, 2).contiguous(), None
+
+
+@cache
+def _compiled() -> Any:
+    return torch.compile(flex_attention)

@@ -19,7 +19,7 @@ from torch import nn
 
 from zerogr.config.base import LossSettings
 from zerogr.llm.models import fastest_dtype
-from zerogr.training.attention import PACKED, register_packed
+from zerogr.training.attention import BLOCKS, PACKED, register_packed
 from zerogr.training.checkpoints import trainable, whole
 from zerogr.training.choices import Choices
 from zerogr.training.examples import Examples, batches
@@ -27,10 +27,7 @@ from zerogr.training.loss import load_loss
 from zerogr.training.losses.cross_entropy import CrossEntropySettings
 from zerogr.training.normalisation import NORMALISATIONS, Normalisation
 from zerogr.training.packing import PackedBatch, passes
-
-_BYTES_PER_PARAMETER = 18
-"""Of bf16 weights and gradients, fp32 masters, their gradients and two moments."""
-_ROOM = 0.6
+from zerogr.training.sizes import sizes_for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +48,7 @@ class TrainingSettings:
     row_tokens: int | None = None
     pass_tokens: int | None = None
     activation_checkpointing: bool = False
+    block_attention: bool = False
     compile: bool = False
     evaluation_fraction: float = 0.02
     evaluate_every: int = 200
@@ -89,17 +87,18 @@ class Work:
 class SelectedTargets(nn.Module):
     """A causal LM that returns the logits of predicting positions alone."""
 
-    def __init__(self, model: Any, normalisation: Normalisation = NORMALISATIONS["vocabulary"]) -> None:
+    def __init__(
+        self, model: Any, normalisation: Normalisation = NORMALISATIONS["vocabulary"], *, by_blocks: bool = False
+    ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self._by_blocks = model, by_blocks
         self._normalisation = normalisation
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Returns the logits of the batch's predicting positions, as the normalisation has them."""
         decoder, head = self.model.get_decoder(), self.model.get_output_embeddings()
-        states = decoder(
-            input_ids=batch.tokens, position_ids=batch.positions, attention_mask=batch.mask(), use_cache=False
-        )
+        mask = batch.blocks() if self._by_blocks else batch.mask()
+        states = decoder(input_ids=batch.tokens, position_ids=batch.positions, attention_mask=mask, use_cache=False)
         return self._normalisation.logits(states.last_hidden_state.flatten(0, 1)[batch.predicting], head, batch)
 
 
@@ -117,13 +116,18 @@ class Learner:
     ) -> None:
         """Takes over `model`, a causal LM in fp32; with several ranks its parameters become DTensors."""
         self._settings, self._device, self._rank, self._num_ranks = settings, torch.device(device), rank, num_ranks
-        self._sizes = sizes_for(model, settings, self._device, num_ranks)
+        self._sizes = sizes_for(
+            model, settings.row_tokens, settings.pass_tokens, device=self._device, num_ranks=num_ranks
+        )
         self._loss, self.normalisation = load_loss(settings.loss), NORMALISATIONS[settings.normalise]
-        self._module = SelectedTargets(model.to(device).train(), self.normalisation)
         self._attention = model.config._attn_implementation
-        if self._device.type == "cpu" and self._attention == "sdpa":  # a model that needs another kind keeps it
+        by_blocks = settings.block_attention and self._device.type == "cuda" and self._attention == "sdpa"
+        self._module = SelectedTargets(model.to(device).train(), self.normalisation, by_blocks=by_blocks)
+        if by_blocks or (
+            self._device.type == "cpu" and self._attention == "sdpa"
+        ):  # a model that needs another kind keeps it
             register_packed()
-            model.set_attn_implementation(PACKED)
+            model.set_attn_implementation(BLOCKS if by_blocks else PACKED)
         if settings.activation_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         dtypes = {"auto": fastest_dtype(self._device), "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -157,11 +161,14 @@ class Learner:
         `choices` is needed where the normalisation needs them.
         """
         own = ids[self._rank :: self._num_ranks]
-        row_tokens, pass_tokens = self._sizes
+
+        def pack(ids: np.ndarray) -> list[PackedBatch]:
+            return passes(examples, ids, choices=choices, **self._sizes._asdict())
+
         idle = None
         if self._num_ranks > 1:
-            (idle,) = passes(examples, ids[:1], row_tokens, pass_tokens, choices)
-        packed = passes(examples, own, row_tokens, pass_tokens, choices)
+            (idle,) = pack(ids[:1])
+        packed = pack(own)
         if self._device.type == "cuda":
             packed = [batch.pinned() for batch in packed]
         return Work(packed, idle, examples.num_targets_of(ids))
@@ -268,29 +275,6 @@ class Learner:
         summed = torch.tensor(values, dtype=torch.float64, device=self._device)
         torch.distributed.all_reduce(summed)
         return summed.tolist()
-
-
-def sizes_for(model: Any, settings: TrainingSettings, device: torch.device, num_ranks: int = 1) -> tuple[int, int]:
-    """Returns (tokens of a row, tokens of a pass): as the settings say, else what the device has room for.
-
-    On a CPU 256 and 4,096: memory is short, and small passes cost little. On a GPU rows of 1,024, and passes that take
-    `_ROOM` of the memory which weights, gradients and moments leave. A token takes 24 D + 5 I bytes per layer in bf16 (D
-    hidden, I inner size): so it was on an H200 for models of 135M and of 1B, within a tenth.
-
-    Args:
-        model: Not sharded yet.
-        settings: Of the training.
-        device: Where the rank computes.
-        num_ranks: That share weights, gradients and moments.
-    """
-    row_tokens = settings.row_tokens or (1024 if device.type == "cuda" else 256)
-    if settings.pass_tokens or device.type != "cuda":
-        return row_tokens, settings.pass_tokens or 4096
-    config = model.config
-    per_token = config.num_hidden_layers * (24 * config.hidden_size + 5 * config.intermediate_size)
-    fixed = _BYTES_PER_PARAMETER * sum(parameter.numel() for parameter in model.parameters()) / num_ranks
-    room = _ROOM * (torch.cuda.get_device_properties(device).total_memory - fixed)
-    return row_tokens, max(4096, int(room / per_token) // 1024 * 1024)
 
 
 def greedy_hits(logits: torch.Tensor, batch: PackedBatch) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import defaultdict
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,6 +74,21 @@ class PackedBatch:
         own, other = self.branches[:, :, None], self.branches[:, None, :]
         return (causal & ((key == 0) | ((key == query) & ((other == 0) | (other == own)))))[:, None]
 
+    def blocks(self) -> Any:
+        """Returns the same as a block mask of FlexAttention, in which blocks that nobody looks at cost nothing."""
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        segments, branches = self.segments, self.branches
+
+        def is_seen(row: torch.Tensor, _: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+            is_own = (segments[row, key] == segments[row, query]) & (
+                (branches[row, key] == 0) | (branches[row, key] == branches[row, query])
+            )
+            return (query >= key) & ((segments[row, key] == 0) | is_own)
+
+        rows, length = self.tokens.shape
+        return create_block_mask(is_seen, rows, None, length, length, device=str(self.tokens.device))
+
     def is_allowed(self) -> torch.Tensor:
         """Returns bool [P, C]: which of the columns the trie allows at each predicting position."""
         # There are at most as many nodes as positions; asking for their number would make the host wait.
@@ -97,11 +113,25 @@ class _Row:
 
 
 def passes(
-    examples: Examples, ids: np.ndarray, row_tokens: int, pass_tokens: int, choices: Choices | None = None
+    examples: Examples,
+    ids: np.ndarray,
+    row_tokens: int,
+    pass_tokens: int,
+    choices: Choices | None = None,
+    *,
+    length_step: int = 1,
+    row_step: int = 1,
 ) -> list[PackedBatch]:
     """Returns the examples packed into rows, and the rows, longest first, into batches of at most `pass_tokens` tokens.
 
-    A batch is larger only for a row that needs it. With `choices` it says what the trie allows at each predicting position.
+    A batch is larger only for a row that needs it, and by what fills it up.
+
+    Args:
+        examples, ids: What is packed.
+        row_tokens, pass_tokens: Tokens of a row and of a batch.
+        choices: What the trie allows at each predicting position; None = that is not needed.
+        length_step, row_step: Rows are padded to a multiple of so many tokens, and batches to one of so many rows, so that
+            there are few different shapes.
     """
     found: list[list[_Row]] = []
     for row in sorted(_rows(examples, ids, row_tokens), key=lambda row: -row.num_tokens):
@@ -109,7 +139,7 @@ def passes(
             found[-1].append(row)
         else:
             found.append([row])
-    return [_batch(examples, rows, choices) for rows in found]
+    return [_batch(examples, rows, choices, length_step, row_step) for rows in found]
 
 
 def _rows(examples: Examples, ids: np.ndarray, row_tokens: int) -> list[_Row]:
@@ -154,9 +184,11 @@ class _Tokens:
         return [array.reshape(self._shape) for array in flat]
 
 
-def _batch(examples: Examples, rows: list[_Row], choices: Choices | None) -> PackedBatch:
-    length = max(row.num_tokens for row in rows)
-    filled = _Tokens(len(rows), length)
+def _batch(
+    examples: Examples, rows: list[_Row], choices: Choices | None, length_step: int, row_step: int
+) -> PackedBatch:
+    length = -(-max(row.num_tokens for row in rows) // length_step) * length_step
+    filled = _Tokens(-(-len(rows) // row_step) * row_step, length)
     for number, row in enumerate(rows):
         prefix = examples.prefixes[row.task]
         filled.put(number * length + np.arange(len(prefix)), np.array(prefix), np.arange(len(prefix)), 0)
