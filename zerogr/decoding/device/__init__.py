@@ -1,0 +1,1 @@
+"""Constrained decoding for devices that host code would hold up: what `zerogr.decoding` answers, as array programs."""
