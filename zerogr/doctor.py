@@ -21,7 +21,7 @@ from zerogr.llm.chat import ChatFormat
 from zerogr.llm.models import fastest_dtype, load_tokenizer, resolve_model
 from zerogr.network import check_ray_address
 from zerogr.store import storage
-from zerogr.store.cache import cache_folder
+from zerogr.store.cache import cache_folder, make_folder
 
 ROWS_READ = 100
 """Of the corpus."""
@@ -97,7 +97,7 @@ def _index(config: Config) -> Iterator[Finding]:
 def _cache(_: Config) -> Iterator[Finding]:
     folder = cache_folder()
     with storage.room_at(str(folder)):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         (folder / ".doctor").write_bytes(b"x")
         (folder / ".doctor").unlink()
     stat = os.statvfs(folder)

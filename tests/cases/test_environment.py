@@ -50,6 +50,15 @@ class TestSet:
         assert config.evaluation.baselines == ["bm25"] and config.training.learning_rate == 1e-4
         assert config.instruction == "quoted: #1"
 
+    @pytest.mark.parametrize("text", ["2024", "yes", "2024-01-01", "1e-4", "12:30:00", "0x1F"])
+    def test_text_that_yaml_reads_as_something_else(self, text: str) -> None:
+        assert load_config(None, [f"instruction={text}"]).instruction == text
+
+    @pytest.mark.parametrize("text", ["yes", "true"])
+    def test_a_number_is_no_truth(self, text: str) -> None:
+        with pytest.raises(UserError, match="corpus: max_documents is true; it must be a number"):
+            load_config(None, [f"corpus.max_documents={text}"])
+
     def test_a_number_with_a_remark_is_no_number(self) -> None:
         with pytest.raises(UserError, match="training.num_epochs is '2 #twice'"):
             load_config(None, ["training.num_epochs=2 #twice"])
@@ -93,6 +102,14 @@ class TestReadOnlyFileSystems:
     def test_the_cache(self, tmp_path: Path, read_only: None) -> None:
         with pytest.raises(UserError, match="read-only file system; choose another place .* the cache in ZEROGR_CACHE"):
             cache.cached(tmp_path / "cache" / "models" / "x", lambda folder: None)
+
+
+def test_a_cache_that_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    (tmp_path / "cache").write_text("x")
+    monkeypatch.setenv("ZEROGR_CACHE", str(tmp_path / "cache"))
+    assert main(["doctor"]) == 2
+    told = capsys.readouterr().out
+    assert "it lies in a file; set ZEROGR_CACHE to a folder" in told and "please report it" not in told
 
 
 class TestProxies:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from zerogr.config.names import EMBEDDED_MODEL, ENCODER
 
@@ -26,6 +26,17 @@ class Section(BaseModel):
     """A part of the tree: unknown keys are errors, values never change after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_where_a_number_stands(cls, tree: Any) -> Any:
+        """Refuses true where a number is expected, which would count as 1."""
+        for name, field in cls.model_fields.items():
+            value = tree.get(name) if isinstance(tree, dict) else None
+            kinds = set(get_args(field.annotation)) | {field.annotation}
+            if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
+                raise ValueError(f"{name} is {str(value).lower()}; it must be a number (YAML reads yes and on as true)")
+        return tree
 
 
 class SourceConfig(Section):

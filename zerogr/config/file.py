@@ -61,8 +61,14 @@ def load_config(path: str | None, overrides: list[str] | None = None) -> Config:
             )
         # A section whose lines are all commented out is read as null.
         tree = {key: {} if value is None and key in _SECTIONS else value for key, value in tree.items()}
-    for override in overrides or []:
-        _apply_override(tree, override)
+    texts = dict(_apply_override(tree, override) for override in overrides or [])
+    try:
+        Config.model_validate(tree)
+    except ValidationError as error:
+        for fault in error.errors(include_url=False, include_context=False):
+            key = ".".join(map(str, fault["loc"]))
+            if fault["type"] == "string_type" and fault["input"] is not None and key in texts:
+                set_key(tree, key, texts[key], "--set")  # a text key: 2024 and yes are what they are
     return _with_absolute_paths(validate_config(tree))
 
 
@@ -123,7 +129,8 @@ def validate_config(tree: dict[str, Any]) -> Config:
         raise UserError(_explain(error)) from None
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> None:
+def _apply_override(tree: dict[str, Any], override: str) -> tuple[str, str]:
+    """Sets the key of an override to what YAML makes of its text; returns key and text."""
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise UserError(f"--set {override}: write it as key.sub=value, for example --set training.num_epochs=2")
@@ -139,6 +146,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     if not is_flow and (isinstance(value, dict) or "#" in text):
         value = text.strip()  # YAML reads `pystdlib:` and `Find: it` as mappings, and takes ` #1` for a comment
     set_key(tree, key.strip(), value, f"--set {override}")
+    return key.strip(), text.strip()
 
 
 def set_key(tree: dict[str, Any], key: str, value: Any, place: str) -> None:

@@ -13,12 +13,23 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from zerogr.errors import UserError
 from zerogr.store import storage
 
 
 def cache_folder() -> Path:
     """Returns where downloads, converted models and training examples are kept."""
     return Path(os.environ.get("ZEROGR_CACHE") or "~/.cache/zerogr").expanduser()
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder of the cache. Raises UserError if it, or something above it, is a file."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(
+            f"the cache cannot be made at '{folder}': it lies in a file; set ZEROGR_CACHE to a folder"
+        ) from None
 
 
 def cached(target: Path, fill: Callable[[Path], None]) -> Path:
@@ -31,7 +42,7 @@ def cached(target: Path, fill: Callable[[Path], None]) -> Path:
         return target
     with contextlib.ExitStack() as stack:
         stack.enter_context(storage.room_at(str(target)))
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         temporary = stack.enter_context(tempfile.TemporaryDirectory(dir=target.parent, prefix="."))
         unfinished = Path(temporary) / "files"
         unfinished.mkdir()
