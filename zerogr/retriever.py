@@ -69,7 +69,10 @@ class Retriever:
             UserError: The index is missing or unfinished, its trie was made with another tokenizer or of other docids, or its
                 model's architecture does not support tree decoding.
         """
-        return cls(**open_index(uri, device=device, dtype=dtype, decoder=decoder))
+        loaded = cls(**open_index(uri, device=device, dtype=dtype, decoder=decoder))
+        if loaded.writer.captures_graphs:
+            loaded.search(["what is it about?"])  # single queries then find their graphs captured
+        return loaded
 
     @property
     def index_version(self) -> str:

@@ -27,6 +27,7 @@ from zerogr.ranking.stage import FOLDER as LEXICAL_FOLDER
 from zerogr.ranking.stage import TermCounter, build_lexical, lexical_inputs
 from zerogr.retriever import Retriever
 from zerogr.search.answer import Hit
+from zerogr.search.writer import Writer
 from zerogr.store import storage
 from zerogr.text.words import stem
 from zerogr.training.checkpoints import StorageCheckpointer, full_tensors
@@ -37,6 +38,7 @@ from zerogr.trie import DocidTrie
 from zerogr.trie.stage import build_trie, read_docids, trie_inputs
 
 QUERIES = ["what about the roast beans of coffee", "the knight and the bishop", "  "]
+DENIED = ["coffee-0", "coffee-3", "chess-1"]
 
 
 def assert_alike(hits: list[Hit], expected: list[Hit]) -> None:
@@ -115,6 +117,25 @@ class TestSearch:
             assert [hit.rank for hit in hits] == [1, 2, 3, 4, 5]
             assert all(hit.docid == docid_of[hit.doc_id] for hit in hits)
             assert all(hit.score <= 0 for hit in hits)
+
+    @pytest.mark.parametrize("strategy", STRATEGIES)
+    def test_the_array_programs_find_the_same(self, retriever: Retriever, built: str, strategy: str) -> None:
+        on_device = Retriever.load(built, device="cpu", decoder="device")
+        views = [(retriever, on_device), *[(retriever.restricted(deny=DENIED), on_device.restricted(deny=DENIED))]]
+        for one, other in views:
+            expected, found = (each.search(QUERIES, k=7, strategy=strategy, seed=2) for each in (one, other))
+            assert [[hit.doc_id for hit in hits] for hits in found] == [
+                [hit.doc_id for hit in hits] for hits in expected
+            ]
+            for hits, others in zip(found, expected, strict=True):
+                assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in others], abs=1e-4)
+
+    def test_graphs_are_captured_as_an_index_is_opened(self, built: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        searched: list[Any] = []
+        monkeypatch.setattr(Writer, "captures_graphs", True)
+        monkeypatch.setattr(Retriever, "search", lambda self, queries, **options: searched.append(queries))
+        Retriever.load(built, device="cpu")
+        assert len(searched) == 1
 
     def test_score_is_the_probability_of_the_docid(self, retriever: Retriever) -> None:
         """Over all documents the probabilities under `allowed` sum to one: nothing else can be written."""

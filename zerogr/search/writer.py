@@ -40,6 +40,11 @@ class Writer:
         on_device = model.device.type == "cuda" if decoder is None else decoder == "device"
         self._device = DeviceDecoder(self.model) if on_device else None
 
+    @property
+    def captures_graphs(self) -> bool:
+        """Whether the first search of a shape takes longer, because its rounds are captured as CUDA graphs."""
+        return self._device is not None and bool(self.model.model.device.type == "cuda")
+
     def restricted(self, identifiers: Filter) -> Self:
         """Returns a writer of some identifiers, which shares the model with this one."""
         restricted = copy.copy(self)

@@ -32,6 +32,8 @@ PROMPT_BUCKET = 32
 """Tokens."""
 MAX_EXPANSIONS = 10_000
 """Of best first, unless something else is wanted; as `zerogr.decoding.strategies.best_first`."""
+EXACT_AT_ONCE = 8
+"""Queries that are searched exactly together: each may look at thousands of prefixes, whose keys and values take room."""
 MAX_CHAINS = 16
 """Captured at a time; each keeps the keys and values of its batch."""
 
@@ -115,15 +117,17 @@ class DeviceDecoder:
     def _most_probable(
         self, texts: list[list[int]], setting: Setting, head: Head, max_expansions: int
     ) -> list[DecodedList]:
-        known = self._found(texts, setting, head, "beam", 0, {})
-        assert known is not None, "a beam search has a program"
-        known = Found(*(each[: len(texts)] for each in known))
-        prompts = Prompts.of(texts, setting.trie.device)
-        scorer_of = partial(PathScorer, self._model, head, setting.trie, prompts)
-        found, is_bounded = most_probable(setting, scorer_of, known, max_expansions)
-        answers = documents(found, setting)
-        for answer, bound_hit in zip(answers, is_bounded.tolist(), strict=True):
-            answer.bound_hit = bound_hit
+        answers: list[DecodedList] = []
+        for begin in range(0, len(texts), EXACT_AT_ONCE):
+            part = texts[begin : begin + EXACT_AT_ONCE]
+            known = self._found(part, setting, head, "beam", 0, {})
+            assert known is not None, "a beam search has a program"
+            known = Found(*(each[: len(part)] for each in known))
+            scorer_of = partial(PathScorer, self._model, head, setting.trie, Prompts.of(part, setting.trie.device))
+            found, is_bounded = most_probable(setting, scorer_of, known, max_expansions)
+            for answer, bound_hit in zip(documents(found, setting), is_bounded.tolist(), strict=True):
+                answer.bound_hit = bound_hit
+                answers.append(answer)
         return answers
 
 

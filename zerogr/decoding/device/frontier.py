@@ -50,7 +50,7 @@ class Options(NamedTuple):
 
 def root(trie: DeviceTrie, num_queries: int) -> Frontier:
     """Returns the empty prefix of every query."""
-    info = torch.tensor([-1, 0, 0, trie.num_docids], device=trie.device).expand(num_queries, 1, 4)
+    info = trie.root.expand(num_queries, 1, 4)
     score = torch.zeros(num_queries, 1, dtype=torch.float64, device=trie.device)
     ancestors = torch.empty(num_queries, 1, 0, dtype=torch.int64, device=trie.device)
     return Frontier(info, score, torch.ones_like(score, dtype=torch.bool), ancestors)

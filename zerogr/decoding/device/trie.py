@@ -68,6 +68,8 @@ class DeviceTrie:
         """And one row more, so that there always is one."""
         self.tokens = torch.from_numpy(np.append(stored.vocabulary, eos_token_id).astype(np.int64)).to(device)
         """Token id of every place, int64 [num_tokens + 1]."""
+        self.root = torch.tensor([-1, 0, 0, trie.num_docids], device=device)
+        """As a row of `options`; no token leads to it."""
         self.is_filtered = isinstance(trie, FilteredTrie)
         """Whether some options lead to no docid."""
         self._stored, self._ends_at = stored, ends_at
