@@ -178,7 +178,7 @@ class TestLaunches:
             ("greedy", {}, 60),
             ("reverse_annealing", {}, 60),
             ("nucleus", {"top_p": 0.6}, 60),
-            ("stochastic_beam", {}, 105),
+            ("stochastic_beam", {}, 60),
         ],
     )
     def test_per_round(self, strategy, options, ceiling) -> None:

@@ -1,16 +1,29 @@
-"""Draws one after the other on CUDA: one program per query, one thread block each, with the options of a node in parallel.
+"""Draws one after the other on CUDA, one program per query with the options of a node in parallel; and noise, one per prefix.
 
 Imported on CUDA alone; Triton comes with torch's builds for CUDA. Under `TRITON_INTERPRET=1` it runs on the CPU, for tests.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 
+from zerogr.decoding import noise
+
 BLOCK = 1024
 """Options that a thread block looks at together."""
+
+
+def _constant(number: int) -> Any:
+    """Returns a number of `zerogr.decoding.noise` as Triton's int64 has it."""
+    return tl.constexpr(number - 2**64 if number >= 2**63 else number)
+
+
+GOLDEN = _constant(noise.GOLDEN)
+FIRST_FACTOR, SECOND_FACTOR = (_constant(factor) for _, factor in noise.MIXERS)
 
 
 @triton.jit
@@ -112,3 +125,66 @@ def draw_on_cuda(
         log_probs.shape[1], ends.shape[1], num_draws, max(top_p, 0.0), HAS_ORDER=top_p >= 0, BLOCK=BLOCK,
     )  # fmt: skip
     return picked
+
+
+@triton.jit
+def _noisy(log_probs, tokens, parent, start, end, BLOCK: tl.constexpr):
+    """Hashes of a block of options, and their log-probabilities with Gumbel noise; see `zerogr.decoding.noise`."""
+    places = start + tl.arange(0, BLOCK)
+    token = tl.load(tokens + places, mask=places < end, other=0)
+    own = parent + (token + 1) * GOLDEN
+    own = (own ^ ((own >> 30) & ((1 << 34) - 1))) * FIRST_FACTOR
+    own = (own ^ ((own >> 27) & ((1 << 37) - 1))) * SECOND_FACTOR
+    own = own ^ ((own >> 31) & ((1 << 33) - 1))
+    uniform = (((own >> 11) & ((1 << 53) - 1)).to(tl.float64) + 0.5) * 1.1102230246251565e-16
+    log_prob = tl.load(log_probs + places, mask=places < end, other=float("-inf"))
+    return own, log_prob - tl.log(-tl.log(uniform))
+
+
+@triton.jit
+def _perturb(
+    log_probs, tokens, ends, hashes, perturbed, is_kept, found_hashes, found,
+    num_options, num_prefixes, BLOCK: tl.constexpr,
+):  # fmt: skip
+    query, prefix = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    place = query * num_prefixes + prefix
+    log_probs += query * num_options
+    tokens += query * num_options
+    found_hashes += query * num_options
+    found += query * num_options
+    end = tl.load(ends + place)
+    begin = tl.load(ends + place - 1, mask=prefix > 0, other=0)
+    parent, total = tl.load(hashes + place), tl.load(perturbed + place)
+    if tl.load(is_kept + place) != 0:
+        tl.store(found_hashes + begin, parent, mask=end > begin)
+        tl.store(found + begin, total, mask=end > begin)
+    else:
+        highest = tl.full((), float("-inf"), tl.float64)
+        for start in range(begin, end, BLOCK):
+            _, noisy = _noisy(log_probs, tokens, parent, start, end, BLOCK)
+            highest = tl.maximum(highest, tl.max(noisy, 0))
+        for start in range(begin, end, BLOCK):
+            own, noisy = _noisy(log_probs, tokens, parent, start, end, BLOCK)
+            shift = total - noisy + tl.log(1.0 - tl.exp(noisy - highest))
+            value = total - tl.maximum(shift, 0.0) - tl.log(1.0 + tl.exp(-tl.abs(shift)))
+            is_here = start + tl.arange(0, BLOCK) < end
+            tl.store(found_hashes + start + tl.arange(0, BLOCK), own, mask=is_here)
+            is_option = is_here & (noisy > float("-inf"))
+            tl.store(found + start + tl.arange(0, BLOCK), value, mask=is_option)
+
+
+def perturb_on_cuda(
+    log_probs: torch.Tensor,
+    tokens: torch.Tensor,
+    ends: torch.Tensor,
+    hashes: torch.Tensor,
+    perturbed: torch.Tensor,
+    is_kept: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`zerogr.decoding.device.perturb.perturb`."""
+    found_hashes, found = torch.zeros_like(tokens), torch.full_like(log_probs, float("-inf"))
+    given = (log_probs, tokens, ends, hashes, perturbed, is_kept.to(torch.int8))
+    _perturb[tuple(ends.shape)](
+        *(each.contiguous() for each in given), found_hashes, found, log_probs.shape[1], ends.shape[1], BLOCK=BLOCK
+    )
+    return found_hashes, found

@@ -21,7 +21,6 @@ import torch
 
 from zerogr.decoding.device.draw import NO_ORDER, draw
 from zerogr.decoding.device.frontier import (
-    LOWEST,
     NEVER,
     Frontier,
     Options,
@@ -33,8 +32,9 @@ from zerogr.decoding.device.frontier import (
     root,
     step_to,
 )
+from zerogr.decoding.device.perturb import perturb
 from zerogr.decoding.device.trie import BELOW, DOCID, TOKEN, DeviceTrie
-from zerogr.decoding.noise import GOLDEN, LAST_SHIFT, MIXERS, root_hash
+from zerogr.decoding.noise import root_hash
 from zerogr.decoding.schedule import temperature as annealed_temperature
 from zerogr.decoding.strategies import SHORTEST_SCHEDULE
 
@@ -293,16 +293,14 @@ class Stochastic:
         if setting.with_forced or self._temperature != 1:
             tempered = log_softmax(setting.trie, known / self._temperature, options)
         tempered = tempered + state.tempered.gather(1, owner)
-        parents = state.hashes.gather(1, owner)
-        token = setting.trie.tokens[options.info[..., TOKEN]]
-        hashes = torch.where(is_kept, parents, _mixed(parents + (token + 1) * _signed(GOLDEN)))
-        noisy = tempered + _gumbel(hashes)
-        highest = setting.trie.filled(options.ends.shape, LOWEST).scatter_reduce(1, owner, noisy, "amax")
-        # Conditions the largest of the children's sums on being the parent's, in Kool's stable form (Appendix B.3).
-        perturbed = state.perturbed.gather(1, owner)
-        shift = perturbed - noisy + torch.log1p(-(noisy - highest.gather(1, owner)).exp())
-        conditioned = perturbed - shift.clamp(min=0) - torch.log1p((-shift.abs()).exp())
-        conditioned = torch.where(options.is_valid, torch.where(is_kept, perturbed, conditioned), NEVER)
+        hashes, conditioned = perturb(
+            tempered,
+            setting.trie.tokens[options.info[..., TOKEN]],
+            options.ends,
+            state.hashes,
+            state.perturbed,
+            is_over,
+        )
 
         chosen = best(conditioned, min(self.width, capacity))
         scores = frontier.score.gather(1, owner) + known
@@ -333,23 +331,6 @@ class Stochastic:
 
 def _signed(number: int) -> int:
     return number - 2**64 if number >= 2**63 else number
-
-
-def _shifted(values: torch.Tensor, bits: int) -> torch.Tensor:
-    """Shifts int64 to the right as if they had no sign."""
-    return (values >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _mixed(values: torch.Tensor) -> torch.Tensor:
-    """`zerogr.decoding.noise.mixed` of int64."""
-    for bits, factor in MIXERS:
-        values = (values ^ _shifted(values, bits)) * _signed(factor)
-    return values ^ _shifted(values, LAST_SHIFT)
-
-
-def _gumbel(hashes: torch.Tensor) -> torch.Tensor:
-    """`zerogr.decoding.noise.gumbel` of int64."""
-    return -(-((_shifted(hashes, 11).double() + 0.5) * 2.0**-53).log()).log()
 
 
 def program(strategy: str, setting: Setting, options: dict[str, Any]) -> Program | None:
