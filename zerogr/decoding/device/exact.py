@@ -49,7 +49,8 @@ class Exact(Beam):
             least = torch.maximum(least, state.scores.topk(k).values[:, -1:])
         good = torch.where(scores >= least, scores, NEVER)
         counts = (good > NEVER).sum(1)
-        width = max(1, min(int(counts.max()), max(self._left, k)))
+        wanted = 1 << (max(1, int(counts.max())) - 1).bit_length()  # of few sizes: what depends on them is kept
+        width = min(wanted, max(self._left, k), scores.shape[1])
         self.is_bounded |= counts > width
         scores.copy_(good)
         return best(scores, width)

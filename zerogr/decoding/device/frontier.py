@@ -143,7 +143,10 @@ def step_to(
     score = scores.gather(1, chosen)
     owner = options.owner.gather(1, chosen)
     before = frontier.ancestors.gather(1, owner[..., None].expand(-1, -1, frontier.ancestors.shape[2]))
-    own = trie.places(num_queries, first_place + width)[:, first_place:]
+    end = first_place + width
+    own = trie.places(num_queries, 1 << (end - 1).bit_length())[
+        :, first_place:end
+    ]  # of few sizes, because all are kept
     ancestors = torch.cat([before, own[..., None]], dim=2)
     is_open = score > NEVER if is_open is None else is_open
     return Frontier(options.info.gather(1, _wide(chosen)), score, is_open, ancestors)
