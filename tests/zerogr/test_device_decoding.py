@@ -14,7 +14,7 @@ from tests.launches import Launches
 from tests.zerogr.test_decoding import EOS, NORMALISATIONS, Docid, TableModel, docids_strategy
 from tests.zerogr.test_language_model import MODELS, PROMPTS, V, make
 from zerogr.decoding import DecodedList, decode, decode_batch
-from zerogr.decoding.device.decoder import DeviceDecoder, documents, search
+from zerogr.decoding.device.decoder import MAX_TRIES, DeviceDecoder, documents, search
 from zerogr.decoding.device.exact import most_probable
 from zerogr.decoding.device.frontier import Frontier, Options
 from zerogr.decoding.device.model import Head, PathScorer
@@ -23,6 +23,7 @@ from zerogr.decoding.device.trie import TOKEN, DeviceTrie
 from zerogr.decoding.language_model import TreeModel
 from zerogr.llm.paths import PathReader, Prompts
 from zerogr.trie import DocidTrie
+from zerogr.trie.filtered import FilteredTrie
 
 CPU = torch.device("cpu")
 STRATEGIES = (
@@ -71,7 +72,9 @@ class TableScorer:
 def on_device(models, trie, k, strategy, seed, normalise, options) -> list[DecodedList]:
     if trie.num_docids == 0:
         return [DecodedList() for _ in models]
-    device_trie = DeviceTrie(trie, EOS, CPU)
+    is_view = isinstance(trie, FilteredTrie)
+    device_trie = DeviceTrie(trie.whole if is_view else trie, EOS, CPU)
+    device_trie = device_trie.restricted(trie) if is_view else device_trie
     setting = Setting(device_trie, k, normalise)
     if trie.num_docids == 1 and normalise == "allowed":
         return []
@@ -158,6 +161,14 @@ class TestRealModels:
         assert decoder.decode(PROMPTS, DocidTrie.build([(3,)]), 3, eos_token_id=EOS, strategy="beam") is None
         window = DeviceDecoder(TreeModel(make("mistral")))
         assert window.decode([((), [3] * 23)], trie, 3, eos_token_id=EOS, strategy="beam") is None
+
+    def test_few_views_are_kept(self) -> None:
+        decoder, trie = DeviceDecoder(TreeModel(make("llama"))), DocidTrie.build(DOCIDS)
+        how = dict(eos_token_id=EOS, strategy="beam")
+        for denied in range(MAX_TRIES + 3):
+            [found] = decoder.decode(PROMPTS[:1], trie.filter(deny=[denied % 9]), 20, **how)
+            assert {d.row for d in found} == set(range(len(DOCIDS))) - {denied % 9}
+        assert len(decoder._tries) <= MAX_TRIES
 
     def test_a_bound_on_the_work_is_told(self) -> None:
         docids = np.random.default_rng(0).integers(3, V - 1, size=(500, 4)).tolist()

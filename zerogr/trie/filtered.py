@@ -51,6 +51,11 @@ class FilteredTrie:
         self._num_before_listed = self._docids - np.arange(len(docids), dtype=self._docids.dtype)
 
     @property
+    def whole(self) -> StoredTrie:
+        """The trie that this is a view of."""
+        return self._trie
+
+    @property
     def root(self) -> int:
         """The node of the empty prefix, there even if no document is."""
         return self._trie.root

@@ -9,11 +9,10 @@ per round. Batches are filled up to the next power of two, prompts to the next m
 
 from __future__ import annotations
 
-import weakref
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,6 +26,8 @@ from zerogr.decoding.device.trie import DeviceTrie
 from zerogr.decoding.language_model import Prompt, TreeModel
 from zerogr.decoding.tree import ScoredTree, Trie
 from zerogr.llm.paths import Prompts
+from zerogr.trie import DocidTrie
+from zerogr.trie.filtered import FilteredTrie
 
 PROMPT_BUCKET = 32
 """Tokens."""
@@ -34,6 +35,8 @@ MAX_EXPANSIONS = 10_000
 """Of best first, unless something else is wanted; as `zerogr.decoding.strategies.best_first`."""
 EXACT_AT_ONCE = 8
 """Queries that are searched exactly together: each may look at thousands of prefixes, whose keys and values take room."""
+MAX_TRIES = 16
+"""Kept at a time: views of some documents each have a table of options of their own."""
 MAX_CHAINS = 16
 """Captured at a time; each keeps the keys and values of its batch."""
 
@@ -44,7 +47,7 @@ class DeviceDecoder:
     def __init__(self, model: TreeModel) -> None:
         """Takes a model over; searches run on its device."""
         self._model = model
-        self._tries: weakref.WeakKeyDictionary[Any, tuple[DeviceTrie, Head]] = weakref.WeakKeyDictionary()
+        self._tries: OrderedDict[int, tuple[DeviceTrie, Head]] = OrderedDict()
         self._chains: OrderedDict[Hashable, Chain] = OrderedDict()
 
     @torch.inference_mode()
@@ -72,10 +75,7 @@ class DeviceDecoder:
         if trie.num_docids < 2:
             return None
         policy(ScoredTree(trie, eos_token_id, normalise), k, seed, **options).send(None)  # checks its options
-        if trie not in self._tries:
-            device_trie = DeviceTrie(trie, eos_token_id, self._model.model.device)
-            self._tries[trie] = device_trie, Head(self._model, device_trie)
-        device_trie, head = self._tries[trie]
+        device_trie, head = self._on_device(trie, eos_token_id)
         setting = Setting(device_trie, k, normalise)
         texts = [[*shared, *own] for shared, own in prompts]
         longest = max(map(len, texts)) + setting.num_rounds - 1
@@ -85,6 +85,23 @@ class DeviceDecoder:
             return self._most_probable(texts, setting, head, options.get("max_expansions", MAX_EXPANSIONS))
         found = self._found(texts, setting, head, strategy, seed, options)
         return None if found is None else documents(found, setting)[: len(texts)]
+
+    def _on_device(self, trie: Trie, eos_token_id: int) -> tuple[DeviceTrie, Head]:
+        """Returns a trie's tensors, and the head's rows for it; those that were used last are kept."""
+        if id(trie) not in self._tries:
+            if isinstance(trie, FilteredTrie):
+                whole, head = self._on_device(cast(DocidTrie, trie.whole), eos_token_id)
+                made = whole.restricted(trie), head
+            else:
+                device_trie = DeviceTrie(trie, eos_token_id, self._model.model.device)
+                made = device_trie, Head(self._model, device_trie)
+            self._tries[id(trie)] = made  # which keeps the trie itself, so that nothing else gets its id
+            if len(self._tries) > MAX_TRIES:
+                _, (dropped, _) = self._tries.popitem(last=False)
+                for key in [key for key, chain in self._chains.items() if chain.trie is dropped]:
+                    del self._chains[key]
+        self._tries.move_to_end(id(trie))
+        return self._tries[id(trie)]
 
     def _found(
         self, texts: list[list[int]], setting: Setting, head: Head, strategy: str, seed: int, options: dict[str, Any]

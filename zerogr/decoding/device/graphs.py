@@ -29,6 +29,7 @@ class Chain:
             example: Some prompts of the shape that all batches will have.
         """
         self._model, self._head, self._setting, self._program = model, head, setting, program
+        self.trie = setting.trie
         self._prompts = example
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())

@@ -14,6 +14,7 @@ Memory: 16 bytes per node and 32 per option, of which there are little more than
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -41,40 +42,48 @@ class Levels(NamedTuple):
 class DeviceTrie:
     """The tensors of a trie on one device."""
 
-    def __init__(self, trie: StoredTrie | FilteredTrie, eos_token_id: int, device: torch.device) -> None:
-        """Copies a trie, or a view of one, to a device.
+    def __init__(self, trie: StoredTrie, eos_token_id: int, device: torch.device) -> None:
+        """Copies a trie to a device.
 
         Args:
             trie: With at least one docid.
             eos_token_id: Ends a docid.
             device: Of the tensors.
         """
-        stored = trie._trie if isinstance(trie, FilteredTrie) else trie
-        self.trie, self.device = trie, device
-        self.num_docids, self.num_tokens, self.num_nodes = trie.num_docids, len(stored.vocabulary), stored.num_nodes
-        self.levels = _levels(stored)
-        nodes, options, ends_at = _options(stored, eos_token_id, self.levels.begins)
-        if isinstance(trie, FilteredTrie):
-            # How many docids that may be found come before each place of the sorted order.
-            before = trie._num_allowed_before(np.arange(stored.num_docids + 1, dtype=trie._docids.dtype))
-            first = options[:, DOCID]
-            num_before = before[first]
-            options[:, BELOW] = before[first + options[:, BELOW]] - num_before
-            places = np.append(np.flatnonzero(np.diff(before)), 0)
-            options[:, DOCID] = np.where(options[:, BELOW] > 0, places[np.minimum(num_before, len(places) - 1)], first)
+        self.trie: StoredTrie | FilteredTrie = trie
+        self.device = device
+        self.num_docids, self.num_tokens, self.num_nodes = trie.num_docids, len(trie.vocabulary), trie.num_nodes
+        self.levels = _levels(trie)
+        nodes, options, ends_at = _options(trie, eos_token_id, self.levels.begins)
         self._counts = nodes[:, 1].copy()
         self.nodes = torch.from_numpy(nodes).to(device)
         self.options = torch.from_numpy(np.append(options, np.zeros((1, 4), dtype=np.int64), axis=0)).to(device)
         """And one row more, so that there always is one."""
-        self.tokens = torch.from_numpy(np.append(stored.vocabulary, eos_token_id).astype(np.int64)).to(device)
+        self.tokens = torch.from_numpy(np.append(trie.vocabulary, eos_token_id).astype(np.int64)).to(device)
         """Token id of every place, int64 [num_tokens + 1]."""
         self.root = torch.tensor([-1, 0, 0, trie.num_docids], device=device)
         """As a row of `options`; no token leads to it."""
-        self.is_filtered = isinstance(trie, FilteredTrie)
+        self.is_filtered = False
         """Whether some options lead to no docid."""
-        self._stored, self._ends_at = stored, ends_at
+        self._stored, self._ends_at = trie, ends_at
         self._constants: dict[tuple[Any, ...], torch.Tensor] = {}
         self._capacities: dict[tuple[int, int, bool], int] = {}
+
+    def restricted(self, view: FilteredTrie) -> DeviceTrie:
+        """Returns the tensors of a view of the trie, which shares all but `options` with this one."""
+        restricted = copy.copy(self)
+        restricted.trie, restricted.num_docids, restricted.is_filtered = view, view.num_docids, True
+        restricted.root = torch.tensor([-1, 0, 0, view.num_docids], device=self.device)
+        # How many docids that may be found come before each place of the sorted order, and which they are.
+        counted = view._num_allowed_before(np.arange(self._stored.num_docids + 1, dtype=view._docids.dtype))
+        before = torch.from_numpy(counted.astype(np.int64)).to(self.device)
+        places = torch.cat([torch.nonzero(before.diff())[:, 0], before.new_zeros(1)])
+        first, last = self.options[:, DOCID], self.options[:, DOCID] + self.options[:, BELOW]
+        below = before[last] - before[first]
+        restricted.options = self.options.clone()
+        restricted.options[:, BELOW] = below
+        restricted.options[:, DOCID] = torch.where(below > 0, places[before[first].clamp(max=len(places) - 1)], first)
+        return restricted
 
     def capacity(self, depth: int, num_nodes: int, with_forced: bool) -> int:
         """Returns how many options `num_nodes` different prefixes of a depth have at most.
