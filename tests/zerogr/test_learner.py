@@ -27,7 +27,7 @@ from zerogr.search.answer import Documents
 from zerogr.search.writer import Writer
 from zerogr.store import storage
 from zerogr.training import learner as learner_module
-from zerogr.training import throughput
+from zerogr.training import normalisation, throughput
 from zerogr.training.attention import BLOCKS, PACKED, packed_attention, register_packed
 from zerogr.training.choices import Choices
 from zerogr.training.examples import Examples, TextExample
@@ -419,6 +419,7 @@ class TestOnAGpu:
             found.append((step.loss, step.gradient_norm, step.num_tokens))
         assert found[1] == pytest.approx(found[0], rel=1e-5)
 
+    @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
     def test_attention_by_blocks_is_that_of_the_mask(self, tiny_model: Path) -> None:
         model, chat = load(tiny_model)
         [batch] = passes(make_examples(chat), np.arange(19), 64, 10**6, length_step=128)
@@ -428,3 +429,21 @@ class TestOnAGpu:
             model.set_attn_implementation(BLOCKS)
             by_blocks = SelectedTargets(model, by_blocks=True)(batch)
         torch.testing.assert_close(by_blocks, dense, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("is_constrained", [True, False])
+def test_log_probs_of_targets_and_their_gradients(is_constrained: bool) -> None:
+    """Against the softmax of all logits; a position may predict several targets, and one of them twice."""
+    torch.manual_seed(0)
+    logits = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
+    row, column = torch.tensor([0, 0, 1, 3, 3, 3]), torch.tensor([1, 4, 6, 2, 2, 0])
+    is_allowed = torch.rand(5, 7) < 0.6
+    is_allowed[row, column] = True
+    is_allowed[:, 0] = True
+    weights = torch.rand(6)
+    masked = logits.masked_fill(~is_allowed, -torch.inf) if is_constrained else logits
+    expected = masked.log_softmax(-1)[row, column]
+    [gradient] = torch.autograd.grad((expected * weights).sum(), logits)
+    found = normalisation._log_probs(logits, row, column, is_allowed if is_constrained else None)
+    torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(torch.autograd.grad((found * weights).sum(), logits)[0], gradient, atol=1e-6, rtol=1e-5)

@@ -32,6 +32,39 @@ class Normalisation(Protocol):
         """Returns for how many of so many positions the head's products are computed in full, for counting operations."""
 
 
+class _LogProbs(torch.autograd.Function):
+    """Log-probabilities of targets, without an array of all of them: one copy of the logits is kept, in fp32, and no more."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: torch.Tensor, row: torch.Tensor, column: torch.Tensor, is_allowed: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Returns fp32 [M] of logits [P, C]; softmax over the allowed columns of a row (bool [P, C]), None = all."""
+        kept = logits.to(torch.float32, copy=True)
+        if is_allowed is not None:
+            kept.masked_fill_(~is_allowed, -torch.inf)
+        log_sums = kept.logsumexp(-1)
+        ctx.save_for_backward(kept, log_sums, row, column)
+        ctx.dtype = logits.dtype
+        return kept[row, column] - log_sums[row]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """The softmax, times what its row's targets ask for together, less what each asks for."""
+        kept, log_sums, row, column = ctx.saved_tensors
+        of_row = torch.zeros_like(log_sums).index_add_(0, row, gradient)
+        back = (kept - log_sums[:, None]).exp_().mul_(-of_row[:, None])
+        back.view(-1).index_add_(0, row * kept.shape[1] + column, gradient)
+        return back.to(ctx.dtype), None, None, None
+
+
+def _log_probs(
+    logits: torch.Tensor, row: torch.Tensor, column: torch.Tensor, is_allowed: torch.Tensor | None
+) -> torch.Tensor:
+    found: torch.Tensor = _LogProbs.apply(logits, row, column, is_allowed)  # type: ignore[no-untyped-call]
+    return found
+
+
 class Allowed:
     """Among the tokens that the trie allows; the head is computed for those that it allows anywhere in the batch."""
 
@@ -44,8 +77,7 @@ class Allowed:
 
     def log_probs(self, logits: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
         """See `Normalisation`."""
-        allowed = logits.float().masked_fill(~batch.is_allowed(), -torch.inf)
-        return functional.log_softmax(allowed, -1)[batch.predicted_by, batch.column]
+        return _log_probs(logits, batch.predicted_by, batch.column, batch.is_allowed())
 
     def over_columns(self, logits: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
         """See `Normalisation`."""
@@ -68,7 +100,7 @@ class Vocabulary:
 
     def log_probs(self, logits: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
         """See `Normalisation`."""
-        return functional.log_softmax(logits.float(), -1)[batch.predicted_by, batch.targets]
+        return _log_probs(logits, batch.predicted_by, batch.targets, None)
 
     def over_columns(self, logits: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
         """See `Normalisation`."""
