@@ -34,19 +34,19 @@ pack() {
 run() {
     local place arguments=()
     place=$(pwd)
-    mkdir -p work/code results
-    tar -xzf code.tar.gz -C work/code
-    python -m pip install --quiet --no-index --no-deps --target work/packages wheels/*.whl
+    mkdir -p unpacked/code results
+    tar -xzf code.tar.gz -C unpacked/code
+    python -m pip install --quiet --no-index --no-deps --target unpacked/packages wheels/*.whl
     if compgen -G "model.tar.*" > /dev/null; then
-        mkdir -p work/model && cat model.tar.* | tar -xf - -C work/model
-        arguments+=(--model "$place/work/model")
+        mkdir -p unpacked/model && cat model.tar.* | tar -xf - -C unpacked/model
+        arguments+=(--model "$place/unpacked/model")
     fi
     if compgen -G "data.tar.gz.*" > /dev/null; then
-        mkdir -p work/data && cat data.tar.gz.* | tar -xzf - -C work/data
-        arguments+=(--data "$place/work/data")
+        mkdir -p unpacked/data && cat data.tar.gz.* | tar -xzf - -C unpacked/data
+        arguments+=(--data "$place/unpacked/data")
     fi
-    cd work/code
-    PYTHONPATH="$place/work/code:$place/work/packages" HF_HUB_OFFLINE=1 \
+    cd unpacked/code
+    PYTHONPATH="$place/unpacked/code:$place/unpacked/packages" HF_HUB_OFFLINE=1 \
         python -m benchmarks.gpu --out "$place/results" "${arguments[@]}" "$@"
 }
 

@@ -1,7 +1,7 @@
 """What the project does on one GPU, in one script: `python -m benchmarks.gpu [--dry-run] [--out FOLDER] [--only PART ...]`
 
 It needs torch (2.11 or newer), transformers, numpy, pyarrow and pydantic, no Ray, and downloads nothing: models have random
-weights of real shapes. On one H200 or H100 it ends within eight minutes. Parts, in this order:
+weights of real shapes. It is meant to end within eight minutes on one H200, and has not been timed there. Parts, in this order:
 
     attention    why an eager pass waits for the host: cuDNN's attention on and off, one shape and many
     equality     the decoder's array programs against the reference, on this device

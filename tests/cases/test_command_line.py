@@ -48,3 +48,22 @@ def test_corpora(
     assert "Traceback" not in capsys.readouterr().err
     assert [row["doc_id"] for row in rows(index, "corpus")] == documents
     assert [row["reason"] for row in rows(index, "rejected")] == rejected
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("folder", "told"),
+    [
+        ("04-integer-query-ids", "none of the 1 judged queries has a relevant document"),
+        ("05-packed-beir-queries", "none of the 1 judged queries has a relevant document"),
+        ("05-packed-beir-queries/packed-qrels", "none of the 1 judged queries has a relevant document"),
+        ("10-foreign-run-with-percent-signs", "none of the 1 judged queries has a relevant document"),
+        ("14-grades-written-as-floats", "none of the 1 judged queries has a relevant document"),
+        ("14-grades-written-as-floats/half", "the score must be a whole number, not '0.5'"),
+    ],
+)
+def test_collections(tiny_index: str, folder: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are read: what stops the command is that this index has other documents, or a grade between two."""
+    assert main(["evaluate", tiny_index, "--dataset", str(INPUTS / folder)]) == 2
+    error = capsys.readouterr().err
+    assert told in error and "Traceback" not in error

@@ -40,7 +40,7 @@ def test_on_a_disk(tmp_path: Path, has_links: bool, monkeypatch: pytest.MonkeyPa
         uri = str(tmp_path / str(attempt))
         won = begin_at_once(uri)
         assert sum(won) == 1
-        assert storage.read_json(f"{uri}/work/corpus.json")["inputs"] == {"source": won.index(True)}
+        assert storage.read_json(Index(uri).path("work", "corpus.json"))["inputs"] == {"source": won.index(True)}
 
 
 @pytest.mark.integration
@@ -49,7 +49,7 @@ def test_on_object_storage(s3_server: str) -> None:
         uri = f"s3://zerogr/drivers/{attempt}"
         won = begin_at_once(uri)
         assert sum(won) == 1
-        assert storage.read_json(f"{uri}/work/corpus.json")["inputs"] == {"source": won.index(True)}
+        assert storage.read_json(Index(uri).path("work", "corpus.json"))["inputs"] == {"source": won.index(True)}
 
 
 def test_with_the_same_inputs_both_go_on(tmp_path: Path) -> None:

@@ -130,6 +130,10 @@ class TestSearch:
             for hits, others in zip(found, expected, strict=True):
                 assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in others], abs=1e-4)
 
+    def test_an_unknown_decoder_is_refused(self, built: str) -> None:
+        with pytest.raises(ValueError, match="decoder is 'gpu'; it must be 'device', 'reference' or None"):
+            Retriever.load(built, device="cpu", decoder="gpu")
+
     def test_graphs_are_captured_as_an_index_is_opened(self, built: str, monkeypatch: pytest.MonkeyPatch) -> None:
         searched: list[Any] = []
         monkeypatch.setattr(Writer, "captures_graphs", True)

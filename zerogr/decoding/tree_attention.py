@@ -24,8 +24,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from zerogr.llm.paths import path_attention
 
 TREE_ATTENTION = "zerogr_tree"
 """The name to give to `model.set_attn_implementation` after `register_tree_attention()`."""
@@ -185,19 +186,15 @@ def _tree_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     tree_layout: Layout | None = None,
-    paths: Any = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of packed queries [1, H, T, D] to the blocks' keys and values [N, J, U, D], mask [N, 1, G n, U].
 
-    With `paths`, the attention that a `zerogr.llm.paths.PathReader` knows. With neither, plain attention: the model can still
-    be used as it was.
+    Without a layout, the attention of `zerogr.llm.paths`; without its reader as well, plain attention: the model can still be
+    used as it was.
     """
-    if paths is not None:
-        return paths.attend(query, key, value, module.layer_idx, scaling), None
     if tree_layout is None:
-        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-        return output, None
+        return path_attention(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     num_blocks, num_key_heads = key.shape[:2]
     _, num_heads, _, size = query.shape
     width = tree_layout.block_tokens

@@ -27,7 +27,7 @@ PATHS = "zerogr_paths"
 
 def register_paths() -> None:
     """Makes `PATHS` known to transformers; calling it again changes nothing."""
-    AttentionInterface.register(PATHS, _path_attention)
+    AttentionInterface.register(PATHS, path_attention)
     AttentionMaskInterface.register(PATHS, sdpa_mask)
 
 
@@ -161,7 +161,7 @@ class PathReader:
         return output.flatten(1, 2).transpose(1, 2)
 
 
-def _path_attention(
+def path_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,

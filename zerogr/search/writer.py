@@ -32,7 +32,10 @@ class Writer:
 
         Raises:
             UserError: Tree decoding does not support the model's architecture.
+            ValueError: There is no such decoder.
         """
+        if decoder not in (None, "device", "reference"):
+            raise ValueError(f"decoder is {decoder!r}; it must be 'device', 'reference' or None")
         from zerogr.decoding.device.decoder import DeviceDecoder
         from zerogr.decoding.language_model import TreeModel
 

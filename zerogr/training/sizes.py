@@ -27,8 +27,8 @@ def sizes_for(
 
     On a CPU rows of 256 and passes of 4,096 tokens: memory is short, and small passes cost little. On a GPU rows of 1,024, and
     passes that take `_ROOM` of the memory which weights, gradients and moments leave. A token takes 24 D + 5 I bytes per layer
-    in bf16 (D hidden, I inner size): so it was on an H200 for models of 135M and of 1B, within a tenth. There, shapes are
-    filled up to a few: attention is planned anew for every new one, and code that is compiled is made for some.
+    in bf16 (D hidden, I inner size), fitted to the peaks of two runs on an H200, of 135M and 1B. There, shapes are filled up to
+    a few: attention is planned anew for every new one, and code that is compiled is made for some.
 
     Args:
         model: Not sharded yet.

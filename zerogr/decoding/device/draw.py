@@ -9,8 +9,12 @@ Shapes: B queries, K draws, W nodes, C options of all nodes of a query.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
+
+from zerogr.decoding.draws import Choose, pick_at_temperature, pick_from_nucleus
 
 NO_ORDER = -1.0
 """`top_p` of draws that choose among all options."""
@@ -36,7 +40,7 @@ def draw(
         ends: int64 [B, W], one past the last option of each node.
         node: int64 [B, K], where each draw is.
         is_done: bool [B, K].
-        order: int64 [B, C], the options of each node from the most probable on; empty without a nucleus.
+        order: int64 [B, C], the options of each node from the most probable on, for the kernel; empty without a nucleus.
         temperature: float64 [K]; 0 picks the best option.
         uniform: float64 [K], in [0, 1).
         top_p: Of the nucleus; below 0 for none.
@@ -46,13 +50,12 @@ def draw(
 
         return draw_on_cuda(log_probs, left, ends, node, is_done, order, temperature, uniform, top_p)
     found = np.zeros(node.shape, dtype=np.int64)
-    given = (log_probs.clone(), left.clone(), ends, node, is_done, order, temperature, uniform)
-    logs, rooms, bounds, nodes, dones, orders, temperatures, uniforms = (tensor.numpy() for tensor in given)
+    logs, rooms = log_probs.clone().numpy(), left.clone().numpy()
+    picks = [_pick(heat, top_p) for heat in temperature.tolist()]
     for query in range(len(found)):
-        ordered = orders[query] if top_p >= 0 else None
         _draw(
-            found[query], logs[query], rooms[query], bounds[query], nodes[query], dones[query], ordered,
-            temperatures, uniforms, top_p,
+            found[query], logs[query], rooms[query], ends[query].numpy(), node[query].numpy(), is_done[query].numpy(),
+            picks, uniform.numpy(),
         )  # fmt: skip
     return torch.from_numpy(found)
 
@@ -62,6 +65,10 @@ def _(log_probs: torch.Tensor, left: torch.Tensor, ends: torch.Tensor, node: tor
     return torch.empty_like(node)
 
 
+def _pick(temperature: float, top_p: float) -> Choose:
+    return pick_at_temperature(temperature) if top_p < 0 else pick_from_nucleus(top_p, temperature)
+
+
 def _draw(
     found: np.ndarray,
     logs: np.ndarray,
@@ -69,32 +76,14 @@ def _draw(
     ends: np.ndarray,
     nodes: np.ndarray,
     is_done: np.ndarray,
-    order: np.ndarray | None,
-    temperatures: np.ndarray,
+    picks: Sequence[Choose],
     uniforms: np.ndarray,
-    top_p: float,
 ) -> None:
-    for draw in np.flatnonzero(~is_done):
+    for draw in np.flatnonzero(~is_done).tolist():
         node = nodes[draw]
         begin, end = (int(ends[node - 1]) if node else 0), int(ends[node])
-        weights = logs[begin:end]
-        if temperatures[draw] == 0:
-            option = begin + int(weights.argmax())
-        elif order is None:
-            option = begin + _sample(np.exp((weights - weights.max()) / temperatures[draw]), uniforms[draw])
-        else:
-            best_first = order[begin:end]
-            probs = np.exp((logs[best_first] - weights.max()) / temperatures[draw])
-            cumulative = np.cumsum(probs)
-            size = 1 + int(np.searchsorted(cumulative, top_p * cumulative[-1]))
-            option = int(best_first[_sample(probs[:size], uniforms[draw])])
+        option = begin + picks[draw](logs[begin:end], float(uniforms[draw]))
         found[draw] = option
         room[option] -= 1
         if room[option] == 0:
             logs[option] = -np.inf
-
-
-def _sample(probs: np.ndarray, uniform: float) -> int:
-    cumulative = np.cumsum(probs)
-    # 1 - uniform lies in (0, 1], so an option of probability 0 is never hit, nor the end passed.
-    return int(np.searchsorted(cumulative, (1.0 - uniform) * cumulative[-1]))

@@ -42,7 +42,7 @@ class Exact(Beam):
         self._left -= state.frontier.score.shape[1] if depth else 0
         return super().round(state, depth, log_probs)
 
-    def _choose(self, scores: torch.Tensor, state: BeamState) -> torch.Tensor:
+    def _choose(self, scores: torch.Tensor, state: BeamState) -> tuple[torch.Tensor, torch.Tensor]:
         """Keeps all options that are good enough, as long as there is room."""
         k, least = self._setting.k, self._least
         if state.scores.shape[1] >= k:
@@ -52,8 +52,7 @@ class Exact(Beam):
         wanted = 1 << (max(1, int(counts.max())) - 1).bit_length()  # of few sizes: what depends on them is kept
         width = min(wanted, max(self._left, k), scores.shape[1])
         self.is_bounded |= counts > width
-        scores.copy_(good)
-        return best(scores, width)
+        return best(good, width), good
 
 
 def most_probable(

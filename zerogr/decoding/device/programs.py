@@ -143,7 +143,7 @@ class Beam:
             found.append(nothing.scatter_reduce(1, options.owner, torch.where(is_last, scores, NEVER), "amax"))
             docids.append(frontier.info[..., DOCID])
             scores = scores.masked_fill(is_last, NEVER)
-        chosen = self._choose(scores, state)
+        chosen, scores = self._choose(scores, state)
         following = step_to(setting.trie, frontier, options, chosen, scores, state.first_place)
         is_leaf = is_final(following.info, setting.trie, setting.normalise)
         all_found = torch.cat([*found, torch.where(is_leaf, following.score, NEVER)], dim=1)
@@ -155,9 +155,9 @@ class Beam:
             following._replace(is_open=is_open), state.first_place + chosen.shape[1], all_docids, all_found
         )
 
-    def _choose(self, scores: torch.Tensor, state: BeamState) -> torch.Tensor:
-        """Returns the places of the options that are kept (int64 [B, W'])."""
-        return best(scores, min(self.width, scores.shape[1]))
+    def _choose(self, scores: torch.Tensor, state: BeamState) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the places of the options that are kept (int64 [B, W']), and the scores, -inf for what is out."""
+        return best(scores, min(self.width, scores.shape[1])), scores
 
     def is_underway(self, state: BeamState) -> torch.Tensor:
         """See `Program`."""
