@@ -22,8 +22,9 @@ import numpy as np
 from zerogr.decoding.scoring import Prefix, Request
 from zerogr.trie import DocidTrie
 from zerogr.trie.filtered import FilteredTrie
+from zerogr.trie.grown import GrownTrie
 
-Trie = DocidTrie | FilteredTrie
+Trie = DocidTrie | FilteredTrie | GrownTrie
 """All documents of an index, or the view of those that a query may find."""
 
 

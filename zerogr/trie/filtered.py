@@ -70,6 +70,12 @@ class FilteredTrie:
         """The number of distinct docids that have an allowed document."""
         return len(self._docids) if self._lists_allowed else self._trie.num_docids - len(self._docids)
 
+    @property
+    def denied(self) -> np.ndarray:
+        """The rows (int64, ascending) that may not be found."""
+        rows = self._rows.astype(np.int64)
+        return np.setdiff1d(np.arange(self._trie.num_rows), rows) if self._lists_allowed else rows
+
     def filter(self, *, allow: Rows | None = None, deny: Rows | None = None) -> FilteredTrie:
         """A view with fewer documents: `allow` and `deny` as in `DocidTrie.filter`, of those that this view has.
 

@@ -158,6 +158,20 @@ class StoredTrie:
             raise ValueError(f"row {rows[is_wrong][0]} does not exist: the trie has {self.num_rows} documents")
         return self._docid_of_row[rows].astype(np.int64)
 
+    def find(self, docid: Sequence[int]) -> int:
+        """Returns the place in the sorted order of the docid with these tokens, -1 if there is none."""
+        node = self.root
+        for depth, token in enumerate(docid):
+            begin, end = int(self.first_child[node]), int(self.first_child[node + 1])
+            if begin == end:
+                return int(self.first_docid[node]) if self.tail(node).tolist() == list(docid[depth:]) else -1
+            tokens = self.vocabulary[self.edge_token[begin:end]]
+            option = int(np.searchsorted(tokens, token))
+            if option == len(tokens) or tokens[option] != token:
+                return -1
+            node = begin + option
+        return int(self.first_docid[node]) if self.num_rows and len(self.ends(node)) else -1
+
     def num_free(self, docid: Sequence[int]) -> int:
         """Returns how many tokens of a docid, its end counted as one, are written before no other docid is left.
 

@@ -93,7 +93,7 @@ class DeviceDecoder:
                 whole, head = self._on_device(cast(DocidTrie, trie.whole), eos_token_id)
                 made = whole.restricted(trie), head
             else:
-                device_trie = DeviceTrie(trie, eos_token_id, self._model.model.device)
+                device_trie = DeviceTrie(cast(DocidTrie, trie), eos_token_id, self._model.model.device)
                 made = device_trie, Head(self._model, device_trie)
             self._tries[id(trie)] = made  # which keeps the trie itself, so that nothing else gets its id
             if len(self._tries) > MAX_TRIES:
