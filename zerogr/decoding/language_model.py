@@ -29,6 +29,7 @@ import torch
 from transformers import PreTrainedModel
 
 from zerogr.decoding.scoring import Prefix, Request, checked, split_log_softmax
+from zerogr.decoding.terms import Terms
 from zerogr.decoding.tree_attention import (
     TREE_ATTENTION,
     ForwardPass,
@@ -66,6 +67,8 @@ class TreeModel:
         """Most tokens of a prompt and a docid together; None = no limit."""
         self.forward_s = 0.0
         """Seconds inside the model so far: body, output head, and waiting for its results."""
+        self.terms = Terms()
+        """What is added to the scores of single choices."""
         self._beginnings: OrderedDict[tuple[int, ...], KeysValues] = OrderedDict()
         try:
             model.set_attn_implementation(TREE_ATTENTION)
@@ -108,11 +111,17 @@ class TreeModel:
         return hidden_TD
 
     @torch.inference_mode()
-    def head_log_probs(self, hidden_RD: torch.Tensor, tokens: Sequence[np.ndarray], normalise: str) -> list[np.ndarray]:
+    def head_log_probs(
+        self,
+        hidden_RD: torch.Tensor,
+        tokens: Sequence[np.ndarray],
+        normalise: str,
+        bonus_C: torch.Tensor | None = None,
+    ) -> list[np.ndarray]:
         """Log-probabilities (float64 [C] each) of the tokens that are wanted after each of R hidden states.
 
         The head's rows of the tokens that are wanted by any of them are gathered and multiplied with all of them: at most
-        the whole head's work, mostly a small part of it. In fp32, whatever the model is in.
+        the whole head's work, mostly a small part of it. In fp32, whatever the model is in. `bonus_C` is added to the logits.
         """
         head: Any = self.model.get_output_embeddings()
         num_vocabulary = head.weight.shape[0]
@@ -131,7 +140,13 @@ class TreeModel:
         hidden_RD = hidden_RD.float()
         logits_C = _logits_of(head, hidden_RD, torch.from_numpy(wanted).to(hidden_RD.device), owner, column)
         if normalise == "vocabulary":
-            logits_C = logits_C - log_sums(head, hidden_RD)[owner]
+            sums_R = log_sums(head, hidden_RD)
+            if bonus_C is not None:  # the tokens that get something count with it
+                more_C = (logits_C + bonus_C - sums_R[owner]).exp() - (logits_C - sums_R[owner]).exp()
+                sums_R = sums_R + torch.zeros_like(sums_R).index_add_(0, owner, more_C).log1p()
+            logits_C = logits_C - sums_R[owner]
+        if bonus_C is not None:
+            logits_C = logits_C + bonus_C
         values_C = logits_C.cpu().numpy()
         self.forward_s += time.perf_counter() - start
         if normalise == "allowed":
@@ -223,6 +238,12 @@ class TreeScorer:
         Raises:
             ValueError: Prompt and docid are longer than the model's sliding window, or a score is not finite.
         """
+        hidden_RD, model = self.hidden(requests), self._tree_model
+        bonus_C = model.terms.bonuses(requests, hidden_RD) if len(model.terms) else None
+        return model.head_log_probs(hidden_RD, [request.tokens for request in requests], normalise, bonus_C)
+
+    def hidden(self, requests: Sequence[Request]) -> torch.Tensor:
+        """Returns the hidden state behind each prefix, [R, D], in at most one forward pass; raises as `log_probs`."""
         new: list[NewTokens] = []
         num_hidden = len(self._hidden_ND)
         by_query = sorted(requests, key=lambda request: request.query)
@@ -235,8 +256,8 @@ class TreeScorer:
         places = [self._queries[request.query].hidden_of[request.prefix] for request in requests]
         if new:
             self._hidden_ND = torch.cat([self._hidden_ND, self._forward(new)])
-        hidden_RD = self._hidden_ND[torch.tensor(places, device=self._hidden_ND.device)]
-        return self._tree_model.head_log_probs(hidden_RD, [request.tokens for request in requests], normalise)
+        hidden_RD: torch.Tensor = self._hidden_ND[torch.tensor(places, device=self._hidden_ND.device)]
+        return hidden_RD
 
     def _forward(self, new: Sequence[NewTokens]) -> torch.Tensor:
         self.forwards.append(
