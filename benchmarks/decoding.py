@@ -54,11 +54,12 @@ from zerogr.decoding.device.decoder import DeviceDecoder
 from zerogr.decoding.language_model import TreeModel
 from zerogr.decoding.schedule import temperature
 from zerogr.index.index import Index
+from zerogr.index.versions import Version
 from zerogr.llm.chat import SETTINGS_FILE, ChatFormat
 from zerogr.llm.models import load_model, resolve_model
 from zerogr.store import cache, storage
 from zerogr.trie import DocidTrie
-from zerogr.trie.stage import read_docids
+from zerogr.trie.opened import read_documents
 
 QUESTIONS = File(__file__).parents[1] / "examples" / "pystdlib" / "queries.jsonl"
 INSTRUCTION = "Given a programmer's question about Python, find the documentation that answers it."
@@ -112,7 +113,7 @@ class Bench:
             index = Index(arguments.index)
             folder = str(cache.local_folder(index.path("retriever")))
             instruction = storage.read_json(str(File(folder) / SETTINGS_FILE))["instruction"]
-            self.texts = read_docids(index).column("docid").to_pylist()
+            self.texts = read_documents(index, Version.of(index.manifest())).column("docid").to_pylist()
         else:
             folder, instruction = resolve_model(arguments.model), INSTRUCTION
             self.texts = pystdlib_docids(num_docids)

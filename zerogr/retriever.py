@@ -15,17 +15,15 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from zerogr.errors import UserError
+from zerogr.index.versions import name_of
 from zerogr.ranking.ranker import Filter, Ranker
 from zerogr.search.answer import Documents, Hit, Traced
 from zerogr.search.opening import open_index
 from zerogr.search.tracing import trace
-from zerogr.search.writer import Writer
+from zerogr.search.writer import Instruction, Writer
 
 _SETTINGS_OF = {"reverse_annealing": ("max_temperature",), "nucleus": ("top_p",)}
 """Strategy -> settings of section decoding that mean something to it."""
-
-Instruction = str | Sequence[str | None] | None
-"""For all queries, or one per query; None = the index's own."""
 
 
 class Retriever:
@@ -55,7 +53,15 @@ class Retriever:
         self._ranker, self._documents, self._decoding = ranker, documents, decoding
 
     @classmethod
-    def load(cls, uri: str, *, device: str | None = None, dtype: Any = None, decoder: str | None = None) -> Self:
+    def load(
+        cls,
+        uri: str,
+        *,
+        device: str | None = None,
+        dtype: Any = None,
+        decoder: str | None = None,
+        version: int | None = None,
+    ) -> Self:
         """Returns the index at `uri`, ready to search.
 
         Args:
@@ -64,12 +70,13 @@ class Retriever:
             dtype: Of the weights; None = float32 on the CPU, bfloat16 elsewhere.
             decoder: `device` searches by array programs (`zerogr.decoding.device`), `reference` by the policies that define the
                 answers; None = `device` on a GPU, `reference` on the CPU, where it is faster.
+            version: Of an index that was updated; None = the current one.
 
         Raises:
-            UserError: The index is missing or unfinished, its trie was made with another tokenizer or of other docids, or its
-                model's architecture does not support tree decoding.
+            UserError: The index or the version is missing or unfinished, its trie was made with another tokenizer or of other
+                docids, or its model's architecture does not support tree decoding.
         """
-        loaded = cls(**open_index(uri, device=device, dtype=dtype, decoder=decoder))
+        loaded = cls(**open_index(uri, device=device, dtype=dtype, decoder=decoder, version=version))
         if loaded.writer.captures_graphs:
             loaded.search(["what is it about?"])  # single queries then find their graphs captured
         return loaded
@@ -77,8 +84,7 @@ class Retriever:
     @property
     def index_version(self) -> str:
         """A short name of what is served; it changes whenever the trie or the retriever does."""
-        stages = self.manifest.get("stages", {})
-        return "-".join(stages[stage]["fingerprint"][:8] for stage in ("trie", "retriever") if stage in stages)
+        return name_of(self.manifest)
 
     @property
     def rankers(self) -> dict[str, Ranker]:
@@ -88,11 +94,11 @@ class Retriever:
     @property
     def num_documents(self) -> int:
         """Documents of the index."""
-        return len(self._documents)
+        return self._documents.num_live
 
     def doc_ids(self) -> set[str]:
         """Returns the keys of all documents of the index."""
-        return set(self._documents.doc_ids.to_pylist())
+        return self._documents.live_doc_ids()
 
     def has_log_probs(self, ranking: str | None = None) -> bool:
         """Whether the scores of a search are natural-log probabilities."""
@@ -152,7 +158,7 @@ class Retriever:
         wanted = num_leaves or ranker.num_leaves(k)
         num_leaves = min(wanted, options.get("beam_width") or wanted)  # a beam cannot find more than its width
         hits = []
-        for batch, prompts in self._batches(queries, instruction, batch_size):
+        for batch, prompts in self.writer.batches(queries, instruction, self.instruction, batch_size):
             found = self.writer.write(prompts, num_leaves, options)
             rankings = [ranker.rank(query, leaves, k) for query, leaves in zip(queries[batch], found, strict=True)]
             hits += [self._documents.hits(ranking) for ranking in rankings]
@@ -178,18 +184,9 @@ class Retriever:
         """
         rows = [[self._documents.row_of(doc_id) for doc_id in of_query] for of_query in doc_ids]
         ranker, traced = self._ranker_of(ranking), list[list[Traced]]()
-        for batch, prompts in self._batches(queries, instruction, batch_size):
+        for batch, prompts in self.writer.batches(queries, instruction, self.instruction, batch_size):
             traced += trace(self.writer, ranker, self._documents, queries[batch], prompts, rows[batch])
         return traced
-
-    def _batches(self, queries: Sequence[str], instruction: Instruction, size: int) -> Any:
-        """Returns the batches of the writer."""
-        if isinstance(queries, str):
-            raise ValueError("queries must be a list of strings, not one string")
-        if size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {size}")
-        texts = [instruction] * len(queries) if isinstance(instruction, str | None) else instruction
-        return self.writer.batches(queries, [text or self.instruction for text in texts], size)
 
     def _ranker_of(self, ranking: str | None) -> Ranker:
         known = {self._ranker.name: self._ranker, **self.rankers}

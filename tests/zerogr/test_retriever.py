@@ -19,6 +19,7 @@ from zerogr.decoding import STRATEGIES
 from zerogr.docids.stage import FOLDER, DocidProposer, assign_docids, docids_inputs
 from zerogr.errors import UserError
 from zerogr.index.index import Index
+from zerogr.index.versions import Version
 from zerogr.llm.chat import SETTINGS_FILE
 from zerogr.llm.engines.fake import FakeEngine
 from zerogr.llm.models import load_model
@@ -35,7 +36,8 @@ from zerogr.training.loop import train
 from zerogr.training.recipes.recipe import load_base, publish_model
 from zerogr.training.recipes.retriever import RetrieverRecipe
 from zerogr.trie import DocidTrie
-from zerogr.trie.stage import build_trie, read_docids, trie_inputs
+from zerogr.trie.opened import read_documents
+from zerogr.trie.stage import build_trie, trie_inputs
 
 QUERIES = ["what about the roast beans of coffee", "the knight and the bishop", "  "]
 DENIED = ["coffee-0", "coffee-3", "chess-1"]
@@ -110,7 +112,7 @@ def copy(built: str, tmp_path: Path) -> str:
 class TestSearch:
     @pytest.mark.parametrize("strategy", STRATEGIES)
     def test_every_strategy_finds_documents_of_the_index(self, retriever: Retriever, built: str, strategy: str) -> None:
-        table = read_docids(Index(built)).to_pylist()
+        table = read_documents(Index(built), Version()).to_pylist()
         docid_of = {row["doc_id"]: row["docid"] for row in table}
         for hits in retriever.search(QUERIES, k=5, strategy=strategy):
             assert len({hit.doc_id for hit in hits}) == len(hits) == 5
@@ -328,7 +330,7 @@ class TestLoad:
             Retriever.load(copy)
 
     def test_the_trie_knows_the_rows_of_every_docid(self, built: str, retriever: Retriever) -> None:
-        table = read_docids(Index(built))
+        table = read_documents(Index(built), Version())
         trie = DocidTrie.load(Path(built) / "trie")
         assert trie.num_docids == table.num_rows == 40
         assert sorted(trie.rows(trie.root).tolist()) == list(range(40))

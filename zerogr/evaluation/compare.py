@@ -20,10 +20,10 @@ from zerogr.evaluation.comparison import FIRST, Comparison
 from zerogr.evaluation.explain import count_errors
 from zerogr.evaluation.metrics import evaluate_queries
 from zerogr.evaluation.systems import Answers, StrategySpec
-from zerogr.index.index import Index, shards_in
+from zerogr.index.index import Index
+from zerogr.index.versions import Live
 from zerogr.progress import Progress
 from zerogr.retriever import Retriever
-from zerogr.store import storage
 
 BATCH_SIZE = 16
 OPENING = 160
@@ -144,8 +144,7 @@ def _looked_at(
     wanted_ids = pa.array(sorted(wanted))
     kind_of: dict[str, str] = {}
     openings: dict[str, str] = {}
-    for shard in shards_in(index.path("corpus")):
-        table = storage.read_parquet(index.shard("corpus", shard), ["doc_id", "kind", "title", "text"])
+    for table in Live(index).tables("corpus", ["doc_id", "kind", "title", "text"]):
         for row in table.filter(pc.is_in(table.column("doc_id"), value_set=wanted_ids)).to_pylist():
             kind_of[row["doc_id"]] = row["kind"]
             opening = " ".join(f"{row['title']} {row['text'][: 4 * OPENING]}".split())

@@ -26,10 +26,10 @@ import pyarrow.compute as pc
 from zerogr.corpus.collection import Collection
 from zerogr.errors import UserError
 from zerogr.evaluation.metrics import Run
-from zerogr.index.index import Index, shards_in
+from zerogr.index.index import Index
+from zerogr.index.versions import Live
 from zerogr.retriever import Retriever
 from zerogr.search.answer import Traced
-from zerogr.store import storage
 from zerogr.text.words import is_topical, stem, words
 
 MEANINGS = {
@@ -194,8 +194,7 @@ def training_queries(index: Index, doc_ids: Iterable[str]) -> dict[str, list[str
     """Returns doc_id -> pseudo-queries and spans of those documents."""
     wanted = pa.array(sorted(doc_ids), pa.string())
     found = {}
-    for shard in shards_in(index.path("queries")):
-        table = storage.read_parquet(index.shard("queries", shard), ["doc_id", "queries", "spans"])
+    for table in Live(index).tables("queries", ["doc_id", "queries", "spans"]):
         rows = table.filter(pc.is_in(table.column("doc_id"), value_set=wanted)).to_pylist()
         found.update({row["doc_id"]: [*row["queries"], *row["spans"]] for row in rows})
     return found

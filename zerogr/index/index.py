@@ -23,10 +23,12 @@ from typing import Any
 import pyarrow as pa
 
 from zerogr.errors import StageRefused, UserError
-from zerogr.index.stage import INDEX, KINDS, STAGES, FolderKind, Stage, kind_of
+from zerogr.index.stage import EVALUATION, INDEX, KINDS, STAGES, STATISTICS, FolderKind, Stage, kind_of
 from zerogr.store import cache, storage
 
 FORMAT = 2
+VERSIONS = "versions"
+"""Folder of what updates have added; see `zerogr.index.versions`."""
 RUNS = "work/runs"
 """What the runs of each stage cost (`zerogr.index.ledger`)."""
 
@@ -240,8 +242,13 @@ class Index:
             if name != stage and not inputs[name].keys().isdisjoint(doomed):
                 doomed.append(name)
         manifest["stages"] = {name: entry for name, entry in manifest["stages"].items() if name not in doomed}
+        is_updated = "version" in manifest and not set(doomed) <= {EVALUATION.name, STATISTICS.name}
+        if is_updated:
+            del manifest["version"]
         if storage.exists(self.path("index.json")):
             storage.write_json(self.path("index.json"), manifest)
+        if is_updated:  # updates were made from what is forgotten
+            storage.delete(self.path(VERSIONS))
         for name in doomed:
             for place in _places(STAGES[name]):
                 storage.delete(self.path(place))

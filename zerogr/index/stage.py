@@ -125,6 +125,16 @@ RETRIEVER = Stage(
     upstream=lambda config: ("docids", "queries"),
     uses_ray=True,
 )
+STATISTICS = Stage(
+    name="statistics",
+    command="statistics",
+    help="count what the retriever has learnt, for updates that edit it",
+    folders=("statistics",),
+    work=("work/statistics",),
+    upstream=lambda config: ("retriever",),
+    is_wanted=lambda config: False,  # made when an update asks for it
+    uses_ray=True,
+)
 EVALUATION = Stage(
     name="evaluation",
     command="evaluate",
@@ -157,7 +167,7 @@ INDEX = FolderKind(
     name="an index",
     key="index",
     place=lambda config: config.index,
-    stages=(CORPUS, EMBEDDINGS, DOCIDS, QUERIES, LEXICAL, TRIE, RETRIEVER, EVALUATION),
+    stages=(CORPUS, EMBEDDINGS, DOCIDS, QUERIES, LEXICAL, TRIE, RETRIEVER, STATISTICS, EVALUATION),
 )
 TEACHER_DATA = FolderKind(
     name="teacher data", key="distil.out", place=lambda config: config.distil.out, stages=(DISTIL,)

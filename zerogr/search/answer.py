@@ -42,15 +42,35 @@ class Traced:
 
 @dataclass(frozen=True, slots=True)
 class Documents:
-    """The N documents of an index; a row stands for each."""
+    """The N documents of an index; a row stands for each, those of removed ones included."""
 
     doc_ids: pa.Array
     """string [N]"""
     docids: pa.Array
     """string [N]"""
+    denied: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    """int64, ascending: rows of removed documents. Their doc_ids may stand again, in later rows."""
+
+    @classmethod
+    def of(cls, table: pa.Table, denied: np.ndarray) -> Documents:
+        """Returns the documents of a table with columns doc_id and docid."""
+        return cls(table.column("doc_id").combine_chunks(), table.column("docid").combine_chunks(), denied)
 
     def __len__(self) -> int:
         return len(self.doc_ids)
+
+    @property
+    def num_live(self) -> int:
+        """The number of documents that were not removed."""
+        return len(self) - len(self.denied)
+
+    def live_doc_ids(self) -> set[str]:
+        """Returns the keys of all documents that were not removed."""
+        if not len(self.denied):
+            return set(self.doc_ids.to_pylist())
+        is_live = np.ones(len(self), dtype=bool)
+        is_live[self.denied] = False
+        return set(self.doc_ids.filter(pa.array(is_live)).to_pylist())
 
     def names(self, row: int) -> tuple[str, str]:
         """Returns doc_id and docid of a document."""
@@ -58,16 +78,21 @@ class Documents:
 
     def row_of(self, doc_id: str) -> int:
         """Returns the row of a document. Raises UserError if the index does not hold it."""
-        row = pc.index(self.doc_ids, pa.scalar(doc_id, self.doc_ids.type)).as_py()
-        if row < 0:
+        rows = self.rows_of([doc_id])
+        if not len(rows):
             raise UserError(f"the index holds no document '{doc_id}'")
-        return int(row)
+        return int(rows[0])
 
     def rows_of(self, doc_ids: Sequence[str]) -> np.ndarray:
         """Returns the rows (int64, ascending) of those doc_ids that are in the index."""
         is_wanted = pc.is_in(self.doc_ids, value_set=pa.array(doc_ids, self.doc_ids.type))
         rows: np.ndarray = pc.indices_nonzero(is_wanted).to_numpy().astype(np.int64)
-        return rows
+        return np.setdiff1d(rows, self.denied, assume_unique=True) if len(self.denied) else rows
+
+    def held(self, doc_ids: Sequence[str]) -> list[str]:
+        """Returns those doc_ids that are in the index."""
+        found: list[str] = self.doc_ids.take(pa.array(self.rows_of(doc_ids))).to_pylist()
+        return found
 
     def hits(self, ranking: Ranking) -> list[Hit]:
         """Returns ranked documents by their names."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Self
@@ -10,18 +11,26 @@ from typing import Any, Self
 import numpy as np
 
 from zerogr.decoding import Decoded, decode_batch
+from zerogr.decoding.terms import Terms
 from zerogr.decoding.trace import Step, trace_batch
 from zerogr.llm.chat import ChatFormat
 from zerogr.ranking.ranker import Filter, Leaves
+from zerogr.trie.grown import GrownTrie
 
 Prompt = tuple[list[int], list[int]]
 """What queries of one instruction have in common, and the rest."""
+Instruction = str | Sequence[str | None] | None
+"""For all queries, or one per query; None = the index's own."""
+
+logger = logging.getLogger(__name__)
 
 
 class Writer:
     """Writes identifiers for queries."""
 
-    def __init__(self, model: Any, chat: ChatFormat, trie: Any, decoder: str | None = None) -> None:
+    def __init__(
+        self, model: Any, chat: ChatFormat, trie: Any, decoder: str | None = None, terms: Terms | None = None
+    ) -> None:
         """Puts the parts together.
 
         Args:
@@ -29,6 +38,7 @@ class Writer:
             chat: How it is prompted.
             trie: Of all that it may write.
             decoder: `device`, `reference`, or None = `device` on a GPU.
+            terms: Added to the scores of single choices; only the reference does that.
 
         Raises:
             UserError: Tree decoding does not support the model's architecture.
@@ -41,7 +51,15 @@ class Writer:
 
         self.model, self.chat, self.trie = TreeModel(model), chat, trie
         on_device = model.device.type == "cuda" if decoder is None else decoder == "device"
-        self._device = DeviceDecoder(self.model) if on_device else None
+        if terms:
+            self.model.terms = terms
+            if on_device:
+                logger.warning(
+                    "the index has terms of single choices, which only the reference decoder adds: it is used"
+                )
+        self._device = DeviceDecoder(self.model) if on_device and not terms else None
+        if self._device and isinstance(trie, GrownTrie):
+            self.trie = trie.merged()  # tensors are made of one trie
 
     @property
     def captures_graphs(self) -> bool:
@@ -77,13 +95,28 @@ class Writer:
         return trace_batch(self.model.start(prompts), self.trie, tokens, eos_token_id=self.chat.end_token_id)
 
     def batches(
-        self, queries: Sequence[str], instructions: Sequence[str], size: int
+        self, queries: Sequence[str], instruction: Instruction, default: str, size: int
     ) -> Iterator[tuple[slice, list[Prompt]]]:
-        """Yields so many queries at a time: which they are, and the prompt of each."""
-        prompts = [
+        """Returns so many queries at a time: which they are, and the prompt of each.
+
+        Raises:
+            ValueError: `queries` is a bare string, or `size` is below 1.
+        """
+        if isinstance(queries, str):
+            raise ValueError("queries must be a list of strings, not one string")
+        if size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {size}")
+        texts = [instruction] * len(queries) if isinstance(instruction, str | None) else instruction
+        return self._batches(self.prompts(queries, [text or default for text in texts]), size)
+
+    def prompts(self, queries: Sequence[str], instructions: Sequence[str]) -> list[Prompt]:
+        """Returns the prompt of each query."""
+        return [
             (self.chat.prefix(instruction), self.chat.query(query))
             for query, instruction in zip(queries, instructions, strict=True)
         ]
+
+    def _batches(self, prompts: list[Prompt], size: int) -> Iterator[tuple[slice, list[Prompt]]]:
         for begin in range(0, len(prompts), size):
             yield slice(begin, begin + size), prompts[begin : begin + size]
 

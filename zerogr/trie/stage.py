@@ -86,18 +86,3 @@ def _docids(index: Index, columns: list[str]) -> Iterator[pa.RecordBatch]:
         yield from storage.read_parquet(index.shard("docids", shard), columns).to_batches()
         progress.advance(1)
     progress.close()
-
-
-def read_docids(index: Index) -> pa.Table:
-    """Returns doc_id and docid of every document of the index, in row order: that of the trie, or of the postings."""
-    tables = list(_shards(index))
-    return (
-        pa.concat_tables(tables).combine_chunks()
-        if tables
-        else pa.table({"doc_id": pa.array([], pa.string()), "docid": pa.array([], pa.string())})
-    )
-
-
-def _shards(index: Index) -> Iterator[pa.Table]:
-    for shard in shards_in(index.path("docids")):
-        yield storage.read_parquet(index.shard("docids", shard), ["doc_id", "docid"])

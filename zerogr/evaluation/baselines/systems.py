@@ -23,8 +23,8 @@ from zerogr.evaluation.baselines.bm25 import BM25, document_text
 from zerogr.evaluation.baselines.dense import DenseIndex
 from zerogr.evaluation.baselines.fusion import fuse
 from zerogr.evaluation.systems import Answers
-from zerogr.index.index import Index, shards_in
-from zerogr.store import storage
+from zerogr.index.index import Index
+from zerogr.index.versions import Live
 
 
 class Searchable(Protocol):
@@ -47,13 +47,13 @@ class Documents:
     @classmethod
     def read(cls, index: Index, doc_ids: set[str]) -> Documents:
         """Returns those documents of the index that are among `doc_ids`, with their pseudo-queries."""
-        found = cls([], [], [])
-        queries = set(shards_in(index.path("queries")))
-        for shard in shards_in(index.path("corpus")):
-            rows = storage.read_parquet(index.shard("corpus", shard), ["doc_id", "title", "text"]).to_pylist()
+        found, live = cls([], [], []), Live(index)
+        queries = set(live.shards("queries"))
+        for layer, shard in live.shards("corpus"):
+            rows = live.read(layer, "corpus", shard, ["doc_id", "title", "text"]).to_pylist()
             asked = {}
-            if shard in queries:
-                table = storage.read_parquet(index.shard("queries", shard), ["doc_id", "queries"])
+            if (layer, shard) in queries:
+                table = live.read(layer, "queries", shard, ["doc_id", "queries"])
                 asked = {row["doc_id"]: row["queries"] for row in table.to_pylist()}
             for row in rows:
                 if row["doc_id"] in doc_ids:
