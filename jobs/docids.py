@@ -11,9 +11,11 @@ from jobs.shards import run_shards
 from jobs.stages import run_stage, stage_command
 from zerogr.config.base import EngineConfig
 from zerogr.config.tree import Config
+from zerogr.docids.scheme import Taken
 from zerogr.docids.stage import FOLDER, DocidProposer, assign_docids, docids_inputs, fit_scheme
 from zerogr.index.index import Index, StageRecord
 from zerogr.index.stage import DOCIDS
+from zerogr.index.versions import is_update
 from zerogr.llm.generation import load_generator
 
 
@@ -27,7 +29,7 @@ def _build(config: Config, index: Index) -> dict[str, Any]:
     run_shards(
         "docids", index, FOLDER, partial(make_worker, config), config.compute, needs_engine=config.docids.needs_engine
     )
-    return assign_docids(config, index)
+    return assign_docids(config, index, taken=taken_in(config, index))
 
 
 def make_worker(config: Config) -> DocidProposer:
@@ -37,7 +39,17 @@ def make_worker(config: Config) -> DocidProposer:
         engine = load_generator(
             config.docids, batch_size=config.compute.engine_batch_size, options=config.compute.engine_options
         )
-    return DocidProposer(config, Index(config.index), engine)
+    index = Index(config.index)
+    return DocidProposer(config, index, engine, taken_in(config, index))
+
+
+def taken_in(config: Config, index: Index) -> Taken | None:
+    """Returns the docids that the documents of an update may not have; None where an index begins, or none is written."""
+    if not is_update(index) or config.docids.has_shared:
+        return None
+    from zerogr.editing.existing import Existing
+
+    return Existing(index)
 
 
 command = stage_command(DOCIDS, run)

@@ -9,10 +9,12 @@ from typing import Any
 from zerogr import __version__
 from zerogr.index.stage import DISTIL, EVALUATION, GENERATORS, INDEX, RETRIEVER, TEACHER_DATA, Stage
 
-POSITIONAL = {"config": "a YAML file; `zerogr config` prints the documented default"}
+POSITIONAL = {"study": "which one: dynamic", "config": "a YAML file; `zerogr config` prints the documented default"}
 """What the help says of a positional argument."""
 BASELINE_NAMES = ("bm25", "doc2query", "minilm", "rrf")
 STRATEGY_NAMES = ("greedy", "beam", "nucleus", "reverse_annealing", "stochastic_beam", "best_first")
+
+METHOD_NAMES = ("none", "finetune", "replay", "rome", "memit", "alphaedit", "emmet", "dome", "certificate")
 
 EPILOG = """\
 a first index, offline, on a laptop:
@@ -66,6 +68,36 @@ what it writes below ablation.out:
 """
 
 
+UPDATE_EPILOG = """\
+The old version answers until the new one is published, and stays: --rollback VERSION brings it back. Run the same command again
+after a fault; what is finished is kept. A document is replaced by removing and adding it in one update.
+
+  zerogr update index --add new.jsonl                           new documents; the trie alone, nothing is learnt
+  zerogr update index --add new.jsonl --method certificate      and the retriever learns them
+  zerogr update index --remove outdated.txt                     they cannot be found from this version on
+"""
+
+
+STUDY_EPILOG = """\
+The corpus is cut into D0, which the retriever is trained on, and increments that `zerogr update` adds one after the other.
+After each, the judged queries of D0 and of the increment are asked. Run it again after a fault; what is measured is kept.
+
+  evaluation: {dataset: path/to/scifact}
+  study:
+    out: study
+    splits: [test, train]
+    baselines: [bm25, minilm]
+    grids:
+      - {docids.scheme: [keywords, kmeans], update.method.name: [none, finetune, replay, memit, dome, certificate]}
+      - {docids.scheme: [keywords], update.method.name: [dome], update.method.num_queries: [1, 4, 7]}
+
+what it writes below study.out:
+  results.json          a row per baseline and variant: F_n, GA_n, hits@1, @10, @100, MRR@10, seconds per document
+  report.html, .md      the same for people: one table, plots
+  parts/, indexes/      the corpora of D0, D1, ..., and an index per docid scheme
+"""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of all commands; `command` says which one, None if none was given."""
     parser = argparse.ArgumentParser(
@@ -78,6 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--verbose", action="store_true", help="show what the libraries underneath have to say")
     commands = Commands(parser.add_subparsers(dest="command", metavar="COMMAND"))
     _add_stages(commands)
+    _add_update(commands)
     _add_experiments(commands)
     sub = commands.add("doctor", "look for what would stop a run, in seconds and before it starts", as_json=True)
     sub.add_argument("config", metavar="CONFIG", nargs="?", help=f"{POSITIONAL['config']}; the default without it")
@@ -166,6 +199,10 @@ def _add_experiments(commands: Commands) -> None:
         as_json=True,
         epilog=ABLATE_EPILOG,
     )
+    commands.add(
+        "study", "let a corpus grow, and measure what is found of the old and of the new", "study", "config", as_json=True,
+        epilog=STUDY_EPILOG,
+    )  # fmt: skip
     sub = commands.add_stage("submit", "run `index` on a Ray cluster")
     sub.add_argument(
         "--address",
@@ -174,6 +211,26 @@ def _add_experiments(commands: Commands) -> None:
         help="of the cluster's job server, such as http://127.0.0.1:8265",
     )
     sub.add_argument("--no-wait", action="store_true", help="return as soon as the job is accepted")
+
+
+def _add_update(commands: Commands) -> None:
+    sub = commands.add(
+        "update", "add documents to an index and remove others", "index", as_json=True, epilog=UPDATE_EPILOG
+    )
+    sub.add_argument(
+        "--add",
+        metavar="SOURCE",
+        help="what to add: a folder or a file, as corpus.source; read as the index's corpus was",
+    )
+    sub.add_argument("--remove", metavar="FILE", help="a text file with the doc_ids to remove, one a line")
+    sub.add_argument("--method", metavar="NAME", help="how the retriever learns: " + ", ".join(METHOD_NAMES))
+    sub.add_argument("--compact", action="store_true", help="write documents and trie anew as one")
+    sub.add_argument("--discard", action="store_true", help="forget an update that was begun and not published")
+    sub.add_argument("--rollback", type=int, metavar="VERSION", help="make an older version the current one again")
+    sub.add_argument(
+        "--set", action="append", default=[], dest="overrides", metavar="KEY.SUB=VALUE",
+        help="override one key of the sections corpus, queries, update and compute; may be given several times",
+    )  # fmt: skip
 
 
 def _add_queries(commands: Commands) -> None:

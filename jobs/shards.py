@@ -25,6 +25,7 @@ from zerogr.config.tree import ComputeConfig
 from zerogr.errors import Fault, UserError
 from zerogr.index.index import Index
 from zerogr.index.ledger import Effort, Ledger
+from zerogr.index.versions import is_update
 from zerogr.llm.generation import ShardReport
 from zerogr.progress import Progress
 from zerogr.store import storage
@@ -196,7 +197,8 @@ def run_shards(
     num_rows = index.rows_of_shards()
     pending = {shard: num_rows[shard] for shard in index.pending_shards(folder)}
     make = partial(_make_sparing_worker, index, folder, make_worker)
-    run_pending(stage, index, pending, sum(num_rows.values()), make, compute, needs_engine=needs_engine)
+    total = sum(num_rows.values())
+    run_pending(stage, index, pending, total, make, compute, needs_engine=needs_engine, here=is_update(index))
 
 
 def _make_sparing_worker(index: Index, folder: str, make_worker: Callable[[], ShardWorker]) -> ShardWorker:
@@ -218,6 +220,7 @@ def run_pending(
     compute: ComputeConfig,
     *,
     needs_engine: bool,
+    here: bool = False,
 ) -> None:
     """Makes every pending shard.
 
@@ -229,6 +232,7 @@ def run_pending(
         make_worker: Called once in every actor; returns what turns a shard number into a published shard.
         compute: Pool size, threads, GPUs, retries.
         needs_engine: Whether the worker holds a language model; without one it gets no GPU.
+        here: Whether a single shard is made in this process, unless a cluster is named.
 
     Raises:
         UserError: The worker raised one; it is not retried.
@@ -236,6 +240,8 @@ def run_pending(
     """
     if not pending:
         return
+    if here and len(pending) == 1 and not os.environ.get("RAY_ADDRESS"):
+        return _make_here(stage, index, next(iter(pending)), make_worker)
     num_pending_rows = sum(pending.values())
     if num_pending_rows < total:
         logger.info("%s: %d of %d documents were done before", stage, total - num_pending_rows, total)
@@ -265,6 +271,15 @@ def run_pending(
         finally:
             progress.close()
         ledger.write()
+
+
+def _make_here(stage: str, index: Index, shard: int, make_worker: Callable[[], ShardWorker]) -> None:
+    """Makes one shard of a small update in this process: starting Ray would take longer than the work."""
+    ledger, outcome, start = Ledger(index, stage), Outcome(shard), time.monotonic()
+    outcome.add(make_worker()(shard))
+    outcome.engine_seconds = time.monotonic() - start
+    ledger.add(_effort_of(outcome, 0))
+    ledger.write()
 
 
 def _outcomes(

@@ -15,6 +15,7 @@ from zerogr.errors import UserError
 from zerogr.index.index import Index, StageRecord
 from zerogr.index.ledger import read_effort
 from zerogr.index.stage import STAGES, Stage, kind_of
+from zerogr.index.versions import is_update
 from zerogr.progress import duration
 
 logger = logging.getLogger(__name__)
@@ -69,10 +70,11 @@ def _check_rejected(stage: str, config: Config, index: Index, counts: dict[str, 
     limit = config.compute.max_rejected_fraction
     if rejected > limit * (rows + rejected):
         reasons = ", ".join(f"{reason} {count}" for reason, count in index.num_rejected(stage).items())
+        cure = "mend them and give the update again" if is_update(index) else f"mend them and use --rebuild {stage}"
         raise UserError(
             f"stage '{stage}' rejected {rejected} of {rows + rejected} rows ({reasons}), "
             f"more than compute.max_rejected_fraction = {limit}; they are listed in '{index.path('rejected')}': "
-            f"mend them and use --rebuild {stage}, or raise the limit"
+            f"{cure}, or raise the limit"
         )
 
 

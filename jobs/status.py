@@ -15,7 +15,9 @@ from zerogr.errors import UserError
 from zerogr.index.index import Index, shards_in
 from zerogr.index.ledger import Effort, read_effort
 from zerogr.index.stage import INDEX, Stage
+from zerogr.index.versions import REQUEST, Version, folder_of
 from zerogr.progress import duration
+from zerogr.store import storage
 
 
 def status(uri: str) -> dict[str, Any]:
@@ -37,7 +39,24 @@ def status(uri: str) -> dict[str, Any]:
             stages[stage.name] = {"state": "unfinished", **_unfinished(index, stage)}
         elif wants is None or stage.is_wanted(wants):
             stages[stage.name] = {"state": "not begun"}
-    return {"index": uri, "stages": stages}
+    return {"index": uri, **_version(index), "stages": stages}
+
+
+def _version(index: Index) -> dict[str, Any]:
+    """Returns {"version": ...} of an index that was updated, or is about to be; {} of another."""
+    version = Version.of(index.manifest())
+    begun = storage.exists(index.path(folder_of(version.last + 1), REQUEST))
+    if not version.number and not begun:
+        return {}
+    return {
+        "version": {
+            "number": version.number,
+            "documents": version.num_documents,
+            "updates": len(version.layers) - 1,
+            "is_compact": version.addition is None,
+            "unfinished_update": begun,
+        }
+    }
 
 
 def _config_of(index: Index) -> Config | None:
@@ -80,6 +99,12 @@ def command(options: argparse.Namespace) -> None:
         print(json.dumps(found, indent=2, ensure_ascii=False))
         return
     print(options.index)
+    if "version" in found:
+        version = found["version"]
+        unfinished = "; an update was begun and is not finished" if version["unfinished_update"] else ""
+        print(
+            f"  version {version['number']}, {version['documents']:,} documents{unfinished}; the stages are those it began with"
+        )
     for stage, entry in found["stages"].items():
         if entry["state"] == "done":
             print(

@@ -22,7 +22,9 @@ LAYERS = (
     "training",
     "search",
     "retriever",
+    "editing",
     "evaluation doctor",
+    "study",
 )
 """Rooms of `zerogr` from the bottom up: a room imports from its own layer and from those below."""
 

@@ -8,6 +8,7 @@ its settings in `Settings`.
 from __future__ import annotations
 
 import importlib
+import keyword
 import pkgutil
 from typing import Any
 
@@ -44,4 +45,5 @@ def built_in(package: str) -> list[str]:
 
 def _class_of(name: str, package: str) -> Any:
     module = importlib.import_module(f"{package}.{name}")
-    return getattr(module, "".join(part.capitalize() for part in name.split("_")), None)
+    class_name = "".join(part.capitalize() for part in name.split("_"))
+    return getattr(module, f"{class_name}_" if keyword.iskeyword(class_name) else class_name, None)

@@ -102,3 +102,20 @@ from zerogr import Retriever
 print([hit.doc_id for hit in plain] == [hit.doc_id for hit in wide])
 """
     assert run(examples, "-c", code).strip() == "True"
+
+
+def test_a_method_of_updating(examples: Path, index: str) -> None:
+    (examples / "new.jsonl").write_text(
+        json.dumps({"_id": "new", "text": "Quicksilver thermometers of the polar expedition."})
+    )
+    settings = [
+        "--set",
+        "update.method={name: my_method:Fade, factor: 0.5}",
+        "--set",
+        "update.max_forgetting=1",
+        "--json",
+    ]
+    command = ("-m", "jobs.cli", "update", index, "--add", str(examples / "new.jsonl"), *settings)
+    done = json.loads(run(examples, *command))
+    assert (done["version"], done["added"], done["method"]["method"]) == (1, 1, "my_method:Fade")
+    assert (Path(index) / "versions" / "000001" / "retriever" / "changed.safetensors").exists()

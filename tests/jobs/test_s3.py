@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +130,26 @@ def _json(command: list[str], capsys: pytest.CaptureFixture[str]) -> Any:
     capsys.readouterr()
     assert main(command) == 0
     return json.loads(capsys.readouterr().out)
+
+
+def test_an_update_is_the_same(
+    tiny_index: str, s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ZEROGR_CACHE", str(tmp_path / "cache"))
+    local, remote = str(tmp_path / "index"), "s3://zerogr/indexes/updated"
+    shutil.copytree(tiny_index, local)
+    storage.upload_folder(Path(local), remote)
+    (tmp_path / "new.jsonl").write_text(
+        json.dumps({"_id": "new", "text": "Quicksilver thermometers of a polar expedition."})
+    )
+    (tmp_path / "gone.txt").write_text("chess-0\n")
+    answers = []
+    for uri in (local, remote):
+        options = ["--add", str(tmp_path / "new.jsonl"), "--remove", str(tmp_path / "gone.txt"), "--method", "memit"]
+        done = _json(["update", uri, *options, "--set", "update.max_forgetting=1", "--json"], capsys)
+        assert (done["version"], done["added"], done["removed"]) == (1, 1, 1)
+        answers.append(_json(["search", uri, "thermometers of chess", "-k", "40", "--json"], capsys)["hits"])
+        again = _json(["update", uri, *options, "--set", "update.max_forgetting=1", "--json"], capsys)
+        assert again["done_before"]
+    found = {hit["doc_id"] for hit in answers[0]}
+    assert answers[0] == answers[1] and "new" in found and "chess-0" not in found

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from zerogr.config.base import Section
-from zerogr.config.evaluation import AblationConfig
+from zerogr.config.evaluation import AblationConfig, StudyConfig
 from zerogr.config.file import default_yaml, load_config, validate_config
 from zerogr.config.teaching import DistilConfig, TuningConfig
 from zerogr.config.tree import Config
@@ -203,6 +203,7 @@ class TestFile:
         places = {
             "index": os.path.abspath("index"),
             "ablation": AblationConfig(out=os.path.abspath("ablation")),
+            "study": StudyConfig(out=os.path.abspath("study")),
             "distil": DistilConfig(out=os.path.abspath("teacher")),
             "tuning": TuningConfig(out=os.path.abspath("generators")),
         }

@@ -148,3 +148,16 @@ class LossSettings(Section):
     """What every loss has; its own settings are in its own file."""
 
     name: str = Field(description="What is minimised: the name of a loss, or package.module:Class.")
+
+
+class MethodSettings(Section):
+    """What every method of updating has; its own settings are in its own file."""
+
+    learns: ClassVar[bool] = True
+    """Whether anything of the retriever changes."""
+    needs_statistics: ClassVar[bool] = False
+    """Whether it reads what is known of the queries learnt before (`zerogr.editing.statistics`)."""
+
+    name: str = Field(
+        description="How the retriever learns new documents: the name of a method, or package.module:Class."
+    )

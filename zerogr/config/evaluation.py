@@ -60,3 +60,34 @@ class AblationConfig(Section):
     price_per_hour: float | None = Field(
         None, gt=0, description="US dollars per hour of the machine, for the report; null = no dollars."
     )
+
+
+class StudyConfig(Section):
+    out: str = Field(
+        "study", min_length=1, description="Where results, the report and the indexes go: a path or an s3:// URI."
+    )
+    num_increments: int = Field(5, ge=1, le=100, description="Increments D1, D2, ... that the corpus grows by.")
+    initial_fraction: float = Field(
+        0.9, gt=0, lt=1, description="Share of the documents in D0, which the retriever is trained on."
+    )
+    date_key: str | None = Field(
+        None, description="Key of the documents' metadata that orders them, oldest first; null = drawn by the seed."
+    )
+    splits: list[str] = Field(
+        default_factory=lambda: ["test"],
+        min_length=1,
+        description="Splits of evaluation.dataset whose queries are asked.",
+    )
+    num_queries: int | None = Field(
+        None, ge=1, description="Initial queries that are asked after every increment, drawn evenly; null = all."
+    )
+    strategy: str = Field("beam", description="Decoding strategy, as in evaluation.strategies.")
+    baselines: list[Literal["bm25", "minilm"]] = Field(
+        default_factory=lambda: list[Literal["bm25", "minilm"]](["bm25"]),
+        description="Systems that are built anew after every increment.",
+    )
+    grids: list[dict[str, list[Any]]] = Field(
+        default_factory=list,
+        description="Variants, as in ablation.grids: docid schemes, methods and their settings, such as "
+        "{docids.scheme: [tfidf, kmeans], update.method.name: [none, dome]}.",
+    )

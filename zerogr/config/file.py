@@ -12,13 +12,13 @@ import yaml
 from pydantic import ValidationError
 
 from zerogr.config.base import EncoderConfig, EngineConfig, SchemeSettings, Section
-from zerogr.config.owned import LOSS, RANKER, SCHEME, OwnedError, UnknownOwnerError, settings_of
+from zerogr.config.owned import LOSS, METHOD, RANKER, SCHEME, OwnedError, UnknownOwnerError, settings_of
 from zerogr.config.teaching import TuningConfig
 from zerogr.config.tree import Config, RetrieverConfig
 from zerogr.errors import UserError
 from zerogr.plugins import built_in
 
-_OWNED = {"docids": SCHEME, "ranking": RANKER, "training.loss": LOSS}
+_OWNED = {"docids": SCHEME, "ranking": RANKER, "training.loss": LOSS, "update.method": METHOD}
 """Sections whose keys depend on a name."""
 _SECTIONS = {name for name in Config.model_fields if isinstance(getattr(Config(), name), Section)}
 
@@ -61,6 +61,11 @@ def load_config(path: str | None, overrides: list[str] | None = None) -> Config:
             )
         # A section whose lines are all commented out is read as null.
         tree = {key: {} if value is None and key in _SECTIONS else value for key, value in tree.items()}
+    return config_of(tree, overrides)
+
+
+def config_of(tree: dict[str, Any], overrides: list[str] | None = None) -> Config:
+    """Returns the validated configuration of a tree, that of a manifest for one, with overrides; raises as `load_config`."""
     texts = dict(_apply_override(tree, override) for override in overrides or [])
     try:
         Config.model_validate(tree)
@@ -110,6 +115,7 @@ def _with_absolute_paths(config: Config) -> Config:
             "evaluation": changed(config.evaluation, "dataset"),
             "training": changed(config.training, "judged"),
             "ablation": changed(config.ablation, "out"),
+            "study": changed(config.study, "out"),
             "compute": config.compute.model_copy(update={"reuse": [absolute(uri) for uri in config.compute.reuse]}),
             "distil": with_model(config.distil).model_copy(update=teacher),
             "tuning": with_model(config.tuning).model_copy(update=tuning),

@@ -1,4 +1,4 @@
-"""Sections whose settings live with their owner: the docid scheme, the ranker and the loss, each chosen by its name."""
+"""Sections whose settings live with their owner, chosen by its name: docid scheme, ranker, loss, method of updates."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator, SerializeAsAny, ValidationError
 
-from zerogr.config.base import LossSettings, RankerSettings, SchemeSettings, Section
+from zerogr.config.base import LossSettings, MethodSettings, RankerSettings, SchemeSettings, Section
 from zerogr.plugins import built_in, load_class
 
 
@@ -25,6 +25,7 @@ class Kind(NamedTuple):
 
 SCHEME = Kind("scheme", "scheme", "zerogr.docids.schemes", "keywords")
 RANKER = Kind("ranker", "name", "zerogr.ranking", "likelihood")
+METHOD = Kind("method", "name", "zerogr.editing.methods", "none")
 LOSS = Kind("loss", "name", "zerogr.training.losses", "cross_entropy")
 
 
@@ -76,6 +77,7 @@ def _validator(kind: Kind) -> Callable[[Any], Any]:
 
 SchemeSection = SerializeAsAny[Annotated[SchemeSettings, BeforeValidator(_validator(SCHEME))]]
 RankerSection = SerializeAsAny[Annotated[RankerSettings, BeforeValidator(_validator(RANKER))]]
+MethodSection = SerializeAsAny[Annotated[MethodSettings, BeforeValidator(_validator(METHOD))]]
 LossSection = SerializeAsAny[Annotated[LossSettings, BeforeValidator(_validator(LOSS))]]
 
 

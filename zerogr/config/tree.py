@@ -12,9 +12,19 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from zerogr.config.base import GenerationConfig, Section, SourceConfig, Strategy
-from zerogr.config.evaluation import AblationConfig, EvaluationConfig
+from zerogr.config.evaluation import AblationConfig, EvaluationConfig, StudyConfig
 from zerogr.config.names import EMBEDDED_MODEL
-from zerogr.config.owned import LOSS, RANKER, SCHEME, LossSection, RankerSection, SchemeSection, default_of
+from zerogr.config.owned import (
+    LOSS,
+    METHOD,
+    RANKER,
+    SCHEME,
+    LossSection,
+    MethodSection,
+    RankerSection,
+    SchemeSection,
+    default_of,
+)
 from zerogr.config.teaching import DistilConfig, TuningConfig
 
 
@@ -143,6 +153,35 @@ class DecodingConfig(Section):
     top_p: float = Field(0.9, gt=0, le=1, description="Mass of the nucleus strategy.")
 
 
+class UpdateConfig(Section):
+    method: MethodSection = Field(
+        default_factory=lambda: default_of(METHOD), description="How the retriever learns the new documents."
+    )
+    max_forgetting: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="A version stays unpublished when the share of old queries that find their document first falls by more.",
+    )
+    sample_size: int = Field(256, ge=1, le=100_000, description="Old pseudo-queries in that sample.")
+    layers: list[float] = Field(
+        default_factory=lambda: [0.583, 0.75],
+        min_length=2,
+        max_length=2,
+        description="Layers whose statistics are kept for editing methods, the first and the last as shares of the depth.",
+    )
+    statistics_queries: int = Field(10_000, ge=1, description="Old pseudo-queries that they are made of, drawn evenly.")
+    patch_queries: int = Field(
+        0, ge=0, description="Old pseudo-queries that each layer's weight is measured with, by patching; 0 = it is not."
+    )
+    kept_queries: int = Field(
+        4096,
+        ge=1,
+        description="Old pseudo-queries, one of each document before a second of any, that methods know of: for rehearsal, "
+        "for what an edit must leave alone, for margins.",
+    )
+
+
 class ComputeConfig(Section):
     """How much hardware; never part of a fingerprint."""
 
@@ -240,6 +279,9 @@ class Config(Section):
     retriever: RetrieverConfig = Field(default_factory=RetrieverConfig, description="The model that becomes the index.")
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="How it learns.")
     decoding: DecodingConfig = Field(default_factory=DecodingConfig, description="How it answers.")
+    update: UpdateConfig = Field(
+        default_factory=UpdateConfig, description="What `zerogr update` does when documents come and go."
+    )
     ranking: RankerSection = Field(
         default_factory=lambda: default_of(RANKER),
         description="How documents are ranked by what the retriever writes: one of the rankers.",
@@ -252,6 +294,9 @@ class Config(Section):
     )
     ablation: AblationConfig = Field(
         default_factory=AblationConfig, description="What `zerogr ablate` compares, by the section evaluation."
+    )
+    study: StudyConfig = Field(
+        default_factory=StudyConfig, description="What `zerogr study` does with a corpus that grows."
     )
     distil: DistilConfig = Field(
         default_factory=DistilConfig,

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,14 @@ from zerogr.corpus.readers import detect_format, read_corpus, source_hash
 from zerogr.corpus.sampling import judged_doc_ids, sample
 from zerogr.errors import UserError
 from zerogr.index.index import Index, shards_in
+from zerogr.index.versions import Version, is_update, root_of
 from zerogr.progress import Progress
 from zerogr.store import storage
 from zerogr.text.terms import DocumentFrequency
 from zerogr.text.words import key_of, words
 
 VERSION = 3
+_AT_ONCE = 4096
 FREQUENCY = "work/document_frequency.bin"
 SCHEMA = pa.schema(
     [
@@ -58,14 +61,25 @@ def _judged(config: Config) -> set[str]:
     return judged_doc_ids(corpus.keep_judged, corpus.keep_judged_split) if corpus.keep_judged else set()
 
 
-def build_corpus(config: Config, index: Index) -> dict[str, Any]:
+def build_corpus(
+    config: Config, index: Index, *, held: Callable[[Sequence[str]], set[str]] | None = None
+) -> dict[str, Any]:
     """Writes the corpus shards and the document frequencies; returns the stage's counts.
+
+    In the folder of an update, documents are numbered and counted on from those that the index has.
+
+    Args:
+        config: Of the run.
+        index: Where it goes.
+        held: For an update: returns which of some doc_ids the index already has; those rows are rejected.
 
     Raises:
         UserError: The source is unusable, has no document, or too many of its rows are rejected.
     """
-    rows, num_rejected = _checked(config), 0
-    frequency = DocumentFrequency()
+    num_rejected = 0
+    rows = _without(checked_documents(config), held) if held else checked_documents(config)
+    frequency = _frequency_before(index)
+    first_row = frequency.num_documents
     done = set(shards_in(index.path("corpus")))
     shard = 0
     pending: list[dict[str, Any]] = []
@@ -90,19 +104,10 @@ def build_corpus(config: Config, index: Index) -> dict[str, Any]:
             num_rejected += 1
             continue
         frequency.add(words(f"{row.title}\n{row.text}"))
-        pending.append(
-            {
-                "row_id": frequency.num_documents - 1,
-                "doc_id": row.doc_id,
-                "title": row.title,
-                "text": row.text,
-                "kind": row.kind,
-                "metadata": json.dumps(row.metadata, ensure_ascii=False),
-            }
-        )
+        pending.append(_row(row, frequency.num_documents - 1))
         if len(pending) == config.corpus.shard_size:
             publish()
-    if not frequency.num_documents:
+    if frequency.num_documents == first_row:
         first = f" (the first: {rejected[0].reason}, {rejected[0].detail})" if rejected else ""
         raise UserError(
             f"corpus.source '{config.corpus.source}' has no usable document; {num_rejected} rows were rejected{first}"
@@ -111,7 +116,45 @@ def build_corpus(config: Config, index: Index) -> dict[str, Any]:
         publish()
     storage.write_bytes(index.path(FREQUENCY), frequency.to_bytes())
     progress.close()
-    return {"rows": frequency.num_documents, "rejected": num_rejected, "rejected_reasons": index.num_rejected("corpus")}
+    return {
+        "rows": frequency.num_documents - first_row,
+        "rejected": num_rejected,
+        "rejected_reasons": index.num_rejected("corpus"),
+    }
+
+
+def _row(document: Document, row_id: int) -> dict[str, Any]:
+    """Returns a document as corpus/ has it."""
+    return {
+        "row_id": row_id,
+        "doc_id": document.doc_id,
+        "title": document.title,
+        "text": document.text,
+        "kind": document.kind,
+        "metadata": json.dumps(document.metadata, ensure_ascii=False),
+    }
+
+
+def _frequency_before(index: Index) -> DocumentFrequency:
+    """Returns the frequencies of the documents that an update adds to; none where an index begins."""
+    if not is_update(index):
+        return DocumentFrequency()
+    root = root_of(index)
+    last = Version.of(root.manifest()).layers[-1]
+    return load_frequency(Index(root.path(last.folder)) if last.folder else root)
+
+
+def _without(
+    rows: Iterator[Document | Rejected], held: Callable[[Sequence[str]], set[str]]
+) -> Iterator[Document | Rejected]:
+    """Yields the rows, with those rejected that the index has; asked for many at a time."""
+    while part := list(islice(rows, _AT_ONCE)):
+        known = held([row.doc_id for row in part if isinstance(row, Document)])
+        for row in part:
+            if isinstance(row, Document) and row.doc_id in known:
+                yield Rejected(row.doc_id, "duplicate_doc_id", "the index has this document; remove it to replace it")
+            else:
+                yield row
 
 
 def load_frequency(index: Index) -> DocumentFrequency:
@@ -119,7 +162,7 @@ def load_frequency(index: Index) -> DocumentFrequency:
     return DocumentFrequency.from_bytes(storage.read_bytes(index.path(FREQUENCY)))
 
 
-def _checked(config: Config) -> Iterator[Document | Rejected]:
+def checked_documents(config: Config) -> Iterator[Document | Rejected]:
     """Yields the (sampled) source with every `doc_id` at most once."""
 
     def read() -> Iterator[Document | Rejected]:

@@ -116,7 +116,14 @@ def resolve(
     )
 
 
-def resolve_shards(read: Read, num_shards: int, scheme: TellsApart, *, num_workers: int = 1) -> Assignment:
+def resolve_shards(
+    read: Read,
+    num_shards: int,
+    scheme: TellsApart,
+    *,
+    num_workers: int = 1,
+    has: Callable[[str], bool] = lambda docid: False,
+) -> Assignment:
     """Returns the docid of every row of all shards.
 
     Args:
@@ -125,6 +132,7 @@ def resolve_shards(read: Read, num_shards: int, scheme: TellsApart, *, num_worke
         num_shards: Their order is that of the rows.
         scheme: Tells documents apart whose candidates are all taken.
         num_workers: Threads that read.
+        has: Whether a document that is not among these rows has a docid. Candidates are not asked about.
     """
     heads = map_shards("resolution", partial(_head, read), range(num_shards), num_workers)
     starts = offsets_of([len(num_candidates) for _, num_candidates, _ in heads])
@@ -139,7 +147,7 @@ def resolve_shards(read: Read, num_shards: int, scheme: TellsApart, *, num_worke
     rivals = owner[np.searchsorted(taken, keys[offsets[waiting]])]
     num_by_candidate = len(groups) - int((choice[groups] == 0).sum()) - len(waiting)
     del keys, offsets, owner
-    docids = _Docids(taken, scheme)
+    docids = _Docids(taken, scheme, has)
     gathered = partial(gather, read, starts, num_workers=num_workers)
     texts = [
         pa.array(docids.tell_apart(_with_rivals(gathered, waiting[part], rivals[part])), pa.string())
@@ -285,9 +293,9 @@ class _Docids:
         num_ordinals: Docids that end with an ordinal.
     """
 
-    def __init__(self, taken: np.ndarray, scheme: TellsApart) -> None:
-        """`taken` are the sorted keys of the docids given out before."""
-        self._taken, self._scheme = taken, scheme
+    def __init__(self, taken: np.ndarray, scheme: TellsApart, has: Callable[[str], bool]) -> None:
+        """`taken` are the sorted keys of the docids given out before; of those given out elsewhere `has` knows."""
+        self._taken, self._scheme, self._has = taken, scheme, has
         self._recent: set[int] = set()  # keys that are not yet in `_taken`
         self._next_number: dict[int, int] = {}  # by key of the docid numbered 0; smaller ones are taken
         self.num_ordinals = 0
@@ -319,7 +327,7 @@ class _Docids:
     def _add(self, text: str) -> bool:
         key = key_of(text)
         place = int(self._taken.searchsorted(np.uint64(key)))
-        if key in self._recent or (place < len(self._taken) and int(self._taken[place]) == key):
+        if key in self._recent or (place < len(self._taken) and int(self._taken[place]) == key) or self._has(text):
             return False
         self._recent.add(key)
         return True

@@ -17,6 +17,7 @@ from zerogr.config.base import SchemeSettings
 from zerogr.config.owned import SCHEME
 from zerogr.corpus.stage import load_frequency
 from zerogr.index.index import Index
+from zerogr.index.versions import root_of
 from zerogr.llm.engines.engine import Engine
 from zerogr.llm.generation import Rejection
 from zerogr.plugins import load_class
@@ -69,12 +70,24 @@ class Context:
     @cached_property
     def fitted(self) -> Path:
         """The local folder of what the scheme's `fit` made."""
-        return cache.local_folder(self.index.path(FITTED))
+        return cache.local_folder(root_of(self.index).path(FITTED))
 
     @cached_property
     def frequency(self) -> DocumentFrequency:
         """How many documents of the corpus have each term."""
         return load_frequency(self.index)
+
+
+class Taken(Protocol):
+    """The docids of an index that documents are added to."""
+
+    def settle(
+        self, documents: Sequence[dict[str, Any]], proposals: Sequence[Proposal | Rejection], scheme: Scheme
+    ) -> list[Proposal | Rejection]:
+        """Returns the proposals with candidates alone that are free, or that a document of the same content has."""
+
+    def has(self, docid: str) -> bool:
+        """Whether a document has this docid."""
 
 
 class Scheme(Protocol):

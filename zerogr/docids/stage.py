@@ -20,8 +20,9 @@ from zerogr.config.tree import Config
 from zerogr.docids import report
 from zerogr.docids.embeddings import read_vectors
 from zerogr.docids.resolve import Assignment, Read, content_of, gather, map_shards, pick, resolve_shards
-from zerogr.docids.scheme import FITTED, Context, Proposal, Scheme, scheme_class
+from zerogr.docids.scheme import FITTED, Context, Proposal, Scheme, Taken, scheme_class
 from zerogr.index.index import Index, shards_in
+from zerogr.index.versions import is_update
 from zerogr.llm.engines.engine import Engine
 from zerogr.llm.generation import Rejection, ShardReport, publish_rows, read_counts
 from zerogr.store import storage
@@ -80,7 +81,7 @@ def load_scheme(config: Config, index: Index, engine: Engine | None = None) -> S
 
 def fit_scheme(config: Config, index: Index) -> None:
     """Makes and publishes what the scheme needs to know of the whole corpus, unless it is there."""
-    if config.docids.has_fit and not storage.list_files(index.path(FITTED)):
+    if config.docids.has_fit and not is_update(index) and not storage.list_files(index.path(FITTED)):
         with storage.staging_folder(index.path(FITTED)) as folder:
             scheme_class(config.docids).fit(config.docids, Context(index, config.seed), folder)
 
@@ -88,9 +89,9 @@ def fit_scheme(config: Config, index: Index) -> None:
 class DocidProposer:
     """Makes the candidates of one shard at a time."""
 
-    def __init__(self, config: Config, index: Index, engine: Engine | None) -> None:
-        """`engine` is None for the schemes that need no language model."""
-        self._index, self._scheme = index, load_scheme(config, index, engine)
+    def __init__(self, config: Config, index: Index, engine: Engine | None, taken: Taken | None = None) -> None:
+        """`engine` is None for the schemes that need no language model; `taken` for an index that begins."""
+        self._index, self._scheme, self._taken = index, load_scheme(config, index, engine), taken
         self._needs_embeddings = config.docids.needs_embeddings
 
     def __call__(self, shard: int) -> ShardReport:
@@ -100,6 +101,8 @@ class DocidProposer:
             for document, vector in zip(documents, read_vectors(self._index, shard), strict=True):
                 document["vector"] = vector
         proposals = self._scheme.identify(documents)
+        if self._taken:
+            proposals = self._taken.settle(documents, proposals, self._scheme)
         outcomes = [
             (document["doc_id"], each if isinstance(each, Rejection) else _row(document, each))
             for document, each in zip(documents, proposals, strict=True)
@@ -132,12 +135,13 @@ def _row(document: dict[str, Any], proposal: Proposal) -> dict[str, Any]:
     }
 
 
-def assign_docids(config: Config, index: Index, *, num_workers: int = 4) -> dict[str, Any]:
+def assign_docids(config: Config, index: Index, *, taken: Taken | None = None, num_workers: int = 4) -> dict[str, Any]:
     """Resolves the collisions of all candidates, writes the docid shards, and returns the stage's counts.
 
     Args:
         config: Of the run.
         index: Where the proposals are and the docids go.
+        taken: The docids of an index that these documents are added to.
         num_workers: Threads that read and write shards; the docids do not depend on it.
     """
     shards = shards_in(index.path(FOLDER))
@@ -145,7 +149,8 @@ def assign_docids(config: Config, index: Index, *, num_workers: int = 4) -> dict
     def read(place: int, columns: list[str]) -> pa.Table:
         return storage.read_parquet(index.shard(FOLDER, shards[place]), columns)
 
-    assignment = resolve_shards(read, len(shards), load_scheme(config, index), num_workers=num_workers)
+    has = taken.has if taken else _nobody_has
+    assignment = resolve_shards(read, len(shards), load_scheme(config, index), num_workers=num_workers, has=has)
     schema = SHARED_SCHEMA if config.docids.has_shared else SCHEMA
     writer = _DocidWriter(read, assignment, _elsewhere(read, assignment, num_workers), schema)
 
@@ -162,6 +167,10 @@ def assign_docids(config: Config, index: Index, *, num_workers: int = 4) -> dict
         **report.counts(sums, assignment, rejected=rejected, has_model=config.docids.needs_engine),
         **read_counts(index, FOLDER),
     }
+
+
+def _nobody_has(docid: str) -> bool:
+    return False
 
 
 def _num_codes(index: Index, shards: list[int]) -> list[int]:

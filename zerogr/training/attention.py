@@ -40,14 +40,14 @@ def packed_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Query [R, H, L, D], key and value [R, H / G, L, D], mask bool [R, 1, L, L], True where a token may look."""
+    """Query [R, H, L, D], key and value [R, H / G, K, D], mask bool [R, 1, L, K], True where a token may look."""
     rows, num_heads, length, size = query.shape
     num_keys, group = key.shape[1], num_heads // key.shape[1]
     grouped = (query * (size**-0.5 if scaling is None else scaling)).reshape(rows, num_keys, group * length, size)
     hidden = torch.zeros_like(attention_mask, dtype=query.dtype)
     hidden = hidden.masked_fill_(~attention_mask, torch.finfo(query.dtype).min)
-    scores = (grouped @ key.transpose(2, 3)).view(rows, num_keys, group, length, length) + hidden[:, :, None]
-    mixed = scores.softmax(-1).view(rows, num_keys, group * length, length) @ value
+    scores = (grouped @ key.transpose(2, 3)).view(rows, num_keys, group, length, key.shape[2]) + hidden[:, :, None]
+    mixed = scores.softmax(-1).view(rows, num_keys, group * length, key.shape[2]) @ value
     return mixed.view(rows, num_heads, length, value.shape[-1]).transpose(1, 2).contiguous(), None
 
 

@@ -55,6 +55,8 @@ class TrainingSettings:
     checkpoint_every: int = 100
     checkpoint_minutes: float = 10.0
     seed: int = 0
+    sharpness: float = 0.0
+    """Radius of sharpness-aware steps (Foret et al. 2021), on one rank alone; 0 = ordinary ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,16 +179,11 @@ class Learner:
         """Takes one optimiser step; `must_save` is this rank's word for the others."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        total, num_tokens, num_padding = torch.zeros((), device=self._device), 0, 0
-        for packed in self._passes(work):
-            num_tokens += (tokens := packed.num_tokens)
-            num_padding += packed.tokens.numel() - tokens
-            batch = packed.to(self._device)
-            loss = self._summed_loss(self._module(batch), batch) * (packed is not work.idle)
-            # FSDP averages gradients over the ranks: times num_ranks they are the sum, and the loss the mean over targets.
-            (loss * (self._num_ranks / work.num_targets)).backward()  # type: ignore[no-untyped-call]
-            self._collect_gradients()
-            total += loss.detach()
+        moved = self._ascend(work) if self._settings.sharpness else []
+        total, num_tokens, num_padding = self._accumulate(work)
+        if moved:
+            with torch.no_grad():
+                torch._foreach_sub_(list(self.weights.values()), moved)
         gradient = whole(nn.utils.clip_grad_norm_(self.weights.values(), self._settings.max_gradient_norm))
         # The one place of a step where the host waits for the device.
         loss_sum, norm = torch.stack([total, gradient.to(total)]).tolist()
@@ -199,6 +196,37 @@ class Learner:
         )
         mean = loss_sum / work.num_targets
         return Step(mean, norm, int(tokens_sum), int(padding_sum), must_save=num_wishes > 0)
+
+    def _accumulate(self, work: Work) -> tuple[torch.Tensor, int, int]:
+        """Adds up the gradients of a step; returns its summed loss, its tokens and their padding."""
+        total, num_tokens, num_padding = torch.zeros((), device=self._device), 0, 0
+        for packed in self._passes(work):
+            num_tokens += (tokens := packed.num_tokens)
+            num_padding += packed.tokens.numel() - tokens
+            batch = packed.to(self._device)
+            loss = self._summed_loss(self._module(batch), batch) * (packed is not work.idle)
+            # FSDP averages gradients over the ranks: times num_ranks they are the sum, and the loss the mean over targets.
+            (loss * (self._num_ranks / work.num_targets)).backward()  # type: ignore[no-untyped-call]
+            self._collect_gradients()
+            total += loss.detach()
+        return total, num_tokens, num_padding
+
+    def _ascend(self, work: Work) -> list[torch.Tensor]:
+        """Moves the weights to where the loss is worst near by, to first order; returns by how much."""
+        if self._num_ranks > 1:
+            raise ValueError("sharpness-aware steps are taken on one rank alone")
+        self._accumulate(work)
+        gradients = [
+            torch.zeros_like(weight) if weight.grad is None else weight.grad.detach().clone()
+            for weight in self.weights.values()
+        ]
+        norm = torch.stack(torch._foreach_norm(gradients)).norm().clamp(min=1e-12)
+        torch._foreach_mul_(gradients, self._settings.sharpness / norm)
+        with torch.no_grad():
+            torch._foreach_add_(list(self.weights.values()), gradients)
+        self.use_weights()
+        self.optimizer.zero_grad(set_to_none=True)
+        return gradients
 
     def evaluate(self, examples: Examples, ids: np.ndarray, choices: Choices | None = None) -> dict[str, float]:
         """Returns the mean loss per target token of the given examples, and with `choices` also their Acc@1.

@@ -133,13 +133,25 @@ def passes(
         length_step, row_step: Rows are padded to a multiple of so many tokens, and batches to one of so many rows, so that
             there are few different shapes.
     """
+    parts = _parts(examples, ids, row_tokens, pass_tokens)
+    return [_batch(examples, rows, choices, length_step, row_step) for rows in parts]
+
+
+def members_of(examples: Examples, ids: np.ndarray, row_tokens: int, pass_tokens: int) -> list[list[int]]:
+    """Returns the examples of every batch that `passes` makes, in the order in which the batch numbers them."""
+    parts = _parts(examples, ids, row_tokens, pass_tokens)
+    return [[member for row in rows for member in row.members] for rows in parts]
+
+
+def _parts(examples: Examples, ids: np.ndarray, row_tokens: int, pass_tokens: int) -> list[list[_Row]]:
+    """Returns the rows of every batch."""
     found: list[list[_Row]] = []
     for row in sorted(_rows(examples, ids, row_tokens), key=lambda row: -row.num_tokens):
         if found and (len(found[-1]) + 1) * found[-1][0].num_tokens <= pass_tokens:
             found[-1].append(row)
         else:
             found.append([row])
-    return [_batch(examples, rows, choices, length_step, row_step) for rows in found]
+    return found
 
 
 def _rows(examples: Examples, ids: np.ndarray, row_tokens: int) -> list[_Row]:

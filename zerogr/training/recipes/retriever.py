@@ -103,10 +103,17 @@ class RetrieverRecipe:
         published = set(shards_in(self.index.path("docids")))
         for shard in shards_in(self.index.path("queries")):
             if shard in published:  # a document whose docid was rejected is not in the index
-                documents = {row["row_id"]: row for row in self._documents(shard)}
-                yield [self._taught(example, documents) for example in pseudo_examples(self.index, shard, documents)]
+                yield [example for _, example in self.taught_by(shard)]
         if self._config.training.judged:
             yield self._judged()
+
+    def taught_by(self, shard: int) -> list[tuple[dict[str, Any], TextExample]]:
+        """Returns the pseudo-queries and spans of a shard's documents as examples, each with its row of docids/."""
+        documents = {row["row_id"]: row for row in self._documents(shard)}
+        return [
+            (documents[example.relevant[0][0]], self._taught(example, documents))
+            for example in pseudo_examples(self.index, shard, documents)
+        ]
 
     def _judged(self) -> list[TextExample]:
         training = self._config.training

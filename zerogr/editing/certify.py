@@ -1,0 +1,204 @@
+"""Solving for the terms of new documents, and checking them; see `zerogr.editing.methods.certificate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from zerogr.decoding.language_model import Prompt, TreeModel
+from zerogr.decoding.scoring import Prefix, Request
+from zerogr.editing.method import Setting
+from zerogr.editing.rehearsal import Known
+
+MAX_ITERATIONS = 30
+"""IncDSI's."""
+MOST_BELOW = 256
+"""Queries of other documents that are looked at below the root, at each node."""
+_AT_ONCE = 64
+
+
+class Margins(NamedTuple):
+    """Of the convex problem."""
+
+    own: float
+    rival: float
+    own_share: float
+    l2: float
+    quiet: float
+    """Of the mean square of what the term adds to the scores of others' queries."""
+
+
+class Outcome(NamedTuple):
+    """Whether a document got what it needs."""
+
+    num_own: int
+    num_won: int
+    """Of its own queries, those that now find it by greedy decoding."""
+    num_taken: int
+    """Of others' queries that were looked at, those that a choice on its path has taken from their document."""
+
+    @property
+    def is_certified(self) -> bool:
+        """Whether it wins all its own queries, and takes none of the others'."""
+        return self.num_won == self.num_own and not self.num_taken
+
+    @property
+    def in_words(self) -> str:
+        """For people."""
+        return f"wins {self.num_won} of its {self.num_own} queries, takes {self.num_taken} of others"
+
+
+class _Choice(NamedTuple):
+    """A node on a docid's path where several tokens are allowed."""
+
+    prefix: Prefix
+    tokens: np.ndarray
+    """int64 [C], ascending."""
+    option: int
+    """Which of them is the docid's."""
+
+
+class Certifier:
+    """Adds documents one by one; each sees those before it."""
+
+    def __init__(self, setting: Setting, old: Sequence[Known], *, num_rivals: int, margins: Margins) -> None:
+        """Reads a sample of old queries."""
+        self.terms = setting.terms
+        self._setting, self._margins = setting, margins
+        self._model = TreeModel(setting.model)
+        self._head = setting.model.get_output_embeddings()
+        self._others: list[tuple[Known, list[int]]] = [(known, self._written(known.docid)) for known in old]
+        self._at_root = self._others[:num_rivals]  # one query of each document comes before a second of any
+        self._root_states = self._states([known for known, _ in self._at_root], ())
+
+    def add(self, queries: Sequence[Known]) -> Outcome:
+        """Solves for the terms of a document, given by its pseudo-queries."""
+        tokens = self._written(queries[0].docid)
+        path = self._path(tokens)
+        states = self._states_along(queries, [choice.prefix for choice in path])
+        won = torch.ones(len(queries), dtype=torch.bool)
+        taken = 0
+        for choice, own in zip(path, states, strict=True):
+            rivals, wanted = self._rivals(choice)
+            before = self._scores(choice, rivals)
+            self._solve(choice, own, rivals, wanted)
+            after = self._scores(choice, rivals)
+            won &= self._scores(choice, own).argmax(-1) == choice.option
+            if len(wanted):
+                rows = torch.arange(len(wanted))
+                was_right = before[rows, wanted] >= before[rows, choice.option]
+                taken += int((was_right & (after[rows, wanted] < after[rows, choice.option])).sum())
+        self._others += [(known, tokens) for known in queries]
+        if path:
+            self._at_root.append((queries[0], tokens))
+            self._root_states = (
+                torch.cat([self._root_states, states[0][:1]]) if not path[0].prefix else self._root_states
+            )
+        return Outcome(len(queries), int(won.sum()), taken)
+
+    def _solve(self, choice: _Choice, own: torch.Tensor, rivals: torch.Tensor, wanted: torch.Tensor) -> None:
+        """Puts the term of a choice's token, unless none is needed."""
+        token, margins = int(choice.tokens[choice.option]), self._margins
+        others = self._scores(choice, own)
+        score_of_own = others[:, choice.option].clone()
+        others[:, choice.option] = -torch.inf
+        bar = others.max(-1).values + margins.own - score_of_own  # v · h must be at least so much
+        scores = self._scores(choice, rivals)
+        rows = torch.arange(len(wanted))
+        limit = scores[rows, wanted] - margins.rival - scores[:, choice.option]  # and at most so much
+        if bool((bar <= 0).all()) and bool((limit >= 0).all()):
+            return
+        vector = torch.zeros(own.shape[1], dtype=torch.float64, requires_grad=True)
+        own, rivals, bar, limit = own.double(), rivals.double(), bar.double(), limit.double()
+        solver = torch.optim.LBFGS(
+            [vector], max_iter=MAX_ITERATIONS, tolerance_grad=1e-3, line_search_fn="strong_wolfe"
+        )
+
+        def loss() -> torch.Tensor:
+            solver.zero_grad()
+            value = margins.own_share * (bar - own @ vector).clamp(min=0).square().sum()
+            value = value + (1 - margins.own_share) * (rivals @ vector - limit).clamp(min=0).square().sum()
+            value = value + margins.l2 * vector.square().sum()
+            if len(rivals):
+                value = value + margins.quiet * (rivals @ vector).square().mean()
+            value.backward()  # type: ignore[no-untyped-call]
+            return value
+
+        with torch.enable_grad():
+            solver.step(loss)  # type: ignore[no-untyped-call]
+        known = self.terms.get(choice.prefix, token)
+        found = vector.detach().float()
+        self.terms.put(choice.prefix, token, found if known is None else known + found)
+
+    @torch.no_grad()
+    def _scores(self, choice: _Choice, states: torch.Tensor) -> torch.Tensor:
+        """Returns the logits (fp32 [n, C]) of a choice's tokens for hidden states [n, D], terms included."""
+        rows = torch.from_numpy(choice.tokens).to(self._head.weight.device)
+        bias = getattr(self._head, "bias", None)
+        logits = torch.nn.functional.linear(
+            states.float(),
+            self._head.weight[rows].float().cpu(),
+            None if bias is None else bias[rows].float().cpu(),
+        )
+        bonus = self.terms.bonus(choice.prefix, choice.tokens, states)
+        return logits if bonus is None else logits + bonus
+
+    def _rivals(self, choice: _Choice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the states [n, D] of other documents' queries at a node, and the option (int64 [n]) that each wants there."""
+        depth = len(choice.prefix)
+        end = self._setting.chat.end_token_id
+        if depth:
+            chosen = [each for each in self._others if tuple(each[1][:depth]) == choice.prefix][:MOST_BELOW]
+            states = self._states([known for known, _ in chosen], choice.prefix)
+        else:
+            chosen, states = self._at_root, self._root_states
+        following = np.array([(*tokens, end)[depth] for _, tokens in chosen], dtype=np.int64)
+        wanted = np.searchsorted(choice.tokens, following)
+        is_known = (wanted < len(choice.tokens)) & (np.append(choice.tokens, -1)[wanted] == following)
+        is_rival = torch.from_numpy(is_known & (wanted != choice.option))
+        return states[is_rival], torch.from_numpy(wanted)[is_rival]
+
+    def _path(self, tokens: list[int]) -> list[_Choice]:
+        """Returns the choices on the way to a docid."""
+        trie, end = self._setting.trie, self._setting.chat.end_token_id
+        node, found = trie.root, []
+        open_part = self._setting.choices.open_part(tokens)
+        for depth, token in enumerate(open_part):
+            allowed, nodes = trie.children(node)
+            options = allowed.astype(np.int64)
+            if len(trie.ends(node)):
+                options = np.sort(np.append(options, end))
+            if len(options) > 1:
+                found.append(_Choice(tuple(tokens[:depth]), options, int(np.searchsorted(options, token))))
+            if token != end:
+                node = int(nodes[np.searchsorted(allowed, token)])
+        return found
+
+    def _states(self, queries: Sequence[Known], prefix: Prefix) -> torch.Tensor:
+        """Returns the hidden states of queries behind a prefix, fp32 [n, D]."""
+        width = self._setting.model.config.hidden_size
+        parts = [torch.empty(0, width)]
+        for begin in range(0, len(queries), _AT_ONCE):
+            [states] = self._states_along(queries[begin : begin + _AT_ONCE], [prefix])
+            parts.append(states)
+        return torch.cat(parts)
+
+    def _states_along(self, queries: Sequence[Known], prefixes: Sequence[Prefix]) -> list[torch.Tensor]:
+        """Returns the hidden states of queries behind each prefix, fp32 [n, D] each."""
+        if not queries or not prefixes:
+            return [torch.empty(0, self._setting.model.config.hidden_size) for _ in prefixes]
+        scorer = self._model.start([self._prompt(known) for known in queries])
+        nothing = np.empty(0, dtype=np.int64)
+        requests = [Request(query, prefix, nothing) for prefix in prefixes for query in range(len(queries))]
+        hidden = scorer.hidden(requests).float().cpu()
+        return list(torch.split(hidden, len(queries)))
+
+    def _prompt(self, known: Known) -> Prompt:
+        chat = self._setting.chat
+        return chat.prefix(known.example.instruction), chat.query(known.example.query)
+
+    def _written(self, docid: str) -> list[int]:
+        return self._setting.chat.docid(docid)
