@@ -8,6 +8,9 @@ it: the refusal reaches the ingress as BackPressureError and the client as JSON.
 request: one that waits never starts, one that decodes runs to its end (a forward pass cannot be interrupted) and is
 dropped.
 
+A searcher looks every `follow_s` seconds whether the index has another version (`zerogr update`), loads it beside the old one
+and swaps between two searches; every answer says which version gave it.
+
 `serve/config.yaml` holds the deployments' options (replicas, limits) and the defaults of a search, which may change
 while the application runs. Cost beyond decoding: two hops between processes, about 13 ms on two shared cores.
 """
@@ -15,6 +18,9 @@ while the application runs. Cost beyond decoding: two hops between processes, ab
 from __future__ import annotations
 
 import asyncio
+import logging
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
@@ -30,6 +36,10 @@ from ray.serve.metrics import Counter, Histogram
 from serve.api import MAX_K, SearchRequest, Unavailable, create_api
 from zerogr.decoding import STRATEGIES
 from zerogr.errors import UserError
+from zerogr.index.index import Index
+from zerogr.index.versions import name_of
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -49,6 +59,11 @@ class ServeArguments(BaseModel):
     device: str | None = Field(None, description="cuda, cpu, ...; null = the GPU where there is one.")
     dtype: str | None = Field(None, description="Of the weights, such as bfloat16; null = the retriever's choice.")
     num_threads: int | None = Field(None, ge=1, description="CPU threads of one searcher; null = one per reserved CPU.")
+    follow_s: float | None = Field(
+        30,
+        gt=0,
+        description="Seconds between two looks whether the index has another version; null = it is never loaded.",
+    )
 
 
 class SearchDefaults(BaseModel):
@@ -92,6 +107,8 @@ class Searcher:
 
     def __init__(self, arguments: ServeArguments, loader: Callable[[ServeArguments], LoadedRetriever]) -> None:
         self._retriever = loader(arguments)
+        if arguments.follow_s is not None:
+            threading.Thread(target=self._follow, args=(arguments, loader), name="follow", daemon=True).start()
         # One worker: a cancelled request that still waits for it is dropped, one that has begun keeps it to its end.
         self._decoding_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decoding")
 
@@ -103,19 +120,39 @@ class Searcher:
         The mistake is returned, not raised: an exception crosses the process boundary with its traceback as its text.
         """
 
-        def decode() -> list[list[Hit]]:
-            return self._retriever.search(queries, instruction=instruction, k=k, strategy=strategy)
+        def decode() -> tuple[list[list[Hit]], str]:
+            retriever = self._retriever  # another version may take its place meanwhile
+            found = retriever.search(queries, instruction=instruction, k=k, strategy=strategy)
+            return found, retriever.index_version
 
         try:
-            results = await asyncio.get_running_loop().run_in_executor(self._decoding_thread, decode)
+            results, version = await asyncio.get_running_loop().run_in_executor(self._decoding_thread, decode)
         except UserError as error:
             return UserError(str(error))
         hits = [[{name: getattr(hit, name) for name in HIT_FIELDS} for hit in hits] for hits in results]
-        return hits, self._retriever.index_version
+        return hits, version
 
     async def describe(self) -> dict[str, Any]:
         """Returns the summary of the index it serves."""
         return summarise(self._retriever.manifest, self._retriever.index_version)
+
+    def _follow(self, arguments: ServeArguments, loader: Callable[[ServeArguments], LoadedRetriever]) -> None:
+        """Loads every new version beside the old one, searches once, and lets it answer from then on; never returns."""
+        index, seen = Index(arguments.index), self._retriever.index_version
+        assert arguments.follow_s is not None
+        while True:
+            time.sleep(arguments.follow_s)
+            try:
+                if (current := name_of(index.manifest())) == seen:
+                    continue
+                retriever = loader(arguments)
+                retriever.search(["what is it about?"], instruction=None, k=1, strategy=None)
+            except Exception:
+                # Whatever keeps the new version from being served, the old one goes on.
+                logger.exception("another version of %s cannot be loaded; it is tried again", arguments.index)
+                continue
+            logger.info("version %s of %s takes the place of %s", current, arguments.index, seen)
+            self._retriever, seen = retriever, current
 
 
 @serve.deployment(name="Ingress")

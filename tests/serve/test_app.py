@@ -27,6 +27,8 @@ from serve.app import Searcher, ServeArguments
 from serve.run import serve_index
 from zerogr.decoding import STRATEGIES
 from zerogr.errors import UserError
+from zerogr.index.index import Index
+from zerogr.index.versions import name_of
 from zerogr.retriever import Retriever
 from zerogr.store import storage
 
@@ -86,7 +88,7 @@ class TestSearcher:
                 return [[]]
 
         async def scenario() -> None:
-            arguments = ServeArguments(index="index")
+            arguments = ServeArguments(index="index", follow_s=None)
             searcher = Searcher.func_or_class(arguments, lambda _arguments: Blocking(Path()))
             options: dict[str, Any] = {"instruction": None, "k": 1, "strategy": None}
             first = asyncio.create_task(searcher.search(["first"], **options))
@@ -102,6 +104,45 @@ class TestSearcher:
 
         asyncio.run(scenario())
         assert started == ["first", "third"]
+
+
+class TestFollowing:
+    """A new version takes over between two searches, and what cannot be loaded changes nothing."""
+
+    def test_another_version_takes_the_place_of_the_old_one(self, tmp_path: Path) -> None:
+        uri = finished_index(tmp_path)
+        loaded: list[str] = []
+
+        class Versioned(RetrieverDouble):
+            def __init__(self) -> None:
+                super().__init__(tmp_path)
+                self.index_version = name_of(Index(uri).manifest())
+                loaded.append(self.index_version)
+
+            def search(self, queries: list[str], **options: Any) -> list[list[Hit]]:
+                if self.index_version.endswith("+1") and len(loaded) == 2:
+                    raise RuntimeError("the first try of version 1 fails")
+                return super().search(queries, **{**options, "k": 1})
+
+        def publish(number: int) -> None:
+            manifest = storage.read_json(f"{uri}/index.json")
+            storage.write_json(f"{uri}/index.json", {**manifest, "version": {"number": number}})
+
+        async def version_of(searcher: Any) -> str:
+            _, version = await searcher.search(["a query"], instruction=None, k=1, strategy=None)
+            return str(version)
+
+        async def scenario() -> None:
+            arguments = ServeArguments(index=uri, follow_s=0.02)
+            searcher = Searcher.func_or_class(arguments, lambda _arguments: Versioned())
+            assert await version_of(searcher) == "f-f"
+            for number in (1, 2, 1):
+                publish(number)
+                while not (await version_of(searcher)).endswith(f"+{number}"):
+                    await asyncio.sleep(0.02)
+
+        asyncio.run(asyncio.wait_for(scenario(), 60))
+        assert loaded == ["f-f", "f-f+1", "f-f+1", "f-f+2", "f-f+1"]
 
 
 def finished_index(folder: Path) -> str:
