@@ -17,7 +17,7 @@ import numpy as np
 from zerogr.corpus.lookup import Lookup
 from zerogr.docids.resolve import content_of
 from zerogr.docids.scheme import Proposal, Scheme
-from zerogr.errors import Fault
+from zerogr.errors import Fault, UserError
 from zerogr.index.index import Index
 from zerogr.index.versions import REMOVED, Version, root_of
 from zerogr.llm.chat import SETTINGS_FILE, ChatFormat
@@ -30,6 +30,8 @@ from zerogr.trie.opened import open_trie, read_documents
 
 _NUMBERS = 10_000
 """Most ordinals that are tried for one document."""
+_ORDINALS = 64
+"""Free ones that it may take."""
 
 
 class Existing:
@@ -71,8 +73,14 @@ class Existing:
         return self._trie.ends(node)
 
     def has(self, docid: str) -> bool:
-        """Whether a document has this docid. Raises Fault if the retriever has no token for it."""
-        return len(self.rows_with(docid)) > 0
+        """Whether a document has this docid. Raises UserError if the retriever has no token for it."""
+        rows = self._rows_or_none(docid)
+        if rows is None:
+            raise UserError(
+                f"no docid is left for a new document: the retriever cannot write '{docid}', and what it can write nearby is "
+                "taken; add fewer documents at a time, or index the corpus anew"
+            )
+        return len(rows) > 0
 
     def settle(
         self, documents: Sequence[dict[str, Any]], proposals: Sequence[Proposal | Rejection], scheme: Scheme
@@ -112,13 +120,15 @@ class Existing:
             rows = self._rows_or_none(docid)
             if rows is not None and not len(rows):
                 return _with_candidates(proposal, [docid], ["resolved"])
+        ordinals: list[str] = []  # several, for other new documents may want the same
         for ordinal in range(2, _NUMBERS):
-            docid = scheme.numbered(first, ordinal)
-            rows = self._rows_or_none(docid)
-            if rows is None:
+            rows = self._rows_or_none(docid := scheme.numbered(first, ordinal))
+            if rows is None or len(ordinals) == _ORDINALS:
                 break
             if not len(rows):
-                return _with_candidates(proposal, [docid], ["resolved"])
+                ordinals.append(docid)
+        if ordinals:
+            return _with_candidates(proposal, ordinals, ["resolved"] * len(ordinals))
         return Rejection(
             "no_docid_left", f"'{first}' is taken and the retriever can write nothing like it; index the corpus anew"
         )
