@@ -14,6 +14,7 @@ from jobs.cli import main
 from tests import tiny
 from tests.published import rows
 from zerogr import Retriever
+from zerogr.docids.stage import SPARE_CODES
 from zerogr.index.index import Index
 from zerogr.llm.models import load_tokenizer
 from zerogr.store import storage
@@ -39,9 +40,10 @@ def test_docids_are_paths_and_near_documents_begin_alike(settings: Any) -> None:
     record = Index(settings["index"]).record("docids")
     assert record is not None
     codes = record.counts["codes"]
-    assert codes == [
-        1 + max(int(path[level]) for path in docids.values() if len(path) > level) for level in range(len(codes))
+    used = [
+        1 + max(int(path[level]) for path in docids.values() if len(path) > level) for level in range(len(codes) - 1)
     ]
+    assert codes == [used[0], *(number + SPARE_CODES for number in used[1:]), SPARE_CODES + 2]
     firsts = [[docids[f"{topic}-{i}"][0] for i in range(8)] for topic in tiny.TOPICS]
     assert sum(max(map(first.count, first)) for first in firsts) > 25  # of 40; by chance alone about 15
 
@@ -89,3 +91,30 @@ def test_adapters_cannot_learn_new_tokens(settings: Any, tmp_path: Path, capsys:
     command = ["train", str(tmp_path / "config.yaml"), "--rebuild", "retriever", "--set", "training.lora_rank=4"]
     assert main(command) == 2
     assert "adapters do not train; set it to 0" in capsys.readouterr().err
+
+
+def test_new_documents_are_numbered_behind_their_cluster(
+    settings: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(settings["index"], tmp_path / "index")
+    before = {row["doc_id"]: row["docid"] for row in rows(settings["index"], "docids")}
+    near = [row for row in tiny.documents() if row["_id"].startswith("chess")][:3]
+    new = [{**row, "_id": f"new-{i}", "text": row["text"] + " Again."} for i, row in enumerate(near)]
+    (tmp_path / "new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in new))
+    assert (
+        main(
+            [
+                "update",
+                str(tmp_path / "index"),
+                "--add",
+                str(tmp_path / "new.jsonl"),
+                "--set",
+                "update.max_forgetting=1",
+            ]
+        )
+        == 0
+    )
+    retriever = Retriever.load(str(tmp_path / "index"), device="cpu")
+    docids = {hit.doc_id: hit.docid for hit in retriever.search(["chess"], k=100)[0]}
+    assert len(docids) == 43 == len(set(docids.values()))
+    assert {doc_id: docids[doc_id] for doc_id in before} == before

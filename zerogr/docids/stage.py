@@ -29,6 +29,8 @@ from zerogr.store import storage
 from zerogr.text.words import key_of
 
 VERSION = 5
+SPARE_CODES = 8
+"""Of every level but the first, and on one level more: ordinals begin at 2."""
 FOLDER = "work/docids"
 
 IDENTIFIERS = pa.list_(pa.struct([("text", pa.string()), ("view", pa.string()), ("weight", pa.float64())]))
@@ -174,13 +176,17 @@ def _nobody_has(docid: str) -> bool:
 
 
 def _num_codes(index: Index, shards: list[int]) -> list[int]:
-    """Returns how many codes each level of the docids has: the highest one's number and one."""
+    """Returns how many codes each level of the docids has: the highest one's number and one, and some for documents to come.
+
+    An update numbers new documents behind those of their cluster; what a retriever has no token for, it cannot write.
+    """
     highest: Counter[int] = Counter()
     for shard in shards:
         for docid in storage.read_parquet(index.shard("docids", shard), ["docid"]).column("docid").to_pylist():
             for level, code in enumerate(docid.split(" ")):
                 highest[level] = max(highest[level], int(code) + 1)
-    return [highest[level] for level in range(len(highest))]
+    used = [highest[level] for level in range(len(highest))]
+    return [*used[:1], *(number + SPARE_CODES for number in used[1:]), SPARE_CODES + 2]
 
 
 _CHOSEN = pa.schema([("docid", pa.string()), ("source", pa.string()), ("coverage", pa.float32())])

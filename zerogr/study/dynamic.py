@@ -115,7 +115,8 @@ def update_overrides(config: Config, variant: Variant) -> list[str]:
         set_key(tree, key, value, "study.grids")
     section = validate_config(tree).update.model_dump(mode="json")
     section["max_forgetting"] = 1.0  # what is forgotten is what is measured
-    return [f"update={_yaml(section)}"]
+    # A document that gets no docid is not found, and counts as that.
+    return [f"update={_yaml(section)}", "compute.max_rejected_fraction=1"]
 
 
 def judged_of(config: Config, parts: Sequence[set[str]]) -> list[Judged]:
