@@ -87,7 +87,8 @@ def test_a_killed_run_goes_on_with_the_same_tree(
 
 
 def test_adapters_cannot_learn_new_tokens(settings: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    shutil.copytree(settings["index"], tmp_path / "index")  # the retriever is forgotten first
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**settings, "index": str(tmp_path / "index")}))
     command = ["train", str(tmp_path / "config.yaml"), "--rebuild", "retriever", "--set", "training.lora_rank=4"]
     assert main(command) == 2
     assert "adapters do not train; set it to 0" in capsys.readouterr().err
@@ -101,19 +102,8 @@ def test_new_documents_are_numbered_behind_their_cluster(
     near = [row for row in tiny.documents() if row["_id"].startswith("chess")][:3]
     new = [{**row, "_id": f"new-{i}", "text": row["text"] + " Again."} for i, row in enumerate(near)]
     (tmp_path / "new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in new))
-    assert (
-        main(
-            [
-                "update",
-                str(tmp_path / "index"),
-                "--add",
-                str(tmp_path / "new.jsonl"),
-                "--set",
-                "update.max_forgetting=1",
-            ]
-        )
-        == 0
-    )
+    command = ["update", str(tmp_path / "index"), "--add", str(tmp_path / "new.jsonl")]
+    assert main([*command, "--set", "update.max_forgetting=1"]) == 0
     retriever = Retriever.load(str(tmp_path / "index"), device="cpu")
     docids = {hit.doc_id: hit.docid for hit in retriever.search(["chess"], k=100)[0]}
     assert len(docids) == 43 == len(set(docids.values()))

@@ -122,12 +122,25 @@ class TestRebuild:
     @pytest.mark.parametrize(
         ("stage", "fallen"),
         [
-            ("corpus", {"corpus", "embeddings", "docids", "queries", "lexical", "trie", "retriever", "evaluation"}),
+            (
+                "corpus",
+                {
+                    "corpus",
+                    "embeddings",
+                    "docids",
+                    "queries",
+                    "lexical",
+                    "trie",
+                    "retriever",
+                    "statistics",
+                    "evaluation",
+                },
+            ),
             ("embeddings", {"embeddings"}),
-            ("docids", {"docids", "lexical", "trie", "retriever", "evaluation"}),
-            ("queries", {"queries", "retriever", "evaluation"}),
+            ("docids", {"docids", "lexical", "trie", "retriever", "statistics", "evaluation"}),
+            ("queries", {"queries", "retriever", "statistics", "evaluation"}),
             ("trie", {"trie", "evaluation"}),
-            ("retriever", {"retriever", "evaluation"}),
+            ("retriever", {"retriever", "statistics", "evaluation"}),
             ("evaluation", {"evaluation"}),
         ],
     )
@@ -164,7 +177,7 @@ class TestRebuild:
             with pytest.raises(ConnectionError):
                 index.rebuild("docids")
         assert set(index.manifest()["stages"]) == {"corpus", "embeddings", "queries"}
-        assert set(index.rebuild("docids")) == {"docids", "lexical", "trie", "retriever", "evaluation"}
+        assert set(index.rebuild("docids")) == {"docids", "lexical", "trie", "retriever", "statistics", "evaluation"}
         assert storage.list_files(index.path("docids")) == {}
 
     def test_every_stage_comes_after_what_it_needs(self) -> None:
