@@ -73,7 +73,7 @@ The old version answers until the new one is published, and stays: --rollback VE
 after a fault; what is finished is kept. A document is replaced by removing and adding it in one update.
 
   zerogr update index --add new.jsonl                           new documents; the trie alone, nothing is learnt
-  zerogr update index --add new.jsonl --method certificate      and the retriever learns them
+  zerogr update index --add new.jsonl --method replay           and the retriever learns them
   zerogr update index --remove outdated.txt                     they cannot be found from this version on
 """
 
