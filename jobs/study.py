@@ -13,24 +13,25 @@ from typing import Any
 
 from jobs.command import run_module
 from zerogr.config.tree import Config
+from zerogr.corpus.document import Document
 from zerogr.corpus.readers import read_corpus
+from zerogr.editing.statistics import Statistics
 from zerogr.editing.update import Request, discard
 from zerogr.errors import UserError
 from zerogr.evaluation.baselines.systems import Documents, document_text, run_baseline
+from zerogr.evaluation.compare import run_strategy
 from zerogr.evaluation.systems import StrategySpec
 from zerogr.index.index import Index
+from zerogr.index.stage import STATISTICS
 from zerogr.index.versions import Version, publish
 from zerogr.retriever import Retriever
-from zerogr.store import storage
+from zerogr.store import cache, storage
 from zerogr.study import dynamic
 from zerogr.study.dynamic import Judged, Variant
 from zerogr.study.page import study_page
 from zerogr.study.parts import write_parts
 
 logger = logging.getLogger(__name__)
-
-BATCH = 32
-"""Queries asked together."""
 
 
 def run(config: Config) -> list[dict[str, Any]]:
@@ -92,22 +93,12 @@ def _step(root: Index, config: Config, judged: Sequence[Judged], number: int, la
     found: dict[str, Any] = {"seconds": 0.0, "added": 0}
 
     def ask(part: Judged) -> dict[str, float]:
-        run = {}
-        ids = list(part.queries)
+        if not part.queries:
+            return {}
         # What is relevant elsewhere is left out of the ranking: so many more are asked for.
-        spare = max((len(others) for others in part.elsewhere.values()), default=0)
-        for begin in range(0, len(ids), BATCH):
-            batch = ids[begin : begin + BATCH]
-            answers = retriever.search(
-                [part.queries[query].text for query in batch],
-                instruction=[part.queries[query].instruction for query in batch],
-                k=k + spare,
-                strategy=spec.strategy,
-                seed=config.seed,
-                **{name: value for name, value in spec.options.items() if name != "k"},
-            )
-            run |= {query: [hit.doc_id for hit in answer] for query, answer in zip(batch, answers, strict=True)}
-        return dynamic.hits(part, run)
+        spare = max(map(len, part.elsewhere.values()))
+        asked = StrategySpec(spec.strategy, {**spec.options, "k": k + spare})
+        return dynamic.hits(part, run_strategy(retriever, part.collection(), asked, seed=config.seed).run)
 
     found["initial"] = ask(judged[0])
     found["new"] = ask(judged[number]) if number else {}
@@ -123,7 +114,7 @@ def _baseline(config: Config, name: str, parts: Sequence[set[str]], judged: Sequ
         source = storage.join(config.study.out, "parts", f"D{number}")
         corpus = config.corpus.model_copy(update={"source": source, "format": "auto"})
         for row in read_corpus(corpus):
-            if hasattr(row, "text"):
+            if isinstance(row, Document):
                 documents.doc_ids.append(row.doc_id)
                 documents.texts.append(document_text(row.title, row.text))
                 documents.pseudo_queries.append([])
@@ -161,15 +152,10 @@ def _together(parts: Sequence[Judged]) -> Judged:
 
 def _layers(config: Config, variant: Variant) -> dict[str, Any]:
     """Returns what patching has shown of the layers of a variant's index, where it was measured."""
-    from pathlib import Path
-
-    from zerogr.editing.statistics import Statistics
-    from zerogr.store import cache
-
     root = Index(dynamic.base_config(config, variant, "parts").index)
-    if root.record("statistics") is None:
+    if root.record(STATISTICS.name) is None:
         return {}
-    statistics = Statistics.load(Path(cache.local_folder(root.path("statistics"))))
+    statistics = Statistics.load(cache.local_folder(root.path(STATISTICS.name)))
     return {variant.base_name: (statistics.patched, statistics.unpatched)} if statistics.patched else {}
 
 

@@ -42,7 +42,7 @@ class Lookup:
     def _shard(self, layer: Layer, shard: int) -> pa.Table:
         key = (layer.number, shard)
         if key not in self._shards:
-            uri = self._index.path(*filter(None, (layer.folder, "corpus", shard_name(shard))))
+            uri = self._index.path(layer.folder, "corpus", shard_name(shard))
             self._shards[key] = storage.read_parquet(uri, list(COLUMNS))
             if len(self._shards) > KEPT_SHARDS:
                 self._shards.popitem(last=False)

@@ -141,7 +141,7 @@ def _frequency_before(index: Index) -> DocumentFrequency:
         return DocumentFrequency()
     root = root_of(index)
     last = Version.of(root.manifest()).layers[-1]
-    return load_frequency(Index(root.path(last.folder)) if last.folder else root)
+    return load_frequency(Index(root.path(last.folder)))
 
 
 def _without(

@@ -18,23 +18,23 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from zerogr.docids.scheme import scheme_class
 from zerogr.editing.existing import chat_of
 from zerogr.editing.update import Update, planned
-from zerogr.index.index import Index, shard_name, shards_in
+from zerogr.index.index import Index, shard_name
 from zerogr.index.versions import Live, Version
-from zerogr.ragged import offsets_of
 from zerogr.ranking.lexical_index import LexicalIndex
 from zerogr.ranking.owners import OWNERS, Owners
 from zerogr.ranking.stage import FOLDER as TERMS_FOLDER
+from zerogr.ranking.stage import terms_of
 from zerogr.search.answer import Documents
-from zerogr.store import cache, storage
+from zerogr.store import storage
 from zerogr.store.arrays import save_arrays
 from zerogr.trie import DocidTrie
 from zerogr.trie.grown import same_docids
-from zerogr.trie.opened import DOCUMENTS, DOCUMENTS_SCHEMA, ROWS, open_trie, read_added, read_documents
+from zerogr.trie.opened import DOCUMENTS, ROWS, open_trie, read_added, read_docids, read_documents
+from zerogr.trie.stage import tokens_of
 
 VERSION = 1
 _AT_ONCE = 2**16
@@ -55,7 +55,7 @@ def addition_inputs(update: Update) -> dict[str, Any]:
 def build_addition(update: Update) -> dict[str, Any]:
     """Builds and publishes them; returns the stage's counts."""
     root, before = update.root, update.before
-    new = _new_documents(update.index)
+    new = read_docids(update.index)
     known, opened = read_documents(root, before), open_trie(root, before)
     documents = Documents.of(known, opened.denied)
     removed = documents.rows_of(list(update.request.remove))
@@ -70,23 +70,17 @@ def build_addition(update: Update) -> dict[str, Any]:
         else:
             table = pa.concat_tables([read_added(root, before), new])
             trie = _trie_of(table, root, before)
-            base = DocidTrie.load(cache.local_folder(root.path(*filter(None, (before.base, "trie")))))
+            base = DocidTrie.load(opened.folder)
             save_arrays(folder / ROWS, {"in_base": same_docids(base, trie), "denied": denied}, {})
         trie.save(folder, extra=opened.extra)
         storage.write_parquet(str(folder / DOCUMENTS), table.combine_chunks())
     return {**counts, "docids": trie.num_docids, "bytes": trie.nbytes}
 
 
-def _new_documents(index: Index) -> pa.Table:
-    """Returns the documents that this update adds, in order."""
-    uris = [index.shard("docids", shard) for shard in shards_in(index.path("docids"))]
-    tables = [storage.read_parquet(uri, DOCUMENTS_SCHEMA.names) for uri in uris]
-    return pa.concat_tables([DOCUMENTS_SCHEMA.empty_table(), *tables])
-
-
 def _shared_trie(update: Update, folder: Path) -> DocidTrie:
     """Writes which documents have which identifiers, and returns the trie of those."""
-    parts = (table.column("identifiers").combine_chunks() for table in _tables(update, "docids", ["identifiers"]))
+    tables = Live(update.root, planned(update, num_removed=0)).tables("docids", ["identifiers"])
+    parts = (table.column("identifiers").combine_chunks() for table in tables)
     owners, identifiers = Owners.build(parts, scheme_class(update.config.docids).fold)
     owners.save(folder / OWNERS)
     return _trie_of(pa.table({"docid": identifiers}), update.root, update.before)
@@ -94,15 +88,12 @@ def _shared_trie(update: Update, folder: Path) -> DocidTrie:
 
 def build_lexical_of(update: Update) -> dict[str, Any]:
     """Builds and publishes the lexical index of old and new documents; returns the stage's counts."""
+    live = Live(update.root, planned(update, num_removed=0))
 
     def documents() -> Iterator[tuple[pa.Array, ...]]:
-        live = Live(update.root, _with_new_layer(update))
         for layer, shard in live.shards("docids"):
             left = live.read(layer, "docids", shard, ["row_id"]).column("row_id").combine_chunks()
-            uri = update.root.path(*filter(None, (layer.folder, TERMS_FOLDER, shard_name(shard))))
-            terms = storage.read_parquet(uri)
-            terms = terms.filter(pc.is_in(terms.column("row_id"), value_set=left))
-            yield tuple(terms.column(name).combine_chunks() for name in ("stems", "counts", "length"))
+            yield terms_of(update.root.path(layer.folder, TERMS_FOLDER, shard_name(shard)), left)
 
     lexical = LexicalIndex.build(documents())
     with storage.staging_folder(update.index.path("lexical")) as target:
@@ -110,19 +101,7 @@ def build_lexical_of(update: Update) -> dict[str, Any]:
     return {"rows": lexical.num_rows, "terms": len(lexical.stems), "bytes": lexical.nbytes}
 
 
-def _tables(update: Update, folder: str, columns: list[str]) -> Iterator[pa.Table]:
-    yield from Live(update.root, _with_new_layer(update)).tables(folder, columns)
-
-
-def _with_new_layer(update: Update) -> Version:
-    return planned(update, num_removed=0)
-
-
 def _trie_of(table: pa.Table, root: Index, before: Version) -> DocidTrie:
-    chat, tokens, lengths = chat_of(root, before), [np.empty(0, np.int32)], [np.empty(0, np.int64)]
     docids = table.column("docid")
-    for begin in range(0, len(docids), _AT_ONCE):
-        part, offsets = chat.docids(docids.slice(begin, _AT_ONCE).to_pylist())
-        tokens.append(part)
-        lengths.append(np.diff(offsets))
-    return DocidTrie.build((np.concatenate(tokens), offsets_of(np.concatenate(lengths))))
+    parts = (docids.slice(begin, _AT_ONCE).to_pylist() for begin in range(0, len(docids), _AT_ONCE))
+    return DocidTrie.build(tokens_of(parts, chat_of(root, before)))

@@ -11,6 +11,7 @@ from safetensors.torch import save as save_tensors
 from zerogr.config.tree import Config
 from zerogr.editing.existing import chat_of
 from zerogr.editing.positions import Reader
+from zerogr.editing.rehearsal import kept
 from zerogr.editing.statistics import Statistics, layers_between, merged, patch, sample_ids, sum_of_keys
 from zerogr.index.index import Index, shards_in
 from zerogr.index.stage import STATISTICS
@@ -101,8 +102,6 @@ def build_statistics(config: Config, index: Index) -> dict[str, Any]:
 
 
 def _measure_layers(config: Config, index: Index, statistics: Statistics) -> None:
-    from zerogr.editing.rehearsal import kept
-
     reader, tokenised = reader_of(config, index)
     known = kept(index, config, Version.of(index.manifest()), config.update.patch_queries, for_measuring=True)
     normalisation = NORMALISATIONS[config.training.normalise]

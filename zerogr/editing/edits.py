@@ -6,7 +6,6 @@ are looked for, which layers it changes, what share of the residual each takes, 
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -25,8 +24,6 @@ if TYPE_CHECKING:  # settings are read with the configuration, which must not wa
     from zerogr.training.normalisation import Normalisation
     from zerogr.training.packing import PackedBatch
 
-logger = logging.getLogger(__name__)
-
 
 class EditSettings(MethodSettings):
     """What all editing methods have."""
@@ -39,6 +36,26 @@ class EditSettings(MethodSettings):
     max_norm: float = Field(0.75, gt=0, description="Of it, as a share of the stream's own norm.")
     num_queries: int = Field(10, ge=1, description="Most pseudo-queries of a document that are edited in.")
 
+    def depths(self) -> list[float]:
+        """Returns the first and the last layer that are changed, as shares of the depth."""
+        raise NotImplementedError
+
+    def search(self) -> Search:
+        """Returns how values are looked for."""
+        from zerogr.editing.values import Search
+
+        return Search("hard", self.num_steps, self.learning_rate, self.weight_decay, self.max_norm)
+
+
+class OneLayerSettings(EditSettings):
+    """What those have that change one layer."""
+
+    layer: float = Field(0.75, ge=0, le=1, description="The layer, as a share of the depth.")
+
+    def depths(self) -> list[float]:
+        """Returns that layer."""
+        return [self.layer, self.layer]
+
 
 class LayeredSettings(EditSettings):
     """What those have that change several layers."""
@@ -49,6 +66,10 @@ class LayeredSettings(EditSettings):
         max_length=2,
         description="The first and the last layer that are changed, as shares of the depth: 14 and 18 of 24.",
     )
+
+    def depths(self) -> list[float]:
+        """Returns `layers`."""
+        return self.layers
 
     @model_validator(mode="after")
     def _layers(self) -> LayeredSettings:
@@ -62,11 +83,9 @@ def edit(
     setting: Setting,
     new: New,
     settings: EditSettings,
-    *,
-    layers: Sequence[int],
-    search: Search,
-    share: Callable[[int, Sequence[int]], float],
     solve: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor],
+    *,
+    share: Callable[[int, Sequence[int]], float] | None = None,
     grouped: bool = False,
 ) -> Change:
     """Returns what an editing method changes; the model has it afterwards.
@@ -78,24 +97,25 @@ def edit(
         setting: The retriever.
         new: What is to be learnt.
         settings: Of the method.
-        layers: Those that it changes, ascending; values are looked for behind the last.
-        search: See `zerogr.editing.values.Search`.
-        share: (number of a layer among `layers`, `layers`) -> the share of what is still lacking that this layer makes up for.
         solve: The closed form: (layer, keys [n, F], residuals [n, D]) -> change [D, F], float64.
+        share: (number of a layer among those that are changed, these) -> the share of what is still lacking that it makes up
+            for; None = `remaining`.
         grouped: Whether keys and residuals of a docid's token are averaged over the document's queries.
     """
     import torch
 
     from zerogr.editing.method import Change
     from zerogr.editing.positions import Reader
+    from zerogr.editing.statistics import layers_between
     from zerogr.training.normalisation import NORMALISATIONS
 
     normalisation = NORMALISATIONS[setting.config.training.normalise]
     reader = Reader(setting.model, setting.choices if normalisation.needs_choices else None)
     ids = first_queries(new, settings.num_queries)
-    behind, deltas = layers[-1], dict[str, torch.Tensor]()
+    layers = layers_between(settings.depths(), len(reader.layers))
+    behind, deltas, share = layers[-1], dict[str, torch.Tensor](), share or remaining
     batches = reader.batches(new.examples, ids)
-    values, losses, hidden = _values(reader, batches, layers, search, normalisation)
+    values, losses, hidden = _values(reader, batches, layers, settings.search(), normalisation)
     groups = groups_of(new, ids, batches) if grouped else None
     taught = dict[int, torch.Tensor]()
     for number, layer in enumerate(layers):
@@ -172,11 +192,6 @@ def moment_of(setting: Setting, layer: int) -> torch.Tensor:
             "statistics and another update.layers"
         )
     return setting.statistics.moments[layer].to(setting.model.device)
-
-
-def num_layers(setting: Setting) -> int:
-    """Returns how many layers the model has."""
-    return len(setting.model.get_decoder().layers)
 
 
 def remaining(number: int, layers: Sequence[int]) -> float:

@@ -3,7 +3,7 @@
 A docid never changes once it is given. So a new document gets one that nobody has, unless a document of the same content has
 it: true duplicates share. Whether somebody has a docid is asked of the trie, not of a list of all of them.
 
-Cost: two columns of all documents, and the trie as a memory map; a docid is looked up in about a tenth of a millisecond.
+Cost: three columns of all documents, and the trie as a memory map; a docid is looked up token by token.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from zerogr.docids.scheme import Proposal, Scheme
 from zerogr.errors import Fault, UserError
 from zerogr.index.index import Index
 from zerogr.index.versions import REMOVED, Version, root_of
-from zerogr.llm.chat import SETTINGS_FILE, ChatFormat
+from zerogr.llm.chat import ChatFormat
 from zerogr.llm.generation import Rejection
 from zerogr.llm.models import load_tokenizer
 from zerogr.search.answer import Documents
@@ -43,12 +43,10 @@ class Existing:
         version = Version.of(root.manifest())
         opened, table = open_trie(root, version), read_documents(root, version)
         removed = storage.read_parquet(index.path(REMOVED)).column("doc_id").to_pylist()
-        columns = {name: table.column(name).combine_chunks() for name in table.column_names}
-        known = Documents(columns["doc_id"], columns["docid"], opened.denied)
-        denied = np.union1d(opened.denied, known.rows_of(removed))
-        self.documents = Documents(columns["doc_id"], columns["docid"], denied)
+        denied = np.union1d(opened.denied, Documents.of(table, opened.denied).rows_of(removed))
+        self.documents = Documents.of(table, denied)
         """A row each, as the trie numbers them."""
-        self._row_ids, self._texts = columns["row_id"], Lookup(root, version)
+        self._row_ids, self._texts = table.column("row_id"), Lookup(root, version)
         self._trie = opened.trie.filter(deny=denied) if len(denied) else opened.trie
         self.chat = chat_of(root, version)
         """How docids are written."""
@@ -146,10 +144,8 @@ class Existing:
 
 def chat_of(root: Index, version: Version) -> ChatFormat:
     """Returns how the retriever of a version is prompted and answers."""
-    folder = cache.local_folder(root.path(version.retriever))
-    settings = storage.read_json(str(folder / SETTINGS_FILE))
-    prompting = {key: settings[key] for key in ("codec", "max_instruction_tokens", "max_query_tokens")}
-    return ChatFormat.of(load_tokenizer(str(folder)), **prompting)
+    folder = str(cache.local_folder(root.path(version.retriever)))
+    return ChatFormat.trained(folder, load_tokenizer(folder))[0]
 
 
 def _with_candidates(proposal: Proposal, candidates: list[str], sources: list[str]) -> Proposal:

@@ -57,7 +57,7 @@ def kept(
     layers = version.layers[:1] if for_measuring else version.layers
     chosen: list[tuple[int, int, int, Known]] = []
     for shard in _spread([each for layer in layers for each in _shards(layer)], _SPARE * num_queries):
-        recipe = RetrieverRecipe(config.model_copy(update={"index": _uri(root, shard.layer)}))
+        recipe = RetrieverRecipe(config.model_copy(update={"index": root.path(shard.layer.folder)}))
         rows = live.read(shard.layer, "docids", shard.number, ["doc_id"]).column("doc_id").to_pylist()
         left, seen = set(rows), dict[str, int]()
         taught = recipe.taught_by(shard.number)
@@ -106,7 +106,3 @@ def _spread(shards: list[_Shard], num_rows: int) -> list[_Shard]:
         return shards
     rows = (np.arange(number) * total) // number
     return [shards[i] for i in np.unique(np.searchsorted(ends, rows, side="right"))]
-
-
-def _uri(root: Index, layer: Layer) -> str:
-    return root.path(layer.folder) if layer.folder else root.uri

@@ -31,7 +31,6 @@ from zerogr.search.answer import Documents
 from zerogr.store import storage
 from zerogr.trie.opened import open_trie, read_documents
 
-_MANY = 10_000
 OWN_SECTIONS = ("corpus", "queries", "update", "compute")
 """Of the configuration, that an update may have otherwise than the index."""
 
@@ -208,7 +207,7 @@ def _check_removed(update: Update) -> None:
         return
     opened, table = open_trie(update.root, update.before), read_documents(update.root, update.before)
     documents = Documents.of(table, opened.denied)
-    held = documents.live_doc_ids() if len(wanted) > _MANY else set(documents.held(wanted))
+    held = set(documents.held(wanted))
     if unknown := [doc_id for doc_id in wanted if doc_id not in held]:
         raise UserError(
             f"{len(unknown)} of the {len(wanted)} documents to remove are not in '{update.root.uri}', the first is "

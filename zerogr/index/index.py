@@ -77,8 +77,8 @@ class Index:
         self.uri = uri.rstrip("/") or "/"
 
     def path(self, *parts: str) -> str:
-        """Returns the URI of something in the index."""
-        return storage.join(self.uri, *parts)
+        """Returns the URI of something in the index; "" among the parts is the folder itself."""
+        return storage.join(self.uri, *filter(None, parts))
 
     def shard(self, folder: str, shard: int) -> str:
         """Returns the URI of one shard of a folder."""

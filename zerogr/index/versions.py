@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from zerogr.errors import UserError
-from zerogr.index.index import VERSIONS, Index, shards_in
+from zerogr.index.index import VERSIONS, Index, shard_name, shards_in
 from zerogr.store import storage
 
 MANIFEST, REQUEST = "version.json", "update.json"
@@ -147,7 +147,7 @@ class Live:
 
     def read(self, layer: Layer, folder: str, shard: int, columns: list[str]) -> pa.Table:
         """Returns columns of the documents of a shard that were not removed."""
-        uri = storage.join(self._path(layer, folder), f"part-{shard:06d}.parquet")
+        uri = storage.join(self._path(layer, folder), shard_name(shard))
         wanted = columns if "doc_id" in columns else [*columns, "doc_id"]
         return self.left_of(layer, storage.read_parquet(uri, wanted)).select(columns)
 
@@ -166,7 +166,7 @@ class Live:
         )
 
     def _path(self, layer: Layer, folder: str) -> str:
-        return self._index.path(*filter(None, (layer.folder, folder)))
+        return self._index.path(layer.folder, folder)
 
 
 def read_removed(index: Index, version: Version) -> pa.Table:

@@ -9,7 +9,9 @@ that it can be encoded once.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -88,6 +90,13 @@ class ChatFormat:
             max_instruction_tokens,
             max_query_tokens,
         )
+
+    @classmethod
+    def trained(cls, folder: str, tokenizer: Any) -> tuple[ChatFormat, str]:
+        """Returns the format that the retriever of a folder was trained in, and its instruction."""
+        settings = json.loads(Path(folder, SETTINGS_FILE).read_text(encoding="utf-8"))
+        prompting = {key: settings[key] for key in ("codec", "max_instruction_tokens", "max_query_tokens")}
+        return cls.of(tokenizer, **prompting), settings["instruction"]
 
     def prefix(self, instruction: str) -> list[int]:
         """Returns the tokens that all queries of a task share."""

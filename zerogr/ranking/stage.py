@@ -86,8 +86,13 @@ def _documents(index: Index) -> Iterator[tuple[pa.Array, ...]]:
     progress = Progress("lexical", total=len(shards), unit="shards")
     for shard in shards:
         with_docid = storage.read_parquet(index.shard("docids", shard), ["row_id"]).column("row_id").combine_chunks()
-        terms = storage.read_parquet(index.shard(FOLDER, shard))
-        terms = terms.filter(pc.is_in(terms.column("row_id"), value_set=with_docid))
-        yield tuple(terms.column(name).combine_chunks() for name in ("stems", "counts", "length"))
+        yield terms_of(index.shard(FOLDER, shard), with_docid)
         progress.advance(1)
     progress.close()
+
+
+def terms_of(uri: str, row_ids: pa.Array) -> tuple[pa.Array, ...]:
+    """Returns stems, counts and lengths of some documents of a shard of terms."""
+    terms = storage.read_parquet(uri)
+    terms = terms.filter(pc.is_in(terms.column("row_id"), value_set=row_ids))
+    return tuple(terms.column(name).combine_chunks() for name in ("stems", "counts", "length"))

@@ -8,13 +8,13 @@ from zerogr.config.owned import ranking_of
 from zerogr.errors import UserError
 from zerogr.index.index import Index
 from zerogr.index.versions import Version, manifest_of
-from zerogr.llm.chat import SETTINGS_FILE, ChatFormat
+from zerogr.llm.chat import ChatFormat
 from zerogr.llm.models import load_model, tokenizer_hash
 from zerogr.ranking.ranker import Data, load_ranker
 from zerogr.search.answer import Documents
 from zerogr.search.changes import apply_changes
 from zerogr.search.writer import Writer
-from zerogr.store import cache, storage
+from zerogr.store import cache
 from zerogr.trie.opened import open_trie, read_documents
 
 
@@ -30,9 +30,7 @@ def open_index(
     for stage in ("docids", *(["lexical"] if ranking.needs_lexical else []), "trie", "retriever"):
         index.require(stage)
     chosen = Version.of(manifest)
-    lexical_folder = (
-        cache.local_folder(index.path(*filter(None, (chosen.base, "lexical")))) if ranking.needs_lexical else None
-    )
+    lexical_folder = cache.local_folder(index.path(chosen.base, "lexical")) if ranking.needs_lexical else None
     opened, table = open_trie(index, chosen), read_documents(index, chosen)
     data = Data(opened.folder, lexical_folder)
     if (data.owners.num_rows if data.has_owners else opened.num_rows) != len(table):
@@ -45,15 +43,14 @@ def open_index(
             f"the trie of '{uri}' was made with another tokenizer than its retriever; "
             "run `zerogr index` with --rebuild trie"
         )
-    settings = storage.read_json(str(folder / SETTINGS_FILE))
     model, tokenizer = load_model(str(folder), device=device, dtype=dtype)
     changes = apply_changes(model, index, chosen)
-    prompting = {key: settings[key] for key in ("codec", "max_instruction_tokens", "max_query_tokens")}
+    chat, instruction = ChatFormat.trained(str(folder), tokenizer)
     return {
-        "writer": Writer(model, ChatFormat.of(tokenizer, **prompting), opened.trie, decoder, terms=changes),
+        "writer": Writer(model, chat, opened.trie, decoder, terms=changes),
         "ranker": load_ranker(ranking, data),
         "documents": Documents.of(table, opened.denied),
-        "instruction": settings["instruction"],
+        "instruction": instruction,
         "decoding": manifest["config"]["decoding"],
         "manifest": manifest,
     }

@@ -47,7 +47,7 @@ class OpenedTrie:
 
 def open_trie(index: Index, version: Version) -> OpenedTrie:
     """Opens the trie of a version as memory maps. Raises UserError if it is missing or damaged."""
-    folder = cache.local_folder(index.path(*filter(None, (version.base, "trie"))))
+    folder = cache.local_folder(index.path(version.base, "trie"))
     base = DocidTrie.load(folder)
     if version.addition is None:
         return OpenedTrie(base, base.extra, np.empty(0, np.int64), base.num_rows, folder)
@@ -60,14 +60,16 @@ def open_trie(index: Index, version: Version) -> OpenedTrie:
 
 def read_documents(index: Index, version: Version) -> pa.Table:
     """Returns row_id, doc_id and docid of every document of a version, removed ones included, in the order of its trie."""
-    if version.base:
-        tables = [storage.read_parquet(index.path(version.base, "trie", DOCUMENTS))]
-    else:
-        uris = [index.shard("docids", shard) for shard in shards_in(index.path("docids"))]
-        tables = [storage.read_parquet(uri, DOCUMENTS_SCHEMA.names) for uri in uris]
-    if version.addition is not None:
-        tables.append(read_added(index, version))
-    return pa.concat_tables([DOCUMENTS_SCHEMA.empty_table(), *tables]).combine_chunks()
+    compacted = index.path(version.base, "trie", DOCUMENTS)
+    base = storage.read_parquet(compacted) if version.base else read_docids(index)
+    return pa.concat_tables([base, read_added(index, version)]).combine_chunks()
+
+
+def read_docids(index: Index) -> pa.Table:
+    """Returns the same of the documents whose docids an index, or an update, has given."""
+    uris = [index.shard("docids", shard) for shard in shards_in(index.path("docids"))]
+    tables = [storage.read_parquet(uri, DOCUMENTS_SCHEMA.names) for uri in uris]
+    return pa.concat_tables([DOCUMENTS_SCHEMA.empty_table(), *tables])
 
 
 def read_added(index: Index, version: Version) -> pa.Table:

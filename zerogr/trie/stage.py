@@ -52,7 +52,10 @@ def build_trie(config: Config, index: Index) -> dict[str, Any]:
         texts: Iterable[list[str]] = (identifiers[i : i + _AT_ONCE] for i in range(0, len(identifiers), _AT_ONCE))
     else:
         texts = (part.column("docid").to_pylist() for part in _docids(index, ["docid"]))
-    trie = DocidTrie.build(_tokens(texts, written.chat(), index))
+    tokens, offsets = tokens_of(texts, written.chat())
+    if len(offsets) == 1:
+        raise UserError(f"'{index.uri}' has no docid; every document was rejected, see `zerogr status {index.uri}`")
+    trie = DocidTrie.build((tokens, offsets))
     counts = {"rows": trie.num_rows, "docids": trie.num_docids, "nodes": trie.num_nodes, "bytes": trie.nbytes}
     with storage.staging_folder(index.path("trie")) as target:
         trie.save(target, extra={"tokenizer": written.hash()})
@@ -65,17 +68,14 @@ def build_trie(config: Config, index: Index) -> dict[str, Any]:
     return counts
 
 
-def _tokens(texts: Iterable[list[str]], chat: ChatFormat, index: Index) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the tokens of all texts, int32 [T], and their offsets, int64 [N + 1]."""
+def tokens_of(texts: Iterable[list[str]], chat: ChatFormat) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the tokens of all texts, given part by part, int32 [T], and their offsets, int64 [N + 1]."""
     tokens, lengths = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.int64)]
     for part in texts:
         part_tokens, offsets = chat.docids(part)
         tokens.append(part_tokens)
         lengths.append(np.diff(offsets))
-    all_lengths = np.concatenate(lengths)
-    if not len(all_lengths):
-        raise UserError(f"'{index.uri}' has no docid; every document was rejected, see `zerogr status {index.uri}`")
-    return np.concatenate(tokens), offsets_of(all_lengths)
+    return np.concatenate(tokens), offsets_of(np.concatenate(lengths))
 
 
 def _docids(index: Index, columns: list[str]) -> Iterator[pa.RecordBatch]:

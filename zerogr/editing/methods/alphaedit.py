@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from zerogr.editing.edits import LayeredSettings, edit, moment_of, num_layers, remaining
+from zerogr.editing.edits import LayeredSettings, edit, moment_of
 from zerogr.editing.method import Change, New, Setting
 
 
@@ -33,8 +33,6 @@ class Alphaedit:
         import torch
 
         from zerogr.editing.closed_form import null_space
-        from zerogr.editing.statistics import layers_between
-        from zerogr.editing.values import Search
 
         own, statistics = self._settings, setting.statistics
         assert statistics is not None
@@ -44,12 +42,4 @@ class Alphaedit:
             earlier = statistics.added.get(layer, torch.zeros_like(moment)).to(moment.device)
             return null_space(keys, lacking, moment, earlier, threshold=own.threshold, ridge=own.ridge)
 
-        return edit(
-            setting,
-            new,
-            own,
-            layers=layers_between(own.layers, num_layers(setting)),
-            search=Search("hard", own.num_steps, own.learning_rate, own.weight_decay, own.max_norm),
-            share=remaining,
-            solve=solve,
-        )
+        return edit(setting, new, own, solve)

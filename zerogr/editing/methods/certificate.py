@@ -13,7 +13,7 @@ Source: Kishore et al. 2023 (IncDSI), whose classifier has a row per document; a
 same, and so is the last term: without it queries that were not looked at lose to the new documents (docs/log.md). Others are
 old queries at the root, one of each document first, and all that were kept of the documents below the node further down.
 
-Cost: a forward pass over the sample once, one over the document's queries, and a few milliseconds for each choice.
+Cost: a forward pass over the sample once, one over the document's queries, and L-BFGS on few numbers for each choice.
 """
 
 from __future__ import annotations

@@ -7,12 +7,17 @@ first, and for λ the number of old keys, so that an old key counts what a new o
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from zerogr.editing.edits import LayeredSettings, edit, moment_of, nearness, num_layers
+from zerogr.editing.edits import LayeredSettings, edit, moment_of, nearness
 from zerogr.editing.method import Change, New, Setting
+
+if TYPE_CHECKING:
+    import torch
+
+    from zerogr.editing.values import Search
 
 
 class DomeSettings(LayeredSettings):
@@ -28,6 +33,10 @@ class DomeSettings(LayeredSettings):
         None, gt=0, description="Old keys that the statistics stand for; null = as many as they were made of."
     )
 
+    def search(self) -> Search:
+        """Returns the same with these labels."""
+        return super().search()._replace(labels=self.labels, first_share=self.first_share)
+
 
 class Dome:
     """See the module."""
@@ -40,19 +49,11 @@ class Dome:
     def update(self, setting: Setting, new: New) -> Change:
         """Returns the changes of the layers' MLPs."""
         from zerogr.editing.closed_form import least_squares
-        from zerogr.editing.statistics import layers_between
-        from zerogr.editing.values import Search
 
         own = self._settings
         preserve = own.preserve or (setting.statistics.num_keys if setting.statistics else 1)
-        return edit(
-            setting,
-            new,
-            own,
-            layers=layers_between(own.layers, num_layers(setting)),
-            search=Search(
-                own.labels, own.num_steps, own.learning_rate, own.weight_decay, own.max_norm, own.first_share
-            ),
-            share=nearness,
-            solve=lambda layer, keys, lacking: least_squares(keys, lacking, moment_of(setting, layer), preserve),
-        )
+
+        def solve(layer: int, keys: torch.Tensor, lacking: torch.Tensor) -> torch.Tensor:
+            return least_squares(keys, lacking, moment_of(setting, layer), preserve)
+
+        return edit(setting, new, own, solve, share=nearness)

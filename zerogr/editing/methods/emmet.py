@@ -5,17 +5,21 @@ Source: Gupta et al. 2024, "A Unified Framework for Model Editing", and its rele
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
-from zerogr.editing.edits import EditSettings, edit, moment_of, num_layers, remaining
+from zerogr.editing.edits import OneLayerSettings, edit, moment_of
 from zerogr.editing.method import Change, New, Setting
 
+if TYPE_CHECKING:
+    import torch
 
-class EmmetSettings(EditSettings):
+
+class EmmetSettings(OneLayerSettings):
     """Of the method emmet."""
 
     name: str = Field("emmet", description="One layer, new keys matched exactly (Gupta et al. 2024).")
-    layer: float = Field(0.75, ge=0, le=1, description="The layer, as a share of the depth.")
     ridge: float = Field(0.1, gt=0, description="What is added to the diagonal of the new keys' products.")
 
 
@@ -30,16 +34,10 @@ class Emmet:
     def update(self, setting: Setting, new: New) -> Change:
         """Returns the change of the layer's MLP."""
         from zerogr.editing.closed_form import equality
-        from zerogr.editing.statistics import layers_between
-        from zerogr.editing.values import Search
 
         own = self._settings
-        return edit(
-            setting,
-            new,
-            own,
-            layers=layers_between([own.layer, own.layer], num_layers(setting)),
-            search=Search("hard", own.num_steps, own.learning_rate, own.weight_decay, own.max_norm),
-            share=remaining,
-            solve=lambda layer, keys, lacking: equality(keys, lacking, moment_of(setting, layer), own.ridge),
-        )
+
+        def solve(layer: int, keys: torch.Tensor, lacking: torch.Tensor) -> torch.Tensor:
+            return equality(keys, lacking, moment_of(setting, layer), own.ridge)
+
+        return edit(setting, new, own, solve)

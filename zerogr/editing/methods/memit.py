@@ -5,10 +5,15 @@ Source: Meng et al. 2023, "Mass-Editing Memory in a Transformer", and its releas
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
-from zerogr.editing.edits import LayeredSettings, edit, moment_of, num_layers, remaining
+from zerogr.editing.edits import LayeredSettings, edit, moment_of
 from zerogr.editing.method import Change, New, Setting
+
+if TYPE_CHECKING:
+    import torch
 
 
 class MemitSettings(LayeredSettings):
@@ -31,16 +36,10 @@ class Memit:
     def update(self, setting: Setting, new: New) -> Change:
         """Returns the changes of the layers' MLPs."""
         from zerogr.editing.closed_form import least_squares
-        from zerogr.editing.statistics import layers_between
-        from zerogr.editing.values import Search
 
         own = self._settings
-        return edit(
-            setting,
-            new,
-            own,
-            layers=layers_between(own.layers, num_layers(setting)),
-            search=Search("hard", own.num_steps, own.learning_rate, own.weight_decay, own.max_norm),
-            share=remaining,
-            solve=lambda layer, keys, lacking: least_squares(keys, lacking, moment_of(setting, layer), own.preserve),
-        )
+
+        def solve(layer: int, keys: torch.Tensor, lacking: torch.Tensor) -> torch.Tensor:
+            return least_squares(keys, lacking, moment_of(setting, layer), own.preserve)
+
+        return edit(setting, new, own, solve)
