@@ -10,16 +10,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from jobs import index as index_job
 from jobs import update as update_job
 from jobs.cli import main
+from jobs.parser import METHOD_NAMES
 from tests import tiny
 from tests.published import files
 from zerogr import Retriever
 from zerogr.config.file import load_config
+from zerogr.config.owned import METHOD
 from zerogr.corpus.collection import Collection
 from zerogr.editing.update import Request
 from zerogr.errors import UserError
@@ -27,9 +30,10 @@ from zerogr.evaluation.baselines.systems import Documents
 from zerogr.evaluation.explain import training_queries
 from zerogr.index.index import Index
 from zerogr.index.versions import Live, Version, publish
+from zerogr.plugins import built_in
 
 LENIENT = ["update.max_forgetting=1"]
-METHODS = ("none", "finetune", "replay", "rome", "memit", "alphaedit", "emmet", "dome", "certificate")
+METHODS = built_in(METHOD.package)
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +189,9 @@ class TestAVersion:
 
 
 class TestMethods:
+    def test_the_help_names_them_all(self) -> None:
+        assert sorted(METHOD_NAMES) == METHODS
+
     @pytest.mark.parametrize("method", METHODS)
     def test_every_method_makes_a_version_that_answers(self, place: Path, method: str) -> None:
         found = update(place, add="new.jsonl", method=method)
@@ -292,7 +299,7 @@ class TestOtherSchemes:
         document = {"title": "", "text": "something else"}
         [told_apart] = existing.settle([document], [proposal], Scheme())
         assert isinstance(told_apart, Proposal) and told_apart.candidates[:2] == [f"{known} 2", f"{known} 3"]
-        existing.rows_with = lambda docid: __import__("numpy").array([0]) if docid == known else written(docid)  # type: ignore
+        existing.rows_with = lambda docid: np.array([0]) if docid == known else written(docid)  # type: ignore
         [rejected] = existing.settle([document], [proposal], Scheme())
         assert isinstance(rejected, Rejection) and rejected.reason == "no_docid_left"
 
@@ -372,6 +379,7 @@ storage.create_json = counting(storage.create_json)
 copy = storage._copy_local
 storage._copy_local = lambda source, target: counting(lambda uri: copy(source, target))(target)
 from jobs.cli import main
+from jobs.parser import METHOD_NAMES
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -1,0 +1,126 @@
+"""Learning beside the ordinary steps: sharpness-aware ones, and terms of single choices with their certificates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests import tiny
+from tests.editing import DOCIDS, INSTRUCTION, QUERIES, known, setting_of
+from zerogr.decoding import decode_batch
+from zerogr.decoding.language_model import TreeModel
+from zerogr.decoding.scoring import Request
+from zerogr.decoding.terms import Terms
+from zerogr.editing.certify import Certifier, Margins
+from zerogr.editing.method import Setting
+from zerogr.editing.rehearsal import Known
+from zerogr.llm.chat import ChatFormat
+from zerogr.llm.models import load_model
+from zerogr.training.examples import Examples
+from zerogr.training.learner import Learner, TrainingSettings
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save_model(tmp_path_factory.mktemp("model"), initializer_range=0.3)
+
+
+@pytest.fixture
+def setting(folder: Path, tmp_path: Path) -> Setting:
+    return setting_of(folder, tmp_path)
+
+
+class TestSharpness:
+    def test_a_step_uses_the_gradient_of_the_worst_point_near_by(self, folder: Path) -> None:
+        """Without this the method is fine-tuning with a longer name."""
+
+        def learner(sharpness: float) -> tuple[Any, Learner, Examples]:
+            model, tokenizer = load_model(str(folder), dtype="float32")
+            chat = ChatFormat.of(tokenizer)
+            examples = Examples.build([known(i).example for i in range(5)], chat)
+            settings = TrainingSettings(
+                num_epochs=1,
+                batch_size=5,
+                learning_rate=1e-3,
+                precision="fp32",
+                sharpness=sharpness,
+                max_gradient_norm=1e9,
+            )
+            return model, Learner(model, settings), examples
+
+        model, plain, examples = learner(0.0)
+        ids = np.arange(5)
+        plain._accumulate(plain.prepare(examples, ids))
+        gradients = {name: weight.grad.clone() for name, weight in plain.weights.items()}
+        norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
+        plain.optimizer.zero_grad()
+        with torch.no_grad():
+            for name, weight in plain.weights.items():
+                weight += 0.05 * gradients[name] / norm
+        plain._accumulate(plain.prepare(examples, ids))
+        expected = float(torch.stack([weight.grad.norm() for weight in plain.weights.values()]).norm())
+        before = {name: weight.detach() - 0.05 * gradients[name] / norm for name, weight in plain.weights.items()}
+
+        _, sharp, examples = learner(0.05)
+        step = sharp.step(sharp.prepare(examples, ids), 0.0)
+        assert step.gradient_norm == pytest.approx(expected, rel=1e-4)
+        for name, weight in sharp.weights.items():
+            torch.testing.assert_close(weight.detach(), before[name], atol=1e-6, rtol=0)
+
+
+class TestTerms:
+    def scorer(self, setting: Setting) -> tuple[TreeModel, Any]:
+        model = TreeModel(setting.model)
+        return model, model.start([(setting.chat.prefix(INSTRUCTION), setting.chat.query("how to roast"))])
+
+    @pytest.mark.parametrize("normalise", ["allowed", "vocabulary"])
+    def test_are_added_to_one_choice_alone(self, setting: Setting, normalise: str, tmp_path: Path) -> None:
+        model, scorer = self.scorer(setting)
+        tokens, other = np.array([5, 9, 11]), np.array([5, 9])
+        requests = [Request(0, (), tokens), Request(0, (5,), other)]
+        hidden = scorer.hidden(requests)
+        before = scorer.log_probs(requests, normalise)
+        vector = torch.randn(32, generator=torch.Generator().manual_seed(0))
+        terms = Terms()
+        terms.put((), 9, vector)
+        terms.save(tmp_path)
+        model.terms = Terms.load(tmp_path)
+        after = scorer.log_probs(requests, normalise)
+        assert np.allclose(after[1], before[1])
+        head = setting.model.get_output_embeddings().weight.float()
+        logits = hidden[0].float() @ head.T
+        logits[9] += float(hidden[0].float() @ vector)
+        over = logits[torch.from_numpy(tokens)] if normalise == "allowed" else logits
+        expected = (logits[torch.from_numpy(tokens)] - over.logsumexp(0)).numpy()
+        assert np.allclose(after[0], expected, atol=1e-4)
+
+    def test_certified_documents_win_their_queries_and_take_none(self, setting: Setting) -> None:
+        setting.model.float()
+        old = [known(i) for i in range(3)]
+        certifier = Certifier(setting, old, num_rivals=10, margins=Margins(2.0, 1.0, 0.5, 1e-3, 0.0))
+
+        def greedy(queries: list[Known]) -> list[str]:
+            prompts = [(setting.chat.prefix(INSTRUCTION), setting.chat.query(each.example.query)) for each in queries]
+            model = certifier._model
+            model.terms = certifier.terms
+            found = decode_batch(
+                model.start(prompts), setting.trie, 1, eos_token_id=setting.chat.end_token_id, strategy="greedy"
+            )
+            return [setting.chat.codec.decode(each[0].tokens) for each in found]
+
+        before = greedy(old)
+        for number in (3, 4):
+            own = [known(number), known(number, f"more on {QUERIES[number]}")]
+            outcome = certifier.add(own)
+            found = greedy(own)
+            assert sum(docid == DOCIDS[number] for docid in found) == outcome.num_won
+            if outcome.is_certified:
+                assert found == [DOCIDS[number]] * 2
+        assert outcome.num_own == 2 and "wins" in outcome.in_words
+        right = [docid == each.docid for docid, each in zip(before, old, strict=True)]
+        still = [docid == each.docid for docid, each in zip(greedy(old), old, strict=True)]
+        assert sum(right) - sum(still) <= outcome.num_taken
