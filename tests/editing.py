@@ -10,6 +10,7 @@ from zerogr.decoding.terms import Terms
 from zerogr.editing.method import New, Setting
 from zerogr.editing.positions import Reader
 from zerogr.editing.rehearsal import Known
+from zerogr.editing.states import States
 from zerogr.editing.statistics import merged, sum_of_keys
 from zerogr.llm.chat import ChatFormat
 from zerogr.llm.models import load_model
@@ -44,7 +45,7 @@ def setting_of(folder: Path, tmp_path: Path) -> Setting:
     reader = Reader(model, choices)
     sums, number = sum_of_keys(reader, tokenised([known(i) for i in range(3)]), [0, 1])
     return Setting(
-        model=model, chat=chat, trie=trie, choices=choices, terms=Terms(), statistics=merged([(sums, number)]),
+        model=model, chat=chat, trie=trie, choices=choices, terms=Terms(), states=States(), statistics=merged([(sums, number)]),
         config=config, tokenised=tokenised, checkpoints=str(tmp_path / "checkpoints"),
     )  # fmt: skip
 
@@ -52,4 +53,4 @@ def setting_of(folder: Path, tmp_path: Path) -> Setting:
 def new_of(setting: Setting, numbers: list[int]) -> New:
     taught = [known(i) for i in numbers] + [known(i, f"more on {QUERIES[i]}") for i in numbers]
     old = [known(i) for i in range(len(DOCIDS)) if i not in numbers]
-    return New(known=taught, examples=setting.tokenised(taught), old=old, old_examples=setting.tokenised(old))
+    return New(known=taught, examples=setting.tokenised(taught), old=old)

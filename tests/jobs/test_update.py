@@ -7,11 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from jobs import index as index_job
@@ -21,9 +23,12 @@ from jobs.parser import METHOD_NAMES
 from tests import tiny
 from tests.published import files
 from zerogr import Retriever
-from zerogr.config.file import load_config
+from zerogr.config.file import config_of, load_config
 from zerogr.config.owned import METHOD
 from zerogr.corpus.collection import Collection
+from zerogr.decoding.scoring import Request as Scored
+from zerogr.editing.rehearsal import Known, kept
+from zerogr.editing.states import States
 from zerogr.editing.update import Request
 from zerogr.errors import UserError
 from zerogr.evaluation.baselines.systems import Documents
@@ -433,3 +438,49 @@ def test_many_updates_in_a_row(place: Path) -> None:
     publish(root, 0)
     update(place, add="new.jsonl", method="certificate")
     assert sorted(find_all(place)) == one_by_one
+
+
+class TestWhatIsHandedOn:
+    """An update that learns hands its sample of old queries to the next, and their states if no weight has changed."""
+
+    def test_the_sample_is_the_one_that_the_shards_give(self, place: Path) -> None:
+        root = Index(str(place / "index"))
+        config = config_of({**root.manifest()["config"], "index": root.uri})
+
+        def sample(number: int, **changed: Any) -> list[Known]:
+            return kept(root, config, replace(Version.of(root.manifest()), **changed), number)
+
+        update(place, add="new-0.jsonl", method="certificate")
+        update(place, remove=("chess-7", "bicycles-0"))
+        update(place, add="new-1.jsonl", method="none")
+        assert sample(4096) == sample(4096, kept=None)
+        update(place, add="new-0.jsonl", method="certificate")
+        assert Version.of(root.manifest()).kept == 4
+        assert sample(4096) == sample(4096, kept=None)
+        found = {known.doc_id for known in sample(4096)}
+        assert {"bicycles-0", "bicycles-1"} < found and "chess-7" not in found
+        assert sample(3) == sample(3, kept=None), "a sample of another size is read anew"
+
+    def test_states_are_those_of_the_model(self, place: Path) -> None:
+        root = Index(str(place / "index"))
+        update(place, add="new-0.jsonl", method="certificate")
+        first = Version.of(root.manifest())
+        update(place, remove=("chess-7",))
+        assert Version.of(root.manifest()).states == first.states
+        update(place, add="new-1.jsonl", method="certificate")
+        version = Version.of(root.manifest())
+        assert version.states is not None and version.states != first.states
+        states = States.load(root.path(version.states))
+        config = config_of({**root.manifest()["config"], "index": root.uri})
+        known = [each for each in kept(root, config, version, 4096) if each.doc_id in ("bicycles-1", "bicycles-0")]
+        assert known and not states.missing(known)
+        writer = Retriever.load(root.uri, device="cpu").writer
+        prompts = [
+            (writer.chat.prefix(each.example.instruction), writer.chat.query(each.example.query)) for each in known
+        ]
+        scorer = writer.model.start(prompts)
+        expected = scorer.hidden([Scored(query, (), np.empty(0, np.int64)) for query in range(len(known))])
+        torch.testing.assert_close(states.of(known), expected.float(), atol=1e-4, rtol=1e-4)
+
+        update(place, add="new-2.jsonl", method="memit")
+        assert Version.of(root.manifest()).states is None

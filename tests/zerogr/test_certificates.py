@@ -78,22 +78,28 @@ class TestTerms:
         return model, model.start([(setting.chat.prefix(INSTRUCTION), setting.chat.query("how to roast"))])
 
     @pytest.mark.parametrize("normalise", ["allowed", "vocabulary"])
-    def test_are_added_to_one_choice_alone(self, setting: Setting, normalise: str, tmp_path: Path) -> None:
+    def test_are_gates_added_to_one_choice_alone(self, setting: Setting, normalise: str, tmp_path: Path) -> None:
         model, scorer = self.scorer(setting)
         tokens, other = np.array([5, 9, 11]), np.array([5, 9])
         requests = [Request(0, (), tokens), Request(0, (5,), other)]
         hidden = scorer.hidden(requests)
         before = scorer.log_probs(requests, normalise)
-        vector = torch.randn(32, generator=torch.Generator().manual_seed(0))
+        state = hidden[0].float()
+        vectors = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
+        vectors *= (vectors @ state).sign()[:, None]  # open gates
         terms = Terms()
-        terms.put((), 9, vector)
+        terms.put((), 9, torch.cat([vectors[0], torch.tensor([0.5, 0.25])]))
+        terms.put((), 9, torch.cat([vectors[1], torch.tensor([1.0, 0.0])]))
+        terms.put((), 9, torch.cat([-vectors[1], torch.tensor([0.0, 2.0])]))  # a shut one, which costs all the same
+        terms.put((), 10, torch.ones(34))  # of a token that is not asked for
         terms.save(tmp_path)
         model.terms = Terms.load(tmp_path)
+        assert len(model.terms) == 4
         after = scorer.log_probs(requests, normalise)
         assert np.allclose(after[1], before[1])
         head = setting.model.get_output_embeddings().weight.float()
-        logits = hidden[0].float() @ head.T
-        logits[9] += float(hidden[0].float() @ vector)
+        logits = state @ head.T
+        logits[9] += float((vectors @ state).sum()) + 0.5 + 1.0 - 0.25 - 2.0
         over = logits[torch.from_numpy(tokens)] if normalise == "allowed" else logits
         expected = (logits[torch.from_numpy(tokens)] - over.logsumexp(0)).numpy()
         assert np.allclose(after[0], expected, atol=1e-4)
@@ -101,7 +107,7 @@ class TestTerms:
     def test_certified_documents_win_their_queries_and_take_none(self, setting: Setting) -> None:
         setting.model.float()
         old = [known(i) for i in range(3)]
-        certifier = Certifier(setting, old, num_rivals=10, margins=Margins(2.0, 1.0, 0.5, 1e-3, 0.0))
+        certifier = Certifier(setting, old, Margins(2.0, 1.0, 0.5, 1e-3, 1.0, 2.0))
 
         def greedy(queries: list[Known]) -> list[str]:
             prompts = [(setting.chat.prefix(INSTRUCTION), setting.chat.query(each.example.query)) for each in queries]

@@ -1,9 +1,10 @@
-"""Terms of single choices: vectors that are added to the output head where one docid's token is chosen, and nowhere else.
+"""Terms of single choices: what is added to the output head where one docid's token is chosen, and nowhere else.
 
-    logit(token | query, prefix) += vector · hidden state behind the prefix
+    logit(token | query, prefix) += max(0, v · hidden state behind the prefix + b) - c
 
-A document that was added to an index without training gets such vectors along its docid (`zerogr.editing.methods.certificate`).
-The model's own weights stay as they are, and so does every choice that has no term.
+A document that was added to an index without training gets such terms along its docid (`zerogr.editing.methods.certificate`).
+The model's own weights stay as they are, and so does every choice that has no term. A term is a gate: for queries on its far
+side it is exactly -c, so that many of them do not add up.
 """
 
 from __future__ import annotations
@@ -18,43 +19,60 @@ from zerogr.decoding.scoring import Prefix, Request
 from zerogr.ragged import offsets_of
 from zerogr.store.arrays import load_arrays, save_arrays
 
-_ARRAYS = ("prefix_tokens", "prefix_offsets", "tokens", "vectors")
+_ARRAYS = ("prefix_tokens", "prefix_offsets", "tokens", "terms")
+
+
+class _Terms:
+    """Those behind one prefix."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.rows: list[torch.Tensor] = []
+        self.stacked: torch.Tensor | None = None
+
+    def matrix(self, device: torch.device) -> torch.Tensor:
+        """Returns all of them, float32 [number, D + 2]."""
+        if self.stacked is None or self.stacked.device != device:
+            self.stacked = torch.stack(self.rows).to(device)
+        return self.stacked
 
 
 class Terms:
-    """Vectors (float32 [D]) by prefix and token."""
+    """Terms (float32 [D + 2]: v, b, c) by prefix and token; a choice may have several, which are added."""
 
     def __init__(self) -> None:
-        self._vectors: dict[Prefix, dict[int, torch.Tensor]] = {}
+        self._of: dict[Prefix, _Terms] = {}
 
     def __len__(self) -> int:
-        return sum(map(len, self._vectors.values()))
+        return sum(len(of_prefix.tokens) for of_prefix in self._of.values())
 
-    def get(self, prefix: Prefix, token: int) -> torch.Tensor | None:
-        """Returns the vector of a choice; None if it has none."""
-        return self._vectors.get(prefix, {}).get(token)
-
-    def put(self, prefix: Prefix, token: int, vector: torch.Tensor) -> None:
-        """Sets the vector of a choice."""
-        self._vectors.setdefault(prefix, {})[token] = vector
+    def put(self, prefix: Prefix, token: int, term: torch.Tensor) -> None:
+        """Adds one to a choice."""
+        of_prefix = self._of.setdefault(prefix, _Terms())
+        of_prefix.tokens.append(token)
+        of_prefix.rows.append(term)
+        of_prefix.stacked = None
 
     def bonus(self, prefix: Prefix, tokens: np.ndarray, hidden: torch.Tensor) -> torch.Tensor | None:
-        """Returns what is added to the logits of some tokens (int [C]) behind a prefix, for hidden states [..., D].
+        """Returns what is added to the logits of some tokens (int [C], ascending) behind a prefix.
 
-        float32 [..., C]; None if nothing is.
+        For hidden states [..., D]: float32 [..., C]; None if nothing is.
         """
-        of_prefix = self._vectors.get(prefix)
+        of_prefix = self._of.get(prefix)
         if of_prefix is None:
             return None
         added = hidden.new_zeros(*hidden.shape[:-1], len(tokens), dtype=torch.float32)
-        for column, token in enumerate(tokens.tolist()):
-            if token in of_prefix:
-                added[..., column] = hidden.float() @ of_prefix[token].to(hidden.device)
+        columns = np.minimum(np.searchsorted(tokens, of_prefix.tokens), len(tokens) - 1)
+        wanted = np.flatnonzero(tokens[columns] == of_prefix.tokens)
+        if len(wanted):
+            rows = of_prefix.matrix(hidden.device)[torch.from_numpy(wanted).to(hidden.device)]
+            gates = (hidden.float() @ rows[:, :-2].T + rows[:, -2]).clamp(min=0) - rows[:, -1]
+            added.index_add_(-1, torch.from_numpy(columns[wanted]).to(hidden.device), gates)
         return added
 
     def bonuses(self, requests: Sequence[Request], hidden_RD: torch.Tensor) -> torch.Tensor | None:
         """Returns the same of many requests, one behind the other, float32 [sum of C]; None if nothing is added anywhere."""
-        if not any(request.prefix in self._vectors for request in requests):
+        if not any(request.prefix in self._of for request in requests):
             return None
         parts = []
         for request, hidden in zip(requests, hidden_RD, strict=True):
@@ -63,16 +81,16 @@ class Terms:
         return torch.cat(parts)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the vectors into a local folder."""
-        entries = [(prefix, token) for prefix, of_prefix in self._vectors.items() for token in of_prefix]
+        """Writes them into a local folder."""
+        entries = [(prefix, token) for prefix, of_prefix in self._of.items() for token in of_prefix.tokens]
         offsets = offsets_of(len(prefix) for prefix, _ in entries)
         flat = [token for prefix, _ in entries for token in prefix]
-        vectors = [self._vectors[prefix][token].cpu().numpy() for prefix, token in entries]
+        rows = [row.cpu().numpy() for of_prefix in self._of.values() for row in of_prefix.rows]
         arrays = {
             "prefix_tokens": np.array(flat, dtype=np.int64),
             "prefix_offsets": offsets,
             "tokens": np.array([token for _, token in entries], dtype=np.int64),
-            "vectors": np.stack(vectors) if vectors else np.empty((0, 0), np.float32),
+            "terms": np.stack(rows) if rows else np.empty((0, 0), np.float32),
         }
         save_arrays(path, arrays, {})
 
@@ -81,8 +99,8 @@ class Terms:
         """Reads what `save` wrote. Raises UserError if a file is missing or not what was written."""
         arrays, _ = load_arrays(path, _ARRAYS, "list of terms")
         terms, offsets = cls(), arrays["prefix_offsets"].tolist()
-        vectors = torch.from_numpy(np.array(arrays["vectors"]))
+        rows = torch.from_numpy(np.array(arrays["terms"]))
         for number, token in enumerate(arrays["tokens"].tolist()):
             prefix = tuple(arrays["prefix_tokens"][offsets[number] : offsets[number + 1]].tolist())
-            terms.put(prefix, token, vectors[number])
+            terms.put(prefix, token, rows[number])
         return terms

@@ -28,7 +28,8 @@ class Margins(NamedTuple):
     own_share: float
     l2: float
     quiet: float
-    """Of the mean square of what the term adds to the scores of others' queries."""
+    """Of the mean square of what the term has for others' queries above -`silence`."""
+    silence: float
 
 
 class Outcome(NamedTuple):
@@ -59,24 +60,29 @@ class _Choice(NamedTuple):
     """int64 [C], ascending."""
     option: int
     """Which of them is the docid's."""
+    is_new: bool
+    """Whether no other document has that token here."""
 
 
 class Certifier:
     """Adds documents one by one; each sees those before it."""
 
-    def __init__(self, setting: Setting, old: Sequence[Known], *, num_rivals: int, margins: Margins) -> None:
+    def __init__(self, setting: Setting, old: Sequence[Known], margins: Margins) -> None:
         """Reads a sample of old queries."""
         self.terms = setting.terms
         self._setting, self._margins = setting, margins
         self._model = TreeModel(setting.model)
         self._head = setting.model.get_output_embeddings()
-        self._others: list[tuple[Known, list[int]]] = [(known, self._written(known.docid)) for known in old]
-        self._at_root = self._others[:num_rivals]  # one query of each document comes before a second of any
-        self._root_states = self._states([known for known, _ in self._at_root], ())
+        self._others: list[tuple[Known, list[int]]] = list(zip(old, self._written(old), strict=True))
+        unknown = setting.states.missing(old)
+        setting.states.put(unknown, self._states(unknown, ()))
+        self.states = setting.states.only(old)
+        """Of all queries that it knows, before the first token."""
+        self._at_root = torch.cat([self._states([], ()), *([self.states.of(old)] if old else [])])
 
     def add(self, queries: Sequence[Known]) -> Outcome:
         """Solves for the terms of a document, given by its pseudo-queries."""
-        tokens = self._written(queries[0].docid)
+        tokens = self._setting.chat.docid(queries[0].docid)
         path = self._path(tokens)
         states = self._states_along(queries, [choice.prefix for choice in path])
         won = torch.ones(len(queries), dtype=torch.bool)
@@ -89,14 +95,15 @@ class Certifier:
             won &= self._scores(choice, own).argmax(-1) == choice.option
             if len(wanted):
                 rows = torch.arange(len(wanted))
-                was_right = before[rows, wanted] >= before[rows, choice.option]
-                taken += int((was_right & (after[rows, wanted] < after[rows, choice.option])).sum())
+                is_wrong = after[rows, wanted] < after[rows, choice.option]
+                if not choice.is_new:
+                    is_wrong &= before[rows, wanted] >= before[rows, choice.option]
+                taken += int(is_wrong.sum())
         self._others += [(known, tokens) for known in queries]
-        if path:
-            self._at_root.append((queries[0], tokens))
-            self._root_states = (
-                torch.cat([self._root_states, states[0][:1]]) if not path[0].prefix else self._root_states
-            )
+        if path and not path[0].prefix:
+            unknown = self.states.missing(queries)
+            self.states.put(unknown, states[0][[queries.index(known) for known in unknown]])
+            self._at_root = torch.cat([self._at_root, states[0]])
         return Outcome(len(queries), int(won.sum()), taken)
 
     def _solve(self, choice: _Choice, own: torch.Tensor, rivals: torch.Tensor, wanted: torch.Tensor) -> None:
@@ -105,33 +112,35 @@ class Certifier:
         others = self._scores(choice, own)
         score_of_own = others[:, choice.option].clone()
         others[:, choice.option] = -torch.inf
-        bar = others.max(-1).values + margins.own - score_of_own  # v · h must be at least so much
+        bar = others.max(-1).values + margins.own - score_of_own  # the term must be at least so much
         scores = self._scores(choice, rivals)
         rows = torch.arange(len(wanted))
         limit = scores[rows, wanted] - margins.rival - scores[:, choice.option]  # and at most so much
-        if bool((bar <= 0).all()) and bool((limit >= 0).all()):
+        cost = 0.0 if not choice.is_new or not len(limit) else max(-float(limit.min()), 0.0)
+        if bool((bar + cost <= 0).all()):
+            if cost:
+                self.terms.put(choice.prefix, token, torch.tensor([0.0] * (own.shape[1] + 1) + [cost]))
             return
-        vector = torch.zeros(own.shape[1], dtype=torch.float64, requires_grad=True)
+        bar, limit = bar + cost, (limit + cost).clamp(min=0)
+        term = torch.zeros(own.shape[1] + 1, dtype=torch.float64, requires_grad=True)
         own, rivals, bar, limit = own.double(), rivals.double(), bar.double(), limit.double()
-        solver = torch.optim.LBFGS(
-            [vector], max_iter=MAX_ITERATIONS, tolerance_grad=1e-3, line_search_fn="strong_wolfe"
-        )
+        solver = torch.optim.LBFGS([term], max_iter=MAX_ITERATIONS, tolerance_grad=1e-3, line_search_fn="strong_wolfe")
 
         def loss() -> torch.Tensor:
             solver.zero_grad()
-            value = margins.own_share * (bar - own @ vector).clamp(min=0).square().sum()
-            value = value + (1 - margins.own_share) * (rivals @ vector - limit).clamp(min=0).square().sum()
+            vector, bias = term[:-1], term[-1]
+            of_rivals = rivals @ vector + bias
+            value = margins.own_share * (bar - own @ vector - bias).clamp(min=0).square().sum()
+            value = value + (1 - margins.own_share) * (of_rivals - limit).clamp(min=0).square().sum()
             value = value + margins.l2 * vector.square().sum()
             if len(rivals):
-                value = value + margins.quiet * (rivals @ vector).square().mean()
+                value = value + margins.quiet * (of_rivals + margins.silence).clamp(min=0).square().mean()
             value.backward()  # type: ignore[no-untyped-call]
             return value
 
         with torch.enable_grad():
             solver.step(loss)  # type: ignore[no-untyped-call]
-        known = self.terms.get(choice.prefix, token)
-        found = vector.detach().float()
-        self.terms.put(choice.prefix, token, found if known is None else known + found)
+        self.terms.put(choice.prefix, token, torch.cat([term.detach(), torch.tensor([cost])]).float())
 
     @torch.no_grad()
     def _scores(self, choice: _Choice, states: torch.Tensor) -> torch.Tensor:
@@ -154,7 +163,7 @@ class Certifier:
             chosen = [each for each in self._others if tuple(each[1][:depth]) == choice.prefix][:MOST_BELOW]
             states = self._states([known for known, _ in chosen], choice.prefix)
         else:
-            chosen, states = self._at_root, self._root_states
+            chosen, states = self._others, self._at_root
         following = np.array([(*tokens, end)[depth] for _, tokens in chosen], dtype=np.int64)
         wanted = np.searchsorted(choice.tokens, following)
         is_known = (wanted < len(choice.tokens)) & (np.append(choice.tokens, -1)[wanted] == following)
@@ -164,18 +173,24 @@ class Certifier:
     def _path(self, tokens: list[int]) -> list[_Choice]:
         """Returns the choices on the way to a docid."""
         trie, end = self._setting.trie, self._setting.chat.end_token_id
-        node, found = trie.root, []
-        open_part = self._setting.choices.open_part(tokens)
-        for depth, token in enumerate(open_part):
+        node, found, oldest = trie.root, [], []
+        for depth, token in enumerate([*tokens, end]):
             allowed, nodes = trie.children(node)
-            options = allowed.astype(np.int64)
-            if len(trie.ends(node)):
+            ends, options = trie.ends(node), allowed.astype(np.int64)
+            if len(ends):
                 options = np.sort(np.append(options, end))
-            if len(options) > 1:
-                found.append(_Choice(tuple(tokens[:depth]), options, int(np.searchsorted(options, token))))
+            below = ends
             if token != end:
                 node = int(nodes[np.searchsorted(allowed, token)])
-        return found
+                below = trie.rows(node)
+            found.append((tuple(tokens[:depth]), options, int(np.searchsorted(options, token))))
+            oldest.append(int(below.min()))
+        newest = int(below[-1])  # a document's row is greater than those of all that were there before
+        return [
+            _Choice(*choice, is_new=row >= newest)
+            for choice, row in zip(found, oldest, strict=True)
+            if len(choice[1]) > 1
+        ]
 
     def _states(self, queries: Sequence[Known], prefix: Prefix) -> torch.Tensor:
         """Returns the hidden states of queries behind a prefix, fp32 [n, D]."""
@@ -196,9 +211,13 @@ class Certifier:
         hidden = scorer.hidden(requests).float().cpu()
         return list(torch.split(hidden, len(queries)))
 
+    def _written(self, queries: Sequence[Known]) -> list[list[int]]:
+        """Returns the tokens of the docids that queries are to find."""
+        docids = list(dict.fromkeys(known.docid for known in queries))
+        tokens, offsets = self._setting.chat.docids(docids)
+        tokens_of = {docid: tokens[offsets[place] : offsets[place + 1]].tolist() for place, docid in enumerate(docids)}
+        return [tokens_of[known.docid] for known in queries]
+
     def _prompt(self, known: Known) -> Prompt:
         chat = self._setting.chat
         return chat.prefix(known.example.instruction), chat.query(known.example.query)
-
-    def _written(self, docid: str) -> list[int]:
-        return self._setting.chat.docid(docid)

@@ -11,7 +11,8 @@ import torch
 
 from zerogr.editing.existing import chat_of
 from zerogr.editing.method import Change, New, Setting, load_method
-from zerogr.editing.rehearsal import Known, kept, new_queries
+from zerogr.editing.rehearsal import Known, hand_on, kept, new_queries
+from zerogr.editing.states import STATES, States
 from zerogr.editing.statistics import Statistics
 from zerogr.editing.update import Update
 from zerogr.index.index import Index
@@ -70,14 +71,16 @@ def learn(update: Update, version: Version) -> dict[str, Any]:
         trie=trie,
         choices=choices,
         terms=terms,
+        states=_states(update),
         statistics=_statistics(update) if settings.needs_statistics else None,
         config=config,
         tokenised=tokenised,
         checkpoints=update.index.path("work/training", "checkpoints"),
     )
-    new = New(known=known, examples=tokenised(known), old=old, old_examples=tokenised(old))
+    new = New(known=known, examples=tokenised(known), old=old)
     change = load_method(settings).update(setting, new)
     _publish(update, change, model)
+    hand_on(root, config, version, config.update.kept_queries)
     storage.delete(update.index.path("work/training"))
     return {"method": settings.name, "examples": len(known), **change.report}
 
@@ -87,7 +90,11 @@ def learnt(update: Update, version: Version) -> Version:
     files = storage.list_files(update.index.path("retriever"))
     folder = f"{update.folder}/retriever"
     has_statistics = bool(storage.list_files(update.index.path(STATISTICS.name)))
-    found = replace(version, statistics=f"{update.folder}/{STATISTICS.name}" if has_statistics else version.statistics)
+    statistics = f"{update.folder}/{STATISTICS.name}" if has_statistics else version.statistics
+    found = replace(version, statistics=statistics, kept=update.number)
+    if files:
+        has_states = bool(storage.list_files(update.index.path(STATES)))
+        found = replace(found, states=f"{update.folder}/{STATES}" if has_states else None)
     if "config.json" in files:
         has_terms = any(name.startswith(f"{TERMS}/") for name in files)
         return replace(found, retriever=folder, changes=folder if has_terms else None)
@@ -108,6 +115,11 @@ def _statistics(update: Update) -> Statistics | None:
     return Statistics.load(cache.local_folder(root.path(folder)))
 
 
+def _states(update: Update) -> States:
+    folder = update.before.states
+    return States() if folder is None else States.load(cache.local_folder(update.root.path(folder)))
+
+
 def _publish(update: Update, change: Change, model: Any) -> None:
     """Writes the whole model where most of it has changed, else the tensors that have, with those of earlier updates."""
     uri, root, before = update.index.path("retriever"), update.root, update.before
@@ -126,6 +138,9 @@ def _publish(update: Update, change: Change, model: Any) -> None:
     if change.statistics is not None:
         with storage.staging_folder(update.index.path(STATISTICS.name)) as folder:
             change.statistics.save(folder)
+    if change.states is not None:
+        with storage.staging_folder(update.index.path(STATES)) as folder:
+            change.states.save(folder)
 
 
 def _write_model(root: Index, before: Version, model: Any, folder: Path) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # this file is read with the configuration, which must not wa
     from zerogr.config.tree import Config
     from zerogr.decoding.terms import Terms
     from zerogr.editing.rehearsal import Known
+    from zerogr.editing.states import States
     from zerogr.editing.statistics import Statistics
     from zerogr.llm.chat import ChatFormat
     from zerogr.training.choices import Choices
@@ -40,6 +41,8 @@ class Setting:
     """What that trie leaves open."""
     terms: Terms
     """Of single choices, so far."""
+    states: States
+    """Of old queries, as far as an update before has kept them."""
     statistics: Statistics | None
     """Where the method needs them."""
     config: Config
@@ -59,7 +62,6 @@ class New:
     """The same, tokenised."""
     old: Sequence[Known]
     """Pseudo-queries of old documents."""
-    old_examples: Examples
 
 
 @dataclass(kw_only=True)
@@ -70,6 +72,8 @@ class Change:
     """What is to be added to weights (fp32), by name."""
     terms: Terms | None = None
     """Of single choices, all that there are now; None = as before."""
+    states: States | None = None
+    """Of old queries, for the next update; None where weights are changed."""
     statistics: Statistics | None = None
     """With the new documents' queries; None = as before."""
     report: dict[str, Any] = field(default_factory=dict)

@@ -64,6 +64,10 @@ class Version:
     """Of tensors that replace the model's own, and of terms that are added to its scores."""
     statistics: str | None = None
     """Of what is known of the queries learnt so far, for the methods that need it."""
+    kept: int | None = None
+    """The update that has last handed on its sample of old queries."""
+    states: str | None = None
+    """Of the retriever's hidden states for old queries, for the method that needs them; None where its weights have changed."""
     num_documents: int = 0
     """That can be found."""
 
