@@ -15,6 +15,8 @@ from zerogr.editing.rehearsal import Known
 
 MAX_ITERATIONS = 30
 """IncDSI's."""
+MOST_GATES = 4
+"""At a choice: the first for all of a document's queries, each other for those that are not won yet."""
 MOST_BELOW = 256
 """Queries of other documents that are looked at below the root, at each node."""
 _AT_ONCE = 64
@@ -107,40 +109,31 @@ class Certifier:
         return Outcome(len(queries), int(won.sum()), taken)
 
     def _solve(self, choice: _Choice, own: torch.Tensor, rivals: torch.Tensor, wanted: torch.Tensor) -> None:
-        """Puts the term of a choice's token, unless none is needed."""
+        """Puts the terms of a choice's token: none where none is needed, another for the queries that the first cannot win."""
         token, margins = int(choice.tokens[choice.option]), self._margins
+        cost = max(-float(self._room(choice, rivals, wanted).min()), 0.0) if choice.is_new and len(wanted) else 0.0
+        if cost:
+            self.terms.put(choice.prefix, token, torch.tensor([0.0] * (own.shape[1] + 1) + [cost]))
+        for number in range(MOST_GATES):
+            bar = self._bar(choice, own)
+            is_lost = bar > (margins.own if number else 0)
+            if not bool(is_lost.any()):
+                return
+            room = self._room(choice, rivals, wanted).clamp(min=0)
+            gate = _gate(own[is_lost], bar[is_lost], rivals, room, margins)
+            self.terms.put(choice.prefix, token, torch.cat([gate, torch.zeros(1)]))
+
+    def _bar(self, choice: _Choice, own: torch.Tensor) -> torch.Tensor:
+        """Returns what the score of a choice's token lacks for each of its own queries, [n]; the margin is part of it."""
         others = self._scores(choice, own)
-        score_of_own = others[:, choice.option].clone()
+        score = others[:, choice.option].clone()
         others[:, choice.option] = -torch.inf
-        bar = others.max(-1).values + margins.own - score_of_own  # the term must be at least so much
+        return others.max(-1).values + self._margins.own - score
+
+    def _room(self, choice: _Choice, rivals: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """Returns by how much that score may rise for each query of others, [n]; less than 0 where it is too high already."""
         scores = self._scores(choice, rivals)
-        rows = torch.arange(len(wanted))
-        limit = scores[rows, wanted] - margins.rival - scores[:, choice.option]  # and at most so much
-        cost = 0.0 if not choice.is_new or not len(limit) else max(-float(limit.min()), 0.0)
-        if bool((bar + cost <= 0).all()):
-            if cost:
-                self.terms.put(choice.prefix, token, torch.tensor([0.0] * (own.shape[1] + 1) + [cost]))
-            return
-        bar, limit = bar + cost, (limit + cost).clamp(min=0)
-        term = torch.zeros(own.shape[1] + 1, dtype=torch.float64, requires_grad=True)
-        own, rivals, bar, limit = own.double(), rivals.double(), bar.double(), limit.double()
-        solver = torch.optim.LBFGS([term], max_iter=MAX_ITERATIONS, tolerance_grad=1e-3, line_search_fn="strong_wolfe")
-
-        def loss() -> torch.Tensor:
-            solver.zero_grad()
-            vector, bias = term[:-1], term[-1]
-            of_rivals = rivals @ vector + bias
-            value = margins.own_share * (bar - own @ vector - bias).clamp(min=0).square().sum()
-            value = value + (1 - margins.own_share) * (of_rivals - limit).clamp(min=0).square().sum()
-            value = value + margins.l2 * vector.square().sum()
-            if len(rivals):
-                value = value + margins.quiet * (of_rivals + margins.silence).clamp(min=0).square().mean()
-            value.backward()  # type: ignore[no-untyped-call]
-            return value
-
-        with torch.enable_grad():
-            solver.step(loss)  # type: ignore[no-untyped-call]
-        self.terms.put(choice.prefix, token, torch.cat([term.detach(), torch.tensor([cost])]).float())
+        return scores[torch.arange(len(wanted)), wanted] - self._margins.rival - scores[:, choice.option]
 
     @torch.no_grad()
     def _scores(self, choice: _Choice, states: torch.Tensor) -> torch.Tensor:
@@ -221,3 +214,34 @@ class Certifier:
     def _prompt(self, known: Known) -> Prompt:
         chat = self._setting.chat
         return chat.prefix(known.example.instruction), chat.query(known.example.query)
+
+
+def _gate(
+    own: torch.Tensor, bar: torch.Tensor, rivals: torch.Tensor, room: torch.Tensor, margins: Margins
+) -> torch.Tensor:
+    """Returns v and b, fp32 [D + 1], that solve the convex problem of the method's docstring.
+
+    Args:
+        own, bar: States [n, D] of the queries that are to be won, and how much each needs.
+        rivals, room: Of those that are to be left alone, and how much each may get.
+        margins: Of the problem.
+    """
+    term = torch.zeros(own.shape[1] + 1, dtype=torch.float64, requires_grad=True)
+    own, rivals, bar, room = own.double(), rivals.double(), bar.double(), room.double()
+    solver = torch.optim.LBFGS([term], max_iter=MAX_ITERATIONS, tolerance_grad=1e-3, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        solver.zero_grad()
+        vector, bias = term[:-1], term[-1]
+        of_rivals = rivals @ vector + bias
+        value = margins.own_share * (bar - own @ vector - bias).clamp(min=0).square().sum()
+        value = value + (1 - margins.own_share) * (of_rivals - room).clamp(min=0).square().sum()
+        value = value + margins.l2 * vector.square().sum()
+        if len(rivals):
+            value = value + margins.quiet * (of_rivals + margins.silence).clamp(min=0).square().mean()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    with torch.enable_grad():
+        solver.step(loss)  # type: ignore[no-untyped-call]
+    return term.detach().float()
