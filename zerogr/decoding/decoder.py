@@ -111,7 +111,7 @@ def decode_batch(
     searches = []
     for query in range(scorer.num_queries):
         tree = ScoredTree(trie, eos_token_id, normalise, query)
-        searches.append(_Search(tree, policy_of(tree, k, seed, **options)))
+        searches.append(Underway(tree, policy_of(tree, k, seed, **options)))
     while underway := [search for search in searches if search.requests]:
         answers = scorer.log_probs([request for search in underway for request in search.requests], normalise)
         begin = 0
@@ -157,7 +157,7 @@ def policy(strategy: str, options: Iterable[str] = ()) -> Callable[..., Policy]:
     return found
 
 
-class _Search:
+class Underway:
     """One query's policy on its way, stopped where it needs the model."""
 
     def __init__(self, tree: ScoredTree, policy: Policy):

@@ -158,7 +158,7 @@ class TreeModel:
         kept = self._beginnings
         if tokens not in kept:
             cache = TreeCache(1)
-            self.forward(cache, [_text(0, tokens, 0)])
+            self.forward(cache, [text_tokens(0, tokens, 0)])
             kept[tokens] = cache.first(0, len(tokens))
             if len(kept) > MAX_KEPT_BEGINNINGS:
                 kept.popitem(last=False)
@@ -206,13 +206,13 @@ class TreeScorer:
         self.forwards: list[ForwardPass] = []
         """Every forward pass, the prompts' included."""
         self._tree_model = tree_model
-        self._queries = [_QueryState(row, len(shared) + len(own)) for row, (shared, own) in enumerate(prompts)]
+        self._queries = [QueryState(row, len(shared) + len(own)) for row, (shared, own) in enumerate(prompts)]
         self._cache = TreeCache(self.num_queries)
         self._forward_s_before = tree_model.forward_s
         for row, (shared, _) in enumerate(prompts):
             if len(shared):
                 self._cache.put(row, tree_model.beginning(tuple(shared)))
-        hidden_TD = self._forward([_text(row, own, len(shared)) for row, (shared, own) in enumerate(prompts)])
+        hidden_TD = self._forward([text_tokens(row, own, len(shared)) for row, (shared, own) in enumerate(prompts)])
         last = torch.from_numpy(np.cumsum([len(own) for _, own in prompts]) - 1)
         self._hidden_ND = hidden_TD[last.to(hidden_TD.device)]
         """The hidden state of every prefix so far; the first are those of the prompts' last tokens."""
@@ -266,7 +266,7 @@ class TreeScorer:
         return self._tree_model.forward(self._cache, new)
 
 
-class _QueryState:
+class QueryState:
     """Which prefixes of one query are in the cache, and where."""
 
     def __init__(self, row: int, prompt_length: int):
@@ -310,7 +310,7 @@ class _QueryState:
         return NewTokens(self._row, tokens, self._prompt_length + depths - 1, is_visible)
 
 
-def _text(row: int, tokens: Sequence[int], begin: int) -> NewTokens:
+def text_tokens(row: int, tokens: Sequence[int], begin: int) -> NewTokens:
     """Plain text after the first `begin` tokens of a cache row."""
     is_visible = np.tri(len(tokens), begin + len(tokens), begin, dtype=bool)
     return NewTokens(row, np.array(tokens), begin + np.arange(len(tokens)), is_visible)

@@ -104,34 +104,9 @@ class TreeCache:
     def place(self, new: Sequence[NewTokens], device: torch.device, dtype: torch.dtype) -> tuple[Layout, torch.Tensor]:
         """Lays out the next forward pass: where its tokens go, and the additive mask [N, n, U] of what blocks see."""
         self._reserve(max(part.is_visible.shape[1] for part in new))
-        blocks: list[tuple[int, np.ndarray, np.ndarray]] = []  # row, slots [u], what is visible of them [m, u]
-        slots = []
-        for part in new:
-            count, used = part.is_visible.shape
-            slots.append(part.row * self._num_slots + np.arange(used - count, used))
-            for is_visible in np.array_split(part.is_visible, -(-count // BLOCK_TOKENS)):
-                seen = np.flatnonzero(is_visible.any(axis=0))
-                blocks.append((part.row, seen, is_visible[:, seen]))
-        width = max(len(is_visible) for _, _, is_visible in blocks)
-        num_seen = max(len(seen) for _, seen, _ in blocks)
-        seen_NU = np.zeros((len(blocks), num_seen), dtype=np.int64)
-        visible_NnU = np.zeros((len(blocks), width, num_seen), dtype=bool)
-        places = []
-        for block, (row, seen, is_visible) in enumerate(blocks):
-            seen_NU[block, : len(seen)] = row * self._num_slots + seen
-            visible_NnU[block, : len(is_visible), : len(seen)] = is_visible
-            places.append(block * width + np.arange(len(is_visible)))
-        place_T = np.concatenate(places)
-        self._layout = Layout(
-            slot_T=torch.from_numpy(np.concatenate(slots)).to(device),
-            place_T=torch.from_numpy(place_T).to(device),
-            seen_NU=torch.from_numpy(seen_NU).to(device),
-            block_tokens=width,
-            is_padded=len(place_T) < len(blocks) * width,
-        )
-        visible = torch.from_numpy(visible_NnU).to(device)
-        mask = torch.zeros(visible.shape, dtype=dtype, device=device)
-        return self._layout, mask.masked_fill_(~visible, torch.finfo(dtype).min)
+        slots = [part.row * self._num_slots + np.arange(part.is_visible.shape[1]) for part in new]
+        self._layout, mask = layout_of(new, slots, device, dtype)
+        return self._layout, mask
 
     def update(
         self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -175,6 +150,45 @@ class TreeCache:
                 buffers[i] = buffer.new_zeros(rows, self._num_slots, heads, size)
                 buffers[i][:, :used] = buffer
         return buffers
+
+
+def layout_of(
+    new: Sequence[NewTokens], slots: Sequence[np.ndarray], device: torch.device, dtype: torch.dtype
+) -> tuple[Layout, torch.Tensor]:
+    """Returns where new tokens go, and the additive mask [N, n, U] of what their blocks see.
+
+    Args:
+        new: Of all queries.
+        slots: For each part of them the slots of its query so far, in order, its own the last; int64 [slots in use].
+        device, dtype: Of the mask.
+    """
+    blocks: list[tuple[np.ndarray, np.ndarray]] = []  # slots [u], what is visible of them [m, u]
+    own = []
+    for part, of_query in zip(new, slots, strict=True):
+        count = len(part.is_visible)
+        own.append(of_query[len(of_query) - count :])
+        for is_visible in np.array_split(part.is_visible, -(-count // BLOCK_TOKENS)):
+            seen = np.flatnonzero(is_visible.any(axis=0))
+            blocks.append((of_query[seen], is_visible[:, seen]))
+    width = max(len(is_visible) for _, is_visible in blocks)
+    seen_NU = np.zeros((len(blocks), max(len(seen) for seen, _ in blocks)), dtype=np.int64)
+    visible_NnU = np.zeros((len(blocks), width, seen_NU.shape[1]), dtype=bool)
+    places = []
+    for block, (seen, is_visible) in enumerate(blocks):
+        seen_NU[block, : len(seen)] = seen
+        visible_NnU[block, : len(is_visible), : len(seen)] = is_visible
+        places.append(block * width + np.arange(len(is_visible)))
+    place_T = np.concatenate(places)
+    layout = Layout(
+        slot_T=torch.from_numpy(np.concatenate(own)).to(device),
+        place_T=torch.from_numpy(place_T).to(device),
+        seen_NU=torch.from_numpy(seen_NU).to(device),
+        block_tokens=width,
+        is_padded=len(place_T) < len(blocks) * width,
+    )
+    visible = torch.from_numpy(visible_NnU).to(device)
+    mask = torch.zeros(visible.shape, dtype=dtype, device=device)
+    return layout, mask.masked_fill_(~visible, torch.finfo(dtype).min)
 
 
 def _tree_attention(
