@@ -16,6 +16,7 @@ COMMANDS = {
     "docids": "jobs.docids",
     "queries": "jobs.queries",
     "lexical": "jobs.lexical",
+    "mine": "jobs.mine",
     "trie": "jobs.trie",
     "train": "jobs.train",
     "statistics": "jobs.statistics",

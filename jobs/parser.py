@@ -250,7 +250,10 @@ def _add_queries(commands: Commands) -> None:
         sub.add_argument("--seed", type=int, default=0, help="of the sampling strategies (default: 0)")
         return sub
 
-    add("search", "answer a query", None)
+    sub = add("search", "answer a query", None)
+    sub.add_argument(
+        "--rerank", action="store_true", help="order what is found by the score that training.loss ranknet teaches"
+    )
     sub = add("explain", "show where a document was lost in a search, token by token or word by word", 100)
     sub.add_argument("--doc", required=True, metavar="DOC_ID", help="the document that should have been found")
 

@@ -42,6 +42,7 @@ def command(options: argparse.Namespace) -> None:
     how = how_to_decode(options)
     retriever = Retriever.load(options.index)
     start = time.monotonic()
+    how |= {"rerank": True} if options.rerank else {}
     hits = retriever.search([options.query], instruction=options.instruction, **how)[0]
     took_ms = round(1000 * (time.monotonic() - start), 1)
     if options.json:

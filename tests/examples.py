@@ -54,6 +54,7 @@ def of_tokens(
         query_offsets=np.cumsum([0, *(len(query) for _, query, _ in rows)]),
         first_document=np.arange(len(rows) + 1),
         grades=np.ones(len(rows), dtype=np.float32),
+        teacher=np.zeros(len(rows), dtype=np.float32),
         first_answer=np.cumsum([0, *(len(of_example) for _, _, of_example in rows)]),
         weights=np.array([weight for _, weight in pieces], dtype=np.float32),
         answer_tokens=flat([tokens for tokens, _ in pieces]),

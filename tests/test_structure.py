@@ -22,7 +22,7 @@ LAYERS = (
     "training",
     "search",
     "retriever",
-    "editing",
+    "editing mining",
     "evaluation doctor",
     "study",
 )

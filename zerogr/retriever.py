@@ -19,6 +19,7 @@ from zerogr.index.versions import name_of
 from zerogr.ranking.ranker import Filter, Ranker
 from zerogr.search.answer import Documents, Hit, Traced
 from zerogr.search.opening import open_index
+from zerogr.search.reranking import reranked
 from zerogr.search.tracing import trace
 from zerogr.search.writer import Instruction, Writer
 
@@ -129,6 +130,7 @@ class Retriever:
         strategy: str | None = None,
         ranking: str | None = None,
         num_leaves: int | None = None,
+        rerank: bool = False,
         seed: int = 0,
         batch_size: int = 16,
         **options: Any,
@@ -142,12 +144,13 @@ class Retriever:
             strategy: One of `zerogr.decoding.STRATEGIES`; None = the index's default.
             ranking: One of `rankers`; None = the index's ranker.
             num_leaves: What is generated, where the ranker has such a setting; None = the index's default.
+            rerank: Whether they are ordered by the score of query and docid that the loss ranknet has taught.
             seed: Of the sampling strategies.
             batch_size: Queries decoded together. It moves scores by rounding only.
             **options: Passed to `decode`: `normalise`, `beam_width`, `max_temperature`, ...
 
         Raises:
-            UserError: The index does not rank by `ranking`, or its ranker has no `num_leaves`.
+            UserError: The index does not rank by `ranking`, its ranker has no `num_leaves`, or its retriever no such score.
             ValueError: `queries` is a bare string, `batch_size` is below 1, or an option does not fit the strategy.
         """
         strategy, k, ranker = strategy or self._decoding["strategy"], k or self._decoding["k"], self._ranker_of(ranking)
@@ -161,6 +164,7 @@ class Retriever:
         for batch, prompts in self.writer.batches(queries, instruction, self.instruction, batch_size):
             found = self.writer.write(prompts, num_leaves, options)
             rankings = [ranker.rank(query, leaves, k) for query, leaves in zip(queries[batch], found, strict=True)]
+            rankings = reranked(self.writer, self._documents, prompts, rankings) if rerank else rankings
             hits += [self._documents.hits(ranking) for ranking in rankings]
         return hits
 

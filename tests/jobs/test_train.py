@@ -20,13 +20,15 @@ from safetensors.torch import load_file, save_file
 
 from jobs.cli import main
 from tests.examples import example
+from zerogr.config.owned import LOSS, settings_of
 from zerogr.index.index import Index
 from zerogr.llm.chat import ChatFormat
 from zerogr.llm.models import load_model
 from zerogr.training.checkpoints import StorageCheckpointer, full_tensors
-from zerogr.training.examples import Examples
+from zerogr.training.examples import Examples, Relevant, TextExample
 from zerogr.training.learner import Learner, TrainingSettings
 from zerogr.training.loop import train
+from zerogr.training.loss import load_loss
 
 pytestmark = pytest.mark.integration
 
@@ -98,6 +100,28 @@ def test_two_ranks_in_the_default_precision(tiny_model: Path, tmp_path: Path) ->
     assert together[-1]["loss"] < 0.97 * together[0]["loss"]
 
 
+@pytest.mark.parametrize("name", ["graded", "ranknet"])
+def test_two_ranks_train_what_a_loss_brings_along(tiny_model: Path, tmp_path: Path, name: str) -> None:
+    """Its parameters are trained, kept in checkpoints and gathered like the model's."""
+    changes = {"loss": settings_of(LOSS, name).model_validate({"name": name}), "num_epochs": 1}
+    _train_on_two_ranks(tiny_model, [tmp_path / "two"], **changes)
+    shutil.copytree(tmp_path / "two", tmp_path / "one")
+    _train_here(tiny_model, tmp_path / "one", **changes)  # from the checkpoint of two
+    (tmp_path / "alone").mkdir()
+    reports = _train_here(tiny_model, tmp_path / "alone", **changes)
+    alone = load_file(tmp_path / "alone" / "final.safetensors")
+    own = [name for name in alone if name.startswith("of_loss.")]
+    assert own
+    for other in ("two", "one"):
+        _assert_close(load_file(tmp_path / other / "final.safetensors"), alone)
+    together = json.loads((tmp_path / "two" / "reports.json").read_text())
+    assert together[-1]["loss"] == pytest.approx(reports[-1]["loss"], rel=1e-3)
+    torch.manual_seed(0)
+    untrained = load_loss(changes["loss"], load_model(str(tiny_model), device="cpu", dtype=torch.float32)[0])
+    before = dict((untrained.scorer if name == "ranknet" else untrained.layer).named_parameters())
+    assert any(not torch.equal(before[key.removeprefix("of_loss.")], alone[key]) for key in own)
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_two_ranks_whose_layers_are_compiled(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
@@ -126,16 +150,27 @@ def _assert_close(actual: dict[str, torch.Tensor], expected: dict[str, torch.Ten
     assert float((actual[furthest] - expected[furthest]).abs().max()) <= TOLERANCE, furthest
 
 
-def _examples(chat: ChatFormat) -> Examples:
+def _examples(chat: ChatFormat, *, graded: bool = False) -> Examples:
+    """Returns queries of one document each, or of three with the grades 2, 1 and 0."""
     draw = np.random.default_rng(0)
     words = "coffee grind water keel mast wind knight rook pawn flour yeast oven gear chain brake".split()
-    return Examples.build(
-        (
-            example("Find the text.", " ".join(draw.choice(words, 4)), (" ".join(draw.choice(words, 3)), 1.0))
-            for _ in range(31)
-        ),
-        chat,
-    )
+    if not graded:
+        return Examples.build(
+            (
+                example("Find the text.", " ".join(draw.choice(words, 4)), (" ".join(draw.choice(words, 3)), 1.0))
+                for _ in range(31)
+            ),
+            chat,
+        )
+    texts = [
+        TextExample(
+            "Find the text.",
+            " ".join(draw.choice(words, 4)),
+            [Relevant(float(grade), [(" ".join(draw.choice(words, 3)), float(grade))]) for grade in (2, 1, 0)],
+        )
+        for _ in range(31)
+    ]
+    return Examples.build(texts, chat)
 
 
 def _train_here(
@@ -146,8 +181,8 @@ def _train_here(
     model, tokenizer = load_model(str(model_folder), device="cpu", dtype=torch.float32)
     reports: list[dict[str, Any]] = []
     checkpointer = StorageCheckpointer(str(folder / "checkpoints"), rank=rank, num_ranks=num_ranks)
-    examples = _examples(ChatFormat.of(tokenizer))
     settings = replace(SETTINGS, **changes)
+    examples = _examples(ChatFormat.of(tokenizer), graded=settings.loss.needs_negatives)
     train(
         model, examples, settings, checkpointer=checkpointer, report=reports.append, rank=rank, num_ranks=num_ranks
     )  # fmt: skip

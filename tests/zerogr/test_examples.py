@@ -16,6 +16,7 @@ from zerogr.llm.models import load_model
 from zerogr.training.choices import Choices
 from zerogr.training.examples import Examples, Relevant, TextExample
 from zerogr.training.learner import SelectedTargets
+from zerogr.training.loss import Seen
 from zerogr.training.losses.cross_entropy import CrossEntropy, CrossEntropySettings
 from zerogr.training.normalisation import Vocabulary
 from zerogr.training.packing import PackedBatch, passes
@@ -77,8 +78,9 @@ def loss_alone(model: Any, examples: Examples, i: int) -> torch.Tensor:
 
 def loss_of(model: Any, batch: PackedBatch) -> torch.Tensor:
     """Returns the cross-entropy of a batch over the whole vocabulary."""
-    log_probs = Vocabulary().log_probs(SelectedTargets(model)(batch), batch)
-    return CrossEntropy(CrossEntropySettings())(log_probs, batch)
+    found = SelectedTargets(model)(batch)
+    seen = Seen(batch, Vocabulary().log_probs(found.logits, batch), found.states, 0.0)
+    return CrossEntropy(CrossEntropySettings(), model)(seen)
 
 
 class TestPacking:

@@ -195,9 +195,9 @@ class TestGreedyHits:
         with torch.no_grad():
             for i, is_hit in enumerate(expected):
                 batch = pack(examples, [i], 64, choices)
-                assert greedy_hits(module(batch), batch) == is_hit, i
+                assert greedy_hits(module(batch).logits, batch) == is_hit, i
             whole = pack(examples, range(len(examples)), 64, choices)
-            assert greedy_hits(module(whole), whole) == sum(expected)
+            assert greedy_hits(module(whole).logits, whole) == sum(expected)
 
     @pytest.mark.parametrize("normalise", ["allowed", "vocabulary"])
     def test_are_part_of_the_evaluation(self, trained: Trained, normalise: Any, tiny_model: Path) -> None:
@@ -208,7 +208,7 @@ class TestGreedyHits:
         ids = np.arange(len(examples))
         batch = pack(trained[1], ids, 64, choices)
         with torch.no_grad():
-            hits = greedy_hits(SelectedTargets(model, Allowed())(batch), batch)
+            hits = greedy_hits(SelectedTargets(model, Allowed())(batch).logits, batch)
         found = Learner(model, replace(SETTINGS, normalise=normalise)).evaluate(examples, ids, choices)
         assert found["evaluation_acc@1"] == round(hits / len(ids), 4)
 
@@ -382,7 +382,7 @@ class TestOnAGpu:
         learner.step(work, 1e-4)
         with Launches() as bare:
             for batch in work.passes:
-                learner._module(batch).float().sum().backward()
+                learner._module(batch).logits.float().sum().backward()
         learner.optimizer.zero_grad()
         for parameter in learner._trained.values():
             parameter.grad = None
@@ -425,9 +425,9 @@ class TestOnAGpu:
         [batch] = passes(make_examples(chat), np.arange(19), 64, 10**6, length_step=128)
         register_packed()
         with torch.inference_mode():
-            dense = SelectedTargets(model)(batch)
+            dense = SelectedTargets(model)(batch).logits
             model.set_attn_implementation(BLOCKS)
-            by_blocks = SelectedTargets(model, by_blocks=True)(batch)
+            by_blocks = SelectedTargets(model, by_blocks=True)(batch).logits
         torch.testing.assert_close(by_blocks, dense, atol=1e-4, rtol=1e-4)
 
 

@@ -147,6 +147,15 @@ class RankerSettings(Section):
 class LossSettings(Section):
     """What every loss has; its own settings are in its own file."""
 
+    needs_negatives: ClassVar[bool] = False
+    """Whether it compares documents that are relevant with some that are not (`negatives`)."""
+    needs_states: ClassVar[bool] = False
+    """Whether it reads the hidden states of queries and docids."""
+    needs_whole_docids: ClassVar[bool] = False
+    """Whether docids go through the model to their end, also behind their last choice."""
+    has_scorer: ClassVar[bool] = False
+    """Whether it leaves a score of query and docid beside the model, for re-ranking."""
+
     name: str = Field(description="What is minimised: the name of a loss, or package.module:Class.")
 
 

@@ -84,6 +84,41 @@ class RetrieverConfig(Section):
     )
 
 
+Source = Literal["lexical", "decoded", "random"]
+_LEXICAL: list[Source] = ["lexical"]
+
+
+class NegativesConfig(Section):
+    sources: list[Source] = Field(
+        default_factory=lambda: list(_LEXICAL),
+        min_length=1,
+        description="Where documents come from that are not relevant to a query: BM25's first, a retriever's first, any.",
+    )
+    number: int = Field(7, ge=1, le=1000, description="Of each query that has some, drawn from all sources alike.")
+    depth: int = Field(100, ge=1, le=10_000, description="So many first documents of a source are drawn from.")
+    every: int = Field(1, ge=1, description="Every so many-th pseudo-query has negatives; judged queries all do.")
+    retriever: str | None = Field(
+        None,
+        description="The index whose retriever decodes them: of the same documents, trained before. For source decoded.",
+    )
+    teacher: str | None = Field(
+        None,
+        description="A cross-encoder that scores query and document (sentence-transformers), for losses that follow a teacher; "
+        "null = our lexical ranking.",
+    )
+
+    @property
+    def needs_lexical(self) -> bool:
+        """Whether the lexical index is read."""
+        return "lexical" in self.sources or self.teacher is None
+
+    @model_validator(mode="after")
+    def _a_retriever_decodes(self) -> NegativesConfig:
+        if "decoded" in self.sources and self.retriever is None:
+            raise ValueError("sources has decoded; retriever must name an index of the same documents, trained before")
+        return self
+
+
 class TrainingConfig(Section):
     judged: str | None = Field(
         None, description="A BEIR folder whose judged queries train the retriever beside the pseudo-queries."
@@ -277,6 +312,9 @@ class Config(Section):
         default_factory=QueriesConfig, description="Pseudo-queries the retriever learns from."
     )
     retriever: RetrieverConfig = Field(default_factory=RetrieverConfig, description="The model that becomes the index.")
+    negatives: NegativesConfig = Field(
+        default_factory=NegativesConfig, description="What `zerogr mine` finds for losses that compare documents."
+    )
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="How it learns.")
     decoding: DecodingConfig = Field(default_factory=DecodingConfig, description="How it answers.")
     update: UpdateConfig = Field(
@@ -315,4 +353,14 @@ class Config(Section):
                 f"ranking.name {self.ranking.name} ranks by {' or '.join(sorted(self.ranking.takes))}, and docids.scheme "
                 f"{self.docids.scheme} gives {given}; see `zerogr config` for schemes and rankers that fit"
             )
+        if self.training.loss.needs_negatives and self.docids.has_shared:
+            raise ValueError(
+                f"training.loss {self.training.loss.name} compares docids, and docids.scheme {self.docids.scheme} gives "
+                "documents identifiers that they share; take the loss cross_entropy or another scheme"
+            )
         return self
+
+    @property
+    def needs_lexical(self) -> bool:
+        """Whether the index has a lexical part."""
+        return self.ranking.needs_lexical or (self.training.loss.needs_negatives and self.negatives.needs_lexical)

@@ -26,6 +26,7 @@ def train_on(setting: Setting, examples: Examples, settings: TrainSettings, *, s
     from zerogr.editing.method import Change
     from zerogr.training.checkpoints import StorageCheckpointer
     from zerogr.training.loop import train
+    from zerogr.training.losses.cross_entropy import CrossEntropySettings
     from zerogr.training.recipes.recipe import settings_of
 
     model = setting.model
@@ -41,6 +42,7 @@ def train_on(setting: Setting, examples: Examples, settings: TrainSettings, *, s
             schedule="constant",
             lora_rank=0,
             evaluation_fraction=0.0,
+            loss=CrossEntropySettings(),  # new documents have no negatives
             sharpness=sharpness,
         ),
         checkpointer=StorageCheckpointer(setting.checkpoints),

@@ -71,7 +71,7 @@ def compare_systems(
 
     spare = int(exclude_query_id)
     answers = []
-    for spec in [*strategies, *_parts_of(strategies[0], retriever)]:
+    for spec in [*strategies, *_parts_of(strategies[0], retriever), *_reranked(strategies, retriever)]:
         own_k = spec.options.get("k", k)
         asked = StrategySpec(spec.strategy, {**spec.options, "k": own_k + spare}) if spare else spec
         found = run_strategy(retriever, collection, asked, k=k, seed=seed, seconds_to_index=seconds)
@@ -90,6 +90,17 @@ def _parts_of(spec: StrategySpec, retriever: Retriever) -> list[StrategySpec]:
     if "ranking" in spec.options:
         return []
     return [StrategySpec(spec.strategy, {**spec.options, "ranking": name}) for name in retriever.rankers]
+
+
+def _reranked(strategies: Sequence[StrategySpec], retriever: Retriever) -> list[StrategySpec]:
+    """Returns the strategies with re-ranking, where the retriever has learnt it: both orders are rows of the table."""
+    if retriever.writer.scorer is None:
+        return []
+    return [
+        StrategySpec(spec.strategy, {**spec.options, "rerank": True})
+        for spec in strategies
+        if "rerank" not in spec.options
+    ]
 
 
 def run_strategy(
@@ -131,7 +142,7 @@ def run_strategy(
         scores,
         spec.options.get("k", k),
         spec.options,
-        retriever.has_log_probs(spec.options.get("ranking")),
+        retriever.has_log_probs(spec.options.get("ranking")) and not spec.options.get("rerank"),
     )
 
 

@@ -4,7 +4,8 @@
     beam:beam_width=200                     options of the strategy, see `zerogr.decoding.strategies`
     reverse_annealing:max_temperature=1,k=20,normalise=vocabulary
 
-`k`, `normalise`, `ranking` (one part of a mix) and, where terms are generated, `num_leaves` are options of every strategy.
+`k`, `normalise`, `rerank` (by the score that the loss ranknet teaches), `ranking` (one part of a mix) and, where terms are
+generated, `num_leaves` are options of every strategy.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from zerogr.errors import UserError
 from zerogr.evaluation.metrics import Run
 from zerogr.trie import DocidTrie
 
-_OF_EVERY_STRATEGY = ("k", "normalise", "ranking", "num_leaves")
+_OF_SEARCH = ("ranking", "num_leaves", "rerank")
+"""Options of a search that decoding does not see."""
+_OF_EVERY_STRATEGY = ("k", "normalise", *_OF_SEARCH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +63,15 @@ class StrategySpec:
             raise UserError(
                 f"'{text}' is no strategy: normalise must be {' or '.join(NORMALISATIONS)}, not {normalise!r}"
             )
+        if not isinstance(options.get("rerank", True), bool):
+            raise UserError(f"'{text}' is no strategy: rerank must be true or false, not {options['rerank']!r}")
         return cls(strategy, options)
 
     def check(self, k: int) -> None:
         """Raises UserError for an option whose value the strategy does not take; `k` is what is asked for without one."""
         options = {
             "k": k,
-            **{name: value for name, value in self.options.items() if name not in ("ranking", "num_leaves")},
+            **{name: value for name, value in self.options.items() if name not in _OF_SEARCH},
         }
         smallest = DocidTrie.build([[0], [1]])
         try:

@@ -106,7 +106,20 @@ LEXICAL = Stage(
     shards="work/lexical",
     follows_corpus=True,
     upstream=lambda config: ("corpus", "docids"),
-    is_wanted=lambda config: config.ranking.needs_lexical,
+    is_wanted=lambda config: config.needs_lexical,
+    uses_ray=True,
+)
+NEGATIVES = Stage(
+    name="negatives",
+    command="mine",
+    help="find documents that are not relevant to queries, where the loss compares documents",
+    folders=("negatives",),
+    shards="negatives",
+    follows_corpus=True,
+    upstream=lambda config: (
+        ("docids", "queries", "lexical") if config.negatives.needs_lexical else ("docids", "queries")
+    ),
+    is_wanted=lambda config: config.training.loss.needs_negatives,
     uses_ray=True,
 )
 TRIE = Stage(
@@ -122,7 +135,9 @@ RETRIEVER = Stage(
     help="train the retriever, or a generator",
     folders=("retriever",),
     work=("work/training",),
-    upstream=lambda config: ("docids", "queries"),
+    upstream=lambda config: (
+        ("docids", "queries", "negatives") if config.training.loss.needs_negatives else ("docids", "queries")
+    ),
     uses_ray=True,
 )
 STATISTICS = Stage(
@@ -167,7 +182,7 @@ INDEX = FolderKind(
     name="an index",
     key="index",
     place=lambda config: config.index,
-    stages=(CORPUS, EMBEDDINGS, DOCIDS, QUERIES, LEXICAL, TRIE, RETRIEVER, STATISTICS, EVALUATION),
+    stages=(CORPUS, EMBEDDINGS, DOCIDS, QUERIES, LEXICAL, NEGATIVES, TRIE, RETRIEVER, STATISTICS, EVALUATION),
 )
 TEACHER_DATA = FolderKind(
     name="teacher data", key="distil.out", place=lambda config: config.distil.out, stages=(DISTIL,)

@@ -35,6 +35,8 @@ _FORMATS = {
 }
 """Marker in the vocabulary -> text that opens the user turn, text between the turns, token that ends the answer."""
 
+SCORER = "scorer.safetensors"
+"""In a retriever's folder, where it was trained to score query and docid: `weight`, [1, H]."""
 _AT_ONCE = 10_000
 """Queries that are tokenised together; each holds about a kilobyte meanwhile."""
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors.torch import load_file
 
 from zerogr.config.owned import ranking_of
 from zerogr.errors import UserError
 from zerogr.index.index import Index
 from zerogr.index.versions import Version, manifest_of
-from zerogr.llm.chat import ChatFormat
+from zerogr.llm.chat import SCORER, ChatFormat
 from zerogr.llm.models import load_model, tokenizer_hash
 from zerogr.ranking.ranker import Data, load_ranker
 from zerogr.search.answer import Documents
@@ -47,10 +51,15 @@ def open_index(
     changes = apply_changes(model, index, chosen)
     chat, instruction = ChatFormat.trained(str(folder), tokenizer)
     return {
-        "writer": Writer(model, chat, opened.trie, decoder, terms=changes),
+        "writer": Writer(model, chat, opened.trie, decoder, terms=changes, scorer=_scorer(folder)),
         "ranker": load_ranker(ranking, data),
         "documents": Documents.of(table, opened.denied),
         "instruction": instruction,
         "decoding": manifest["config"]["decoding"],
         "manifest": manifest,
     }
+
+
+def _scorer(folder: Path) -> torch.Tensor | None:
+    file = folder / SCORER
+    return load_file(file)["weight"] if file.exists() else None

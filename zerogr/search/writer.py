@@ -9,10 +9,13 @@ from functools import partial
 from typing import Any, Self
 
 import numpy as np
+import torch
 
 from zerogr.decoding import Decoded, decode_batch
+from zerogr.decoding.scoring import Request
 from zerogr.decoding.terms import Terms
 from zerogr.decoding.trace import Step, trace_batch
+from zerogr.errors import UserError
 from zerogr.llm.chat import ChatFormat
 from zerogr.ranking.ranker import Filter, Leaves
 from zerogr.trie.grown import GrownTrie
@@ -29,7 +32,13 @@ class Writer:
     """Writes identifiers for queries."""
 
     def __init__(
-        self, model: Any, chat: ChatFormat, trie: Any, decoder: str | None = None, terms: Terms | None = None
+        self,
+        model: Any,
+        chat: ChatFormat,
+        trie: Any,
+        decoder: str | None = None,
+        terms: Terms | None = None,
+        scorer: torch.Tensor | None = None,
     ) -> None:
         """Puts the parts together.
 
@@ -39,6 +48,7 @@ class Writer:
             trie: Of all that it may write.
             decoder: `device`, `reference`, or None = `device` on a GPU.
             terms: Added to the scores of single choices; only the reference does that.
+            scorer: [1, H], where the retriever was trained to score query and docid.
 
         Raises:
             UserError: Tree decoding does not support the model's architecture.
@@ -49,7 +59,7 @@ class Writer:
         from zerogr.decoding.device.decoder import DeviceDecoder
         from zerogr.decoding.language_model import TreeModel
 
-        self.model, self.chat, self.trie = TreeModel(model), chat, trie
+        self.model, self.chat, self.trie, self.scorer = TreeModel(model), chat, trie, scorer
         on_device = model.device.type == "cuda" if decoder is None else decoder == "device"
         if terms:
             self.model.terms = terms
@@ -93,6 +103,29 @@ class Writer:
         """Returns what the model thinks of some docids of each query, token by token."""
         tokens = [[self.chat.docid(docid) for docid in of_query] for of_query in docids]
         return trace_batch(self.model.start(prompts), self.trie, tokens, eos_token_id=self.chat.end_token_id)
+
+    def rate(self, prompts: Sequence[Prompt], docids: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """Returns the retriever's scores (float64) of each query with some docids, by one forward pass behind the prompts.
+
+        Raises:
+            UserError: It was not trained to score them.
+        """
+        if self.scorer is None:
+            raise UserError(
+                "the retriever was not trained to score query and docid; train it with training.loss: {name: ranknet}, or "
+                "search without rerank"
+            )
+        nothing = np.empty(0, dtype=np.int64)
+        requests = [
+            Request(query, tuple(self.chat.docid(docid)), nothing)
+            for query, of_query in enumerate(docids)
+            for docid in of_query
+        ]
+        if not requests:
+            return [np.empty(0) for _ in docids]
+        hidden = self.model.start(prompts).hidden(requests).float()
+        scores = (hidden @ self.scorer.to(hidden)[0]).double().cpu().numpy()
+        return np.split(scores, np.cumsum([len(of_query) for of_query in docids])[:-1])
 
     def batches(
         self, queries: Sequence[str], instruction: Instruction, default: str, size: int

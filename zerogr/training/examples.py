@@ -27,8 +27,11 @@ class Relevant(NamedTuple):
     """A document that is relevant to a query, as text."""
 
     grade: float
+    """Above 0; of a document that is not relevant 0."""
     answers: Sequence[tuple[str, float]]
     """What the query teaches of it, and what each answer weighs in the loss."""
+    teacher: float = 0.0
+    """What a teacher makes of query and document; 0 where there is none."""
 
 
 class TextExample(NamedTuple):
@@ -55,6 +58,8 @@ class Examples:
     """int64 [N + 1]: the documents of each example."""
     grades: np.ndarray
     """float32 [D]"""
+    teacher: np.ndarray
+    """float32 [D]: a teacher's scores."""
     first_answer: np.ndarray
     """int64 [D + 1]: the answers of each document."""
     weights: np.ndarray
@@ -88,8 +93,8 @@ class Examples:
         def tokenised() -> Iterator[_Example]:
             for example, query in zip(examples, queries, strict=True):
                 documents = [
-                    (grade, [(target(text), weight) for text, weight in answers])
-                    for grade, answers in example.documents
+                    _Document(grade, [(target(text), weight) for text, weight in answers], teacher)
+                    for grade, answers, teacher in example.documents
                 ]
                 yield _Example(query, documents, tasks.setdefault(example.instruction, len(tasks)))
 
@@ -98,7 +103,7 @@ class Examples:
     @classmethod
     def of_pairs(cls, pairs: Iterable[tuple[list[int], list[int]]]) -> Examples:
         """Returns the examples of (prompt, completion) token lists, the end token included; they share no prefix."""
-        examples = (_Example(prompt, [(1.0, [(completion, 1.0)])], 0) for prompt, completion in pairs)
+        examples = (_Example(prompt, [_Document(1.0, [(completion, 1.0)], 0.0)], 0) for prompt, completion in pairs)
         return cls._of(examples, lambda: [[]])
 
     @classmethod
@@ -106,7 +111,7 @@ class Examples:
         """Returns the examples as arrays; `prefixes` is asked when all are read."""
         examples = list(examples)
         documents = [document for example in examples for document in example.documents]
-        answers = [answer for _, of_document in documents for answer in of_document]
+        answers = [answer for document in documents for answer in document.answers]
         query_offsets = offsets_of(len(example.query) for example in examples)
         answer_offsets = offsets_of(len(tokens) for tokens, _ in answers)
         return cls(
@@ -115,8 +120,9 @@ class Examples:
             _flat((example.query for example in examples), query_offsets),
             query_offsets,
             offsets_of(len(example.documents) for example in examples),
-            np.array([grade for grade, _ in documents], dtype=np.float32),
-            offsets_of(len(of_document) for _, of_document in documents),
+            np.array([document.grade for document in documents], dtype=np.float32),
+            np.array([document.teacher for document in documents], dtype=np.float32),
+            offsets_of(len(document.answers) for document in documents),
             np.array([weight for _, weight in answers], dtype=np.float32),
             _flat((tokens for tokens, _ in answers), answer_offsets),
             answer_offsets,
@@ -142,6 +148,7 @@ class Examples:
             offsets_of(num_asked),
             offsets_of(np.diff(self.first_document)[ids]),
             self.grades[documents],
+            self.teacher[documents],
             offsets_of(np.diff(self.first_answer)[documents]),
             self.weights[answers],
             self.answer_tokens[ranges(self.answer_offsets[answers], num_targets)],
@@ -203,13 +210,21 @@ def batches(order: np.ndarray, batch_size: int, start: int = 0) -> Iterator[np.n
         yield order[position : position + batch_size]
 
 
+class _Document(NamedTuple):
+    """A document that is relevant or not, as tokens."""
+
+    grade: float
+    answers: list[tuple[list[int], float]]
+    """The tokens and the weight of each."""
+    teacher: float
+
+
 class _Example(NamedTuple):
     """One example as tokens."""
 
     query: list[int]
     """Between the task's prefix and the answers."""
-    documents: list[tuple[float, list[tuple[list[int], float]]]]
-    """The grade of each, and the tokens and the weight of its answers."""
+    documents: list[_Document]
     task: int
 
 

@@ -1,7 +1,7 @@
 """Training examples on disk: tokenised once on every machine, memory-mapped by all its ranks.
 
 The first process that asks writes them, one part of the corpus at a time, so that memory stays flat; the others wait for
-it. A run that is resumed finds them where it left them. An example takes 4 bytes per token, 20 more, and 12 per document and
+it. A run that is resumed finds them where it left them. An example takes 4 bytes per token, 20 more, 16 per document and 12
 per answer: 30 queries for each of 10M documents, 60 tokens each with their docid, are 85 GB.
 """
 
@@ -27,6 +27,7 @@ _ARRAYS = {
     "query_offsets": np.int64,
     "first_document": np.int64,
     "grades": np.float32,
+    "teacher": np.float32,
     "first_answer": np.int64,
     "weights": np.float32,
     "answer_tokens": np.int32,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from zerogr.training.attention import BLOCKS, PACKED, register_packed
 from zerogr.training.checkpoints import trainable, whole
 from zerogr.training.choices import Choices
 from zerogr.training.examples import Examples, batches
-from zerogr.training.loss import load_loss
+from zerogr.training.loss import Seen, load_loss
 from zerogr.training.losses.cross_entropy import CrossEntropySettings
 from zerogr.training.normalisation import NORMALISATIONS, Normalisation
 from zerogr.training.packing import PackedBatch, passes
@@ -86,22 +86,36 @@ class Work:
     """Of all ranks, weighted."""
 
 
+class Outputs(NamedTuple):
+    """What a model makes of a batch."""
+
+    logits: torch.Tensor
+    """Of the predicting positions, as the normalisation has them."""
+    states: torch.Tensor
+    """[R * L, H]: the last hidden states."""
+
+
 class SelectedTargets(nn.Module):
-    """A causal LM that returns the logits of predicting positions alone."""
+    """A causal LM whose head is computed at predicting positions alone."""
 
     def __init__(
-        self, model: Any, normalisation: Normalisation = NORMALISATIONS["vocabulary"], *, by_blocks: bool = False
+        self,
+        model: Any,
+        normalisation: Normalisation = NORMALISATIONS["vocabulary"],
+        *,
+        by_blocks: bool = False,
     ) -> None:
         super().__init__()
         self.model, self._by_blocks = model, by_blocks
         self._normalisation = normalisation
 
-    def forward(self, batch: PackedBatch) -> torch.Tensor:
-        """Returns the logits of the batch's predicting positions, as the normalisation has them."""
+    def forward(self, batch: PackedBatch) -> Outputs:
+        """Returns what the model makes of a batch."""
         decoder, head = self.model.get_decoder(), self.model.get_output_embeddings()
         mask = batch.blocks() if self._by_blocks else batch.mask()
-        states = decoder(input_ids=batch.tokens, position_ids=batch.positions, attention_mask=mask, use_cache=False)
-        return self._normalisation.logits(states.last_hidden_state.flatten(0, 1)[batch.predicting], head, batch)
+        found = decoder(input_ids=batch.tokens, position_ids=batch.positions, attention_mask=mask, use_cache=False)
+        states = found.last_hidden_state.flatten(0, 1)
+        return Outputs(self._normalisation.logits(states[batch.predicting], head, batch), states)
 
 
 class Learner:
@@ -121,9 +135,13 @@ class Learner:
         self._sizes = sizes_for(
             model, settings.row_tokens, settings.pass_tokens, device=self._device, num_ranks=num_ranks
         )
-        self._loss, self.normalisation = load_loss(settings.loss), NORMALISATIONS[settings.normalise]
+        self.normalisation, self.progress = NORMALISATIONS[settings.normalise], 0.0
+        """`progress`: the share of all steps that are done, for losses that change on the way."""
         self._attention = model.config._attn_implementation
         by_blocks = settings.block_attention and self._device.type == "cuda" and self._attention == "sdpa"
+        with torch.random.fork_rng():
+            torch.manual_seed(settings.seed)  # every rank draws the same
+            self._loss = load_loss(settings.loss, model)
         self._module = SelectedTargets(model.to(device).train(), self.normalisation, by_blocks=by_blocks)
         if by_blocks or (
             self._device.type == "cpu" and self._attention == "sdpa"
@@ -165,7 +183,8 @@ class Learner:
         own = ids[self._rank :: self._num_ranks]
 
         def pack(ids: np.ndarray) -> list[PackedBatch]:
-            return passes(examples, ids, choices=choices, **self._sizes._asdict())
+            places = self._settings.loss.needs_states
+            return passes(examples, ids, choices=choices, places=places, **self._sizes._asdict())
 
         idle = None
         if self._num_ranks > 1:
@@ -242,12 +261,12 @@ class Learner:
                 work = self.prepare(examples, step_ids, choices)
                 for packed in self._passes(work):
                     batch = packed.to(self._device)
-                    logits = self._module(batch)
+                    outputs = self._module(batch)
                     if packed is work.idle:
                         continue
-                    total += float(self._summed_loss(logits, batch))
+                    total += float(self._summed_loss(outputs, batch))
                     if choices:
-                        num_hits += greedy_hits(self.normalisation.over_columns(logits, batch), batch)
+                        num_hits += greedy_hits(self.normalisation.over_columns(outputs.logits, batch), batch)
                 num_targets += work.num_targets
         if self._num_ranks > 1:
             # Without a backward pass FSDP leaves the root's parameters gathered: plain tensors the optimiser has never seen.
@@ -257,8 +276,9 @@ class Learner:
         accuracy = {"evaluation_acc@1": round(num_hits / len(ids), 4)} if choices else {}
         return {"evaluation_loss": round(total / num_targets, 4), **accuracy}
 
-    def _summed_loss(self, logits: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-        return self._loss(self.normalisation.log_probs(logits, batch), batch)
+    def _summed_loss(self, outputs: Outputs, batch: PackedBatch) -> torch.Tensor:
+        log_probs = self.normalisation.log_probs(outputs.logits, batch)
+        return self._loss(Seen(batch, log_probs, outputs.states, self.progress))
 
     def use_weights(self) -> None:
         """Makes the model compute with `weights`; to be called when they were changed from outside."""
@@ -316,7 +336,7 @@ def greedy_hits(logits: torch.Tensor, batch: PackedBatch) -> int:
         batch: What they were computed from, packed with the trie's choices.
     """
     allowed = logits.float().masked_fill(~batch.is_allowed(), -torch.inf)
-    is_right = torch.ones(len(batch.document), dtype=torch.bool, device=logits.device)
+    is_right = (batch.grades > 0)[batch.document]
     is_right[batch.answer[allowed.argmax(-1)[batch.predicted_by] != batch.column]] = False
     return len(set(batch.example[batch.document[is_right]].tolist()))
 

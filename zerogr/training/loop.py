@@ -172,6 +172,7 @@ class _Run:
     def take(self, ids: np.ndarray, work: Work, *, must_save: bool) -> bool:
         """Takes a step, reports it, and returns whether a rank wants a checkpoint. Raises FloatingPointError."""
         learning_rate = learning_rate_at(self.step, self.num_steps, self._settings)
+        self._learner.progress = self.step / self.num_steps
         taken = self._learner.step(work, learning_rate, must_save=must_save)
         for what, value in (("loss", taken.loss), ("norm of the gradient", taken.gradient_norm)):
             if not math.isfinite(value):

@@ -49,7 +49,9 @@ class PackedBatch:
     document: torch.Tensor
     """int64 [A]: the document that an answer belongs to."""
     grades: torch.Tensor
-    """float32 [D]: how relevant each document is to its query."""
+    """float32 [D]: how relevant each document is to its query; 0 = it is not."""
+    teacher: torch.Tensor
+    """float32 [D]: what a teacher makes of each document and its query."""
     example: torch.Tensor
     """int64 [D]: the example that a document belongs to."""
     node: torch.Tensor
@@ -60,6 +62,16 @@ class PackedBatch:
     """int64 [M]: which of the columns a target is; [0] if nothing constrains it."""
     allowed: torch.Tensor
     """int64 [2, B]: the pairs (node, column) that the trie allows."""
+    pairs: torch.Tensor
+    """int64 [2, K]: documents of one example, of which the first is more relevant."""
+    level: torch.Tensor
+    """int64 [D]: the number of the group of relevant documents of one grade of one example that a document is in; -1 = none."""
+    above: torch.Tensor
+    """int64 [D]: the group of the same example with the next higher grade; -1 = none."""
+    asked: torch.Tensor
+    """int64 [2, Q]: where a token of a query is, flat in [R * L], and whose; [2, 0] unless it is wanted."""
+    written: torch.Tensor
+    """int64 [2, W]: where a token of an answer is that goes through the model, and whose; [2, 0] unless it is wanted."""
 
     @property
     def num_tokens(self) -> int:
@@ -119,6 +131,7 @@ def passes(
     pass_tokens: int,
     choices: Choices | None = None,
     *,
+    places: bool = False,
     length_step: int = 1,
     row_step: int = 1,
 ) -> list[PackedBatch]:
@@ -130,11 +143,12 @@ def passes(
         examples, ids: What is packed.
         row_tokens, pass_tokens: Tokens of a row and of a batch.
         choices: What the trie allows at each predicting position; None = that is not needed.
+        places: Whether the batch says where queries and answers are.
         length_step, row_step: Rows are padded to a multiple of so many tokens, and batches to one of so many rows, so that
             there are few different shapes.
     """
     parts = _parts(examples, ids, row_tokens, pass_tokens)
-    return [_batch(examples, rows, choices, length_step, row_step) for rows in parts]
+    return [_batch(examples, rows, choices, places, length_step, row_step) for rows in parts]
 
 
 def members_of(examples: Examples, ids: np.ndarray, row_tokens: int, pass_tokens: int) -> list[list[int]]:
@@ -197,7 +211,7 @@ class _Tokens:
 
 
 def _batch(
-    examples: Examples, rows: list[_Row], choices: Choices | None, length_step: int, row_step: int
+    examples: Examples, rows: list[_Row], choices: Choices | None, places: bool, length_step: int, row_step: int
 ) -> PackedBatch:
     length = -(-max(row.num_tokens for row in rows) // length_step) * length_step
     filled = _Tokens(-(-len(rows) // row_step) * row_step, length)
@@ -212,8 +226,9 @@ def _batch(
 
     num_asked = examples.query_offsets[members + 1] - examples.query_offsets[members]
     asked = ranges(examples.query_offsets[members], num_asked)
+    asked_at = ranges(start, num_asked)
     filled.put(
-        ranges(start, num_asked),
+        asked_at,
         examples.query_tokens[asked],
         ranges(num_before, num_asked),
         np.repeat(segment, num_asked),
@@ -243,9 +258,32 @@ def _batch(
     targets = examples.answer_tokens[ranges(begin, num_targets)].astype(np.int64)
     weights = examples.weights[answers][answer]
     constraints = _constraints(choices, targets, offsets_of(num_targets), predicted_by, len(predicting))
-    of_targets = [targets, weights, answer, document, examples.grades[documents], example]
-    arrays = [*filled.arrays(), predicting, predicted_by, *of_targets]
-    return PackedBatch(*map(torch.from_numpy, [*arrays, *constraints]))
+    grades, teacher = examples.grades[documents], examples.teacher[documents]
+    asked_of = np.stack([asked_at, np.repeat(np.arange(len(members)), num_asked)])
+    written_of = np.stack([computed_at, np.repeat(np.arange(len(answers)), num_computed)])
+    arrays = [
+        *filled.arrays(), predicting, predicted_by, targets, weights, answer, document, grades, teacher, example,
+        *constraints, *_groups(grades, example), asked_of[:, : places * len(asked_at)],
+        written_of[:, : places * len(computed_at)],
+    ]  # fmt: skip
+    return PackedBatch(*map(torch.from_numpy, arrays))
+
+
+def _groups(grades: np.ndarray, example: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Returns pairs, level and above of a `PackedBatch`; documents stand by examples."""
+    num_documents = np.bincount(example)[example]
+    better = np.repeat(np.arange(len(example)), num_documents)
+    worse = ranges(np.searchsorted(example, example), num_documents)
+    pairs = np.stack([better, worse])[:, grades[better] > grades[worse]]
+    order = np.lexsort((grades, example))
+    is_first = np.ones(len(order), dtype=bool)
+    is_first[1:] = (np.diff(example[order]) != 0) | (np.diff(grades[order]) != 0)
+    group = np.cumsum(is_first) - 1  # of the sorted documents
+    level = np.empty_like(group)
+    level[order] = group
+    example_of = np.append(example[order][is_first], -1)
+    above = np.where(example_of[level + 1] == example, level + 1, -1)
+    return pairs, np.where(grades > 0, level, -1), np.where(grades > 0, above, -1)
 
 
 def _constraints(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -11,7 +11,7 @@ from zerogr.config.base import LossSettings
 if TYPE_CHECKING:  # this file is read with the configuration, which must not wait for torch
     import torch
 
-    from zerogr.training.packing import PackedBatch
+    from zerogr.training.loss import Seen
 
 
 class CrossEntropySettings(LossSettings):
@@ -25,9 +25,9 @@ class CrossEntropy:
 
     Settings = CrossEntropySettings
 
-    def __init__(self, settings: CrossEntropySettings) -> None:
-        """`settings` say nothing more."""
+    def __init__(self, settings: CrossEntropySettings, model: Any) -> None:
+        """Needs nothing."""
 
-    def __call__(self, log_probs: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+    def __call__(self, seen: Seen) -> torch.Tensor:
         """Returns the weighted sum."""
-        return -(log_probs * batch.weights).sum()
+        return seen.cross_entropy()

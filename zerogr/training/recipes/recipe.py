@@ -12,10 +12,11 @@ from torch import nn
 from zerogr.config.tree import Config
 from zerogr.errors import UserError
 from zerogr.index.index import RUNS, Index
+from zerogr.llm.chat import SCORER
 from zerogr.llm.codec import extend, extend_embeddings
 from zerogr.llm.models import load_model, model_hash, resolve_model
 from zerogr.store import storage
-from zerogr.training.checkpoints import StorageCheckpointer, full_tensors
+from zerogr.training.checkpoints import StorageCheckpointer, full_tensors, save_tensors
 from zerogr.training.choices import Choices
 from zerogr.training.examples import Examples
 from zerogr.training.learner import TrainingSettings
@@ -146,6 +147,7 @@ def publish_model(recipe: Recipe, model: nn.Module, *, rank: int = 0) -> None:
     if rank:
         return
     merged, tokenizer = load_base(recipe)
+    scorer = {name: tensors.pop(name) for name in list(tensors) if name.startswith("of_loss.")}
     # Tied and frozen weights are missing there; a name that is foreign to the model would be a mistake of ours.
     loaded = merged.load_state_dict(tensors, strict=False)
     assert not loaded.unexpected_keys, loaded.unexpected_keys
@@ -156,6 +158,8 @@ def publish_model(recipe: Recipe, model: nn.Module, *, rank: int = 0) -> None:
         merged.to(dtype).save_pretrained(folder, safe_serialization=True)
         tokenizer.save_pretrained(folder)
         recipe.write_settings(folder)
+        if recipe.settings.loss.has_scorer:
+            save_tensors({name.removeprefix("of_loss."): scorer[name] for name in scorer}, folder / SCORER)
 
 
 def settings_of(config: Config, **changes: Any) -> TrainingSettings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from zerogr.docids.stage import load_scheme
 from zerogr.errors import UserError
 from zerogr.index.index import Index, fingerprint, shards_in
 from zerogr.llm.chat import SETTINGS_FILE
+from zerogr.queries.negatives import FOLDER as NEGATIVES
+from zerogr.queries.negatives import NOT_PSEUDO, Mined, judged_uri, read_negatives
 from zerogr.queries.source import Example, judged_examples, pseudo_examples
 from zerogr.seeds import seed_of
 from zerogr.store import cache, storage
@@ -61,7 +63,13 @@ class RetrieverRecipe:
             "training.loss": self._config.training.loss.model_dump(mode="json"),
             **common_inputs(self._config, "retriever", self.base),
             **self._judged_inputs(),
+            **self._negatives_inputs(),
         }
+
+    def _negatives_inputs(self) -> dict[str, Any]:
+        if not self.settings.loss.needs_negatives:
+            return {}
+        return {"negatives": self.index.require("negatives").fingerprint}
 
     def _judged_inputs(self) -> dict[str, Any]:
         training = self._config.training
@@ -73,7 +81,8 @@ class RetrieverRecipe:
     def examples(self, tokenizer: Any) -> Examples:
         """Returns every query of the index with its answers as training examples, memory-mapped."""
         chat = self._written.chat()
-        choices = self.choices(tokenizer) if NORMALISATIONS[self.settings.normalise].needs_choices else None
+        cuts = NORMALISATIONS[self.settings.normalise].needs_choices and not self.settings.loss.needs_whole_docids
+        choices = self.choices(tokenizer) if cuts else None
         examples = self._files().open(lambda: (Examples.build(part, chat, choices) for part in self.text_examples()))
         if not len(examples):
             raise UserError(
@@ -87,6 +96,8 @@ class RetrieverRecipe:
         made_from = {
             **{folder: cache.version(self.index.path(folder)) for folder in ("docids", "queries", "trie")},
             **self._judged_inputs(),
+            **self._negatives_inputs(),
+            "whole": self.settings.loss.needs_whole_docids,
             "tokenizer": self._written.hash(),
             "answers": [VERSION, self._config.seed],
             "limits": [training.max_instruction_tokens, training.max_query_tokens],
@@ -103,7 +114,11 @@ class RetrieverRecipe:
         published = set(shards_in(self.index.path("docids")))
         for shard in shards_in(self.index.path("queries")):
             if shard in published:  # a document whose docid was rejected is not in the index
-                yield [example for _, example in self.taught_by(shard)]
+                mined = self._mined(self.index.shard(NEGATIVES, shard))
+                yield [
+                    compared(example, [document["row_id"]], mined.get((document["row_id"], example.query)))
+                    for document, example in self.taught_by(shard)
+                ]
         if self._config.training.judged:
             yield self._judged()
 
@@ -114,6 +129,9 @@ class RetrieverRecipe:
             (documents[example.relevant[0][0]], self._taught(example, documents))
             for example in pseudo_examples(self.index, shard, documents)
         ]
+
+    def _mined(self, uri: str) -> dict[tuple[int, str], Mined]:
+        return read_negatives(uri) if self.settings.loss.needs_negatives else {}
 
     def _judged(self) -> list[TextExample]:
         training = self._config.training
@@ -129,7 +147,15 @@ class RetrieverRecipe:
         examples = judged_examples(
             collection, row_of, instruction=self._config.instruction, weight=training.judged_weight
         )
-        return [self._taught(example, documents) for example in examples]
+        mined = self._mined(judged_uri(self.index))
+        return [
+            compared(
+                self._taught(example, documents),
+                [row_id for row_id, _ in example.relevant],
+                mined.get((NOT_PSEUDO, example.query)),
+            )
+            for example in examples
+        ]
 
     def _documents(self, shard: int) -> list[dict[str, Any]]:
         columns = ["row_id", "doc_id", "docid", *(["identifiers"] if self._config.docids.has_shared else [])]
@@ -168,3 +194,21 @@ class RetrieverRecipe:
             "max_query_tokens": self._config.training.max_query_tokens,
         }
         (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def compared(example: TextExample, row_ids: Sequence[int], mined: Mined | None) -> TextExample:
+    """Returns an example with what was found for its query: a teacher's scores, and documents that are not relevant.
+
+    Args:
+        example: With relevant documents alone.
+        row_ids: Of them, in order.
+        mined: None = nothing was found.
+    """
+    if mined is None:
+        return example
+    relevant = [
+        document._replace(teacher=mined.teacher.get(row_id, 0.0))
+        for row_id, document in zip(row_ids, example.documents, strict=True)
+    ]
+    others = [Relevant(0.0, [(each["docid"], 0.0)], each["teacher"]) for each in mined.negatives]
+    return example._replace(documents=[*relevant, *others])
