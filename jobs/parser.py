@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from zerogr import __version__
+from zerogr.evaluation.metrics import METRICS
 from zerogr.index.stage import DISTIL, EVALUATION, GENERATORS, INDEX, RETRIEVER, TEACHER_DATA, Stage
 
 POSITIONAL = {"study": "which one: dynamic", "config": "a YAML file; `zerogr config` prints the documented default"}
@@ -278,6 +279,11 @@ def _add_evaluate(commands: Commands) -> None:
     sub.add_argument(
         "--baseline", nargs="*", action="extend", choices=BASELINE_NAMES, metavar="NAME",
         help=f"{', '.join(BASELINE_NAMES)}, or none (default: bm25)",
+    )  # fmt: skip
+    sub.add_argument(
+        "--metric", nargs="+", action="extend", choices=tuple(METRICS), metavar="NAME",
+        help=f"what the table shows first and differences are tested by: {', '.join(METRICS)} "
+        "(default: acc@1 ndcg@10 recall@100); --json and --out have all of them",
     )  # fmt: skip
     sub.add_argument(
         "--run", nargs="+", action="extend", default=[], dest="runs", metavar="FILE",

@@ -23,6 +23,7 @@ from zerogr.text.words import stem
 pytestmark = pytest.mark.integration
 
 METRICS = {"acc@1", "ndcg@10", "recall@100", "mrr@10", "map", "p@20", "err@20"}
+METRICS |= {"ndcg@5", "ndcg@20", "mrr@3", "mrr@20", "hits@10"}
 
 
 @pytest.fixture
@@ -104,6 +105,12 @@ class TestEvaluate:
         assert main([*command, "--run", str(tmp_path / "perfect.run")]) == 0
         shown = capsys.readouterr().out
         assert [line.split()[0] for line in shown.splitlines()[:3]] == ["system", "zerogr-beam", "perfect"]
+        names = shown.splitlines()[0].split()
+        assert names == ["system", "queries", "Acc@1", "nDCG@10", "Recall@100", "MRR@10", "MAP", "ms/query"]
+        assert main([*command, "--run", str(tmp_path / "perfect.run"), "--metric", "err@20", "mrr@10"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].split() == ["system", "queries", "ERR@20", "MRR@10", "MAP", "ms/query"]
+        assert [line.split()[1] for line in lines if line.startswith("  perfect")] == ["err@20", "mrr@10"]
         assert "first hits are not relevant" in shown and re.search(r"p = [01]\.\d{4}  \d+/\d+", shown)
 
     def test_tables_by_kind_where_there_are_several(
