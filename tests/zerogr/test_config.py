@@ -74,6 +74,14 @@ class TestValues:
         assert sentence.startswith(f"{section}.{key} is {value!r}: ")
         assert limit in sentence
 
+    def test_a_share_is_one_of_judged_queries(self) -> None:
+        assert refused({"training": {"judged_share": 0.1}}) == (
+            "training: judged_share is 0.1, and judged names no folder whose share it could be"
+        )
+        assert refused({"training": {"judged": "x", "judged_share": 1.5}}).startswith("training.judged_share is 1.5: ")
+        assert refused({"evaluation": {"metrics": ["hits@1"]}}).startswith("evaluation.metrics.0 is 'hits@1': ")
+        assert validate_config({"training": {"judged": "x", "judged_share": 0}}).training.judged_share == 0
+
     def test_limits_that_contradict_each_other(self) -> None:
         sentence = refused({"docids": {"min_words": 9, "max_words": 8}})
         assert sentence == "docids: min_words is 9; it must not exceed max_words = 8"

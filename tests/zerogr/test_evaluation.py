@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from itertools import pairwise
 from math import log2
 from pathlib import Path
 
@@ -64,6 +65,33 @@ class TestCollection:
         assert restricted.qrels == {"q1": {"a": 2}}
         assert list(restricted.queries) == ["q1"]
         assert restricted.num_dropped_queries == 2
+
+    def test_shares_are_nested_and_drawn_by_the_seed(self, tmp_path: Path) -> None:
+        rows = [{"_id": f"q{i}", "text": f"query {i}"} for i in range(40)]
+        qrels = "query-id\tcorpus-id\tscore\n" + "".join(f"q{i}\td{i}\t1\n" for i in range(40))
+        whole = Collection.load(write_collection(tmp_path, rows, qrels))
+        shares = [whole.share(fraction, seed=3) for fraction in (0, 0.01, 0.05, 0.1, 0.25, 1)]
+        assert [len(share.queries) for share in shares] == [0, 1, 2, 4, 10, 40]
+        for smaller, larger in pairwise(shares):
+            assert set(smaller.queries) < set(larger.queries)
+            assert list(smaller.queries) == list(smaller.qrels)
+            assert list(larger.queries) == [
+                name for name in whole.queries if name in larger.queries
+            ]  # the file's order
+        assert shares[4].queries == Collection.load(str(tmp_path)).share(0.25, seed=3).queries
+        assert shares[4].queries != whole.share(0.25, seed=4).queries
+
+    def test_negative_gapped_and_single_grades_are_read_as_they_are(self, tmp_path: Path) -> None:
+        grades = ["q1\ta\t-2", "q1\tb\t1", "q1\tc\t5", "q2\ta\t3", "q2\tb\t3", "q3\ta\t-1"]
+        whole = Collection.load(
+            write_collection(tmp_path, qrels="\n".join(["query-id\tcorpus-id\tscore", *grades, ""]))
+        )
+        assert whole.qrels == {"q1": {"a": -2, "b": 1, "c": 5}, "q2": {"a": 3, "b": 3}, "q3": {"a": -1}}
+        assert whole.highest_grade == 5
+        restricted = whole.restricted_to({"a", "b", "c"})
+        assert list(restricted.qrels) == ["q1", "q2"] and restricted.num_dropped_queries == 1  # nothing answers q3
+        relevant = {doc_id: [grade for *_, grade in asked] for doc_id, asked in whole.by_document("Find it.").items()}
+        assert relevant == {"a": [3], "b": [1, 3], "c": [5]}
 
     def test_halves_by_position(self, tmp_path: Path) -> None:
         collection = Collection.load(write_collection(tmp_path), "test")

@@ -65,10 +65,16 @@ class RetrieverRecipe:
 
     def _judged_inputs(self) -> dict[str, Any]:
         training = self._config.training
-        if not training.judged:
+        if not (training.judged and training.judged_share):
             return {}
-        collection = Collection.load(training.judged, training.judged_split)
-        return {"training.judged": collection.hash(), "training.judged_weight": training.judged_weight}
+        drawn = self._judged_collection.share(training.judged_share, self._config.seed)
+        inputs = {"training.judged": drawn.hash(), "training.judged_weight": training.judged_weight}
+        return inputs | ({"training.judged_share": training.judged_share} if training.judged_share < 1 else {})
+
+    @cached_property
+    def _judged_collection(self) -> Collection:
+        training = self._config.training
+        return Collection.load(str(training.judged), training.judged_split)
 
     def examples(self, tokenizer: Any) -> Examples:
         """Returns every query of the index with its answers as training examples, memory-mapped."""
@@ -104,7 +110,7 @@ class RetrieverRecipe:
         for shard in shards_in(self.index.path("queries")):
             if shard in published:  # a document whose docid was rejected is not in the index
                 yield [example for _, example in self.taught_by(shard)]
-        if self._config.training.judged:
+        if self._config.training.judged and self._config.training.judged_share:
             yield self._judged()
 
     def taught_by(self, shard: int) -> list[tuple[dict[str, Any], TextExample]]:
@@ -116,8 +122,8 @@ class RetrieverRecipe:
         ]
 
     def _judged(self) -> list[TextExample]:
-        training = self._config.training
-        collection = Collection.load(str(training.judged), training.judged_split)
+        training, whole = self._config.training, self._judged_collection
+        collection = whole.share(training.judged_share, self._config.seed)
         judged = {doc_id for grades in collection.qrels.values() for doc_id in grades}
         documents = {
             row["row_id"]: row
@@ -126,10 +132,20 @@ class RetrieverRecipe:
             if row["doc_id"] in judged
         }
         row_of = {row["doc_id"]: row_id for row_id, row in documents.items()}
-        examples = judged_examples(
-            collection, row_of, instruction=self._config.instruction, weight=training.judged_weight
-        )
-        return [self._taught(example, documents) for example in examples]
+        if whole.highest_grade <= 0:
+            raise UserError(
+                f"training.judged '{training.judged}' judges nothing as relevant in its split '{training.judged_split}': "
+                "no grade is above 0; name another split, or set training.judged to null"
+            )
+        weight = training.judged_weight / whole.highest_grade
+        examples = judged_examples(collection, row_of, instruction=self._config.instruction, weight=weight)
+        taught = [self._taught(example, documents) for example in examples]
+        if not taught:
+            raise UserError(
+                f"none of the {len(collection.qrels)} judged queries of training.judged '{training.judged}' has a relevant "
+                "document in this index; name the collection that it was built from, or set training.judged to null"
+            )
+        return taught
 
     def _documents(self, shard: int) -> list[dict[str, Any]]:
         columns = ["row_id", "doc_id", "docid", *(["identifiers"] if self._config.docids.has_shared else [])]
