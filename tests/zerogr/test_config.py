@@ -11,7 +11,7 @@ import yaml
 from zerogr.config.base import Section
 from zerogr.config.evaluation import AblationConfig, StudyConfig
 from zerogr.config.file import default_yaml, load_config, validate_config
-from zerogr.config.teaching import DistilConfig, TuningConfig
+from zerogr.config.teaching import DistilConfig, PretrainingConfig, TuningConfig
 from zerogr.config.tree import Config
 from zerogr.errors import UserError
 
@@ -214,6 +214,7 @@ class TestFile:
             "study": StudyConfig(out=os.path.abspath("study")),
             "distil": DistilConfig(out=os.path.abspath("teacher")),
             "tuning": TuningConfig(out=os.path.abspath("generators")),
+            "pretraining": PretrainingConfig(out=os.path.abspath("pretraining")),
         }
         assert load_config(str(path)) == load_config(None) == Config(**places)
 

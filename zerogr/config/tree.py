@@ -25,7 +25,7 @@ from zerogr.config.owned import (
     SchemeSection,
     default_of,
 )
-from zerogr.config.teaching import DistilConfig, TuningConfig
+from zerogr.config.teaching import DistilConfig, PretrainingConfig, TuningConfig
 
 
 class CorpusConfig(SourceConfig):
@@ -318,6 +318,10 @@ class Config(Section):
     tuning: TuningConfig = Field(
         default_factory=TuningConfig,
         description="What `zerogr train --recipe docid_generator` or `query_generator` learns from; the rest as in training.",
+    )
+    pretraining: PretrainingConfig = Field(
+        default_factory=PretrainingConfig,
+        description="What `zerogr pretrain` learns from, for a retriever to begin with; instruction and training count, too.",
     )
 
     @model_validator(mode="after")

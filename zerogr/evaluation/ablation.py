@@ -33,7 +33,7 @@ _COUNTS = {
 """Stage -> what its record counts and a reader of the table wants to know."""
 SETTINGS = (*CURVES, MAX_WORDS)
 """Keys whose value every row has, changed or not: what the report's plots have on their x axes."""
-_FOREIGN_SECTIONS = ("index", "compute", "evaluation", "ablation", "distil", "tuning")
+_FOREIGN_SECTIONS = ("index", "compute", "evaluation", "ablation", "distil", "tuning", "pretraining")
 
 
 @dataclass(frozen=True, slots=True)
