@@ -34,7 +34,7 @@ def run(config: Config) -> list[dict[str, Any]]:
         records = index.run(changed)
         queries = _read_lines(Index(changed.index).path("evaluation", name, "queries.jsonl"))
         base = base or queries
-        rows += results_of(variant, records, queries, base)
+        rows += results_of(variant, changed, records, queries, base)
         publish(config.ablation.out, rows, price_per_hour=config.ablation.price_per_hour)
         donors.append(changed.index)
     return rows

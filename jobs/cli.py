@@ -20,6 +20,7 @@ COMMANDS = {
     "trie": "jobs.trie",
     "train": "jobs.train",
     "statistics": "jobs.statistics",
+    "pretrain": "jobs.pretrain",
     "distil": "jobs.distil",
     "ablate": "jobs.ablate",
     "study": "jobs.study",

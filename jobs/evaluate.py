@@ -11,6 +11,7 @@ from typing import Any
 from jobs.command import run_module
 from jobs.stages import run_stage
 from jobs.tables import print_comparison, print_differences, print_errors
+from zerogr.config.evaluation import DEFAULT_METRICS
 from zerogr.config.tree import Config
 from zerogr.corpus.collection import Collection
 from zerogr.errors import UserError
@@ -26,7 +27,7 @@ from zerogr.llm.encoder import Encoder
 from zerogr.retriever import Retriever
 from zerogr.store import storage
 
-VERSION = 3
+VERSION = 4
 
 
 def run(config: Config) -> StageRecord:
@@ -82,6 +83,7 @@ def _build(config: Config, index: Index) -> dict[str, Any]:
         exclude_query_id=evaluation.exclude_query_id,
         strategies=list(evaluation.strategies),
         baselines=list(evaluation.baselines),
+        metrics=list(evaluation.metrics),
         out=index.path("evaluation", dataset_name(evaluation.dataset)),
         seed=config.seed,
     )
@@ -97,6 +99,7 @@ def evaluate(
     k: int,
     strategies: list[str],
     baselines: list[str],
+    metrics: Sequence[str] = DEFAULT_METRICS,
     run_files: Sequence[str] = (),
     out: str | None,
     seed: int = 0,
@@ -109,6 +112,7 @@ def evaluate(
         positions: Of the queries in their file: all, even or odd.
         strategies: As `zerogr.evaluation.systems` reads them.
         baselines: Of `zerogr.config.evaluation.BASELINES`.
+        metrics: Those that differences are tested by.
         run_files: TREC runs of other systems.
 
     Raises:
@@ -135,6 +139,7 @@ def evaluate(
         k=k,
         seed=seed,
         exclude_query_id=exclude_query_id,
+        tested=list(dict.fromkeys(metrics)),
     )
     if out is not None:
         made_of = provenance_of(Index(index_uri), dataset=dataset, split=split, positions=positions, k=k, seed=seed)
@@ -157,6 +162,7 @@ def command(options: argparse.Namespace) -> None:
         k=options.k,
         strategies=options.strategy or ["beam", "reverse_annealing"],
         baselines=["bm25"] if options.baseline is None else options.baseline,
+        metrics=options.metric or DEFAULT_METRICS,
         run_files=options.runs,
         seed=options.seed,
         exclude_query_id=options.exclude_query_id,
@@ -165,10 +171,10 @@ def command(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(comparison.tables, indent=2))
         return
-    print_comparison(comparison.rows)
+    print_comparison(comparison.rows, comparison.tested)
     for kind, rows in comparison.by_kind.items():
         print(f"\n{kind}")
-        print_comparison(rows)
+        print_comparison(rows, comparison.tested)
     print_differences(comparison.differences)
     print_errors(comparison.errors)
 

@@ -42,7 +42,8 @@ def command(options: argparse.Namespace) -> None:
     print_stages(options.config.index, records)
     if EVALUATION.name in records:
         print()
-        print_comparison(records[EVALUATION.name].counts["rows_compared"])
+        rows = records[EVALUATION.name].counts["rows_compared"]
+        print_comparison(rows, options.config.evaluation.metrics)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def _build(config: Config, index: Index) -> dict[str, Any]:
     run_shards("negatives", index, FOLDER, partial(make_worker, config), config.compute, needs_engine=needs_engine)
     counts = read_counts(index, FOLDER)
     queries = {"queries": counts["rows"], "negatives": counts["negatives"]}
-    return {**queries, "judged": Miner(config, index).judged()} if config.training.judged else queries
+    return queries | ({"judged": Miner(config, index).judged()} if config.training.judged else {})
 
 
 def make_worker(config: Config) -> Miner:

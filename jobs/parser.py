@@ -7,7 +7,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from zerogr import __version__
-from zerogr.index.stage import DISTIL, EVALUATION, GENERATORS, INDEX, RETRIEVER, TEACHER_DATA, Stage
+from zerogr.evaluation.metrics import METRICS
+from zerogr.index.stage import (
+    DISTIL,
+    EVALUATION,
+    GENERATORS,
+    INDEX,
+    PRETRAINED,
+    PRETRAINING,
+    RETRIEVER,
+    TEACHER_DATA,
+    Stage,
+)
 
 POSITIONAL = {"study": "which one: dynamic", "config": "a YAML file; `zerogr config` prints the documented default"}
 """What the help says of a positional argument."""
@@ -46,6 +57,25 @@ what it writes below distil.out, a row per pair; the assistant's turn is `prefil
   rejected/distil-part-000042.parquet   task, doc_id, stage, reason, detail
 
 `zerogr config` explains every key of the section; `zerogr status` takes distil.out as well.
+"""
+
+
+PRETRAIN_EPILOG = """\
+A query is a sentence of an article's first section; its answers are the titles of articles, written as the docid scheme title
+writes them. The article itself has grade 4, what it says to see also 3 (its references, if it says nothing of the kind), what
+its first section links to 2, other links 1. A grade is a weight; training.loss may make more of it.
+
+  instruction: Given a sentence, find the articles that it is about.
+  pretraining:
+    model: HuggingFaceTB/SmolLM2-135M-Instruct
+    source: path/to/articles.jsonl      # or a folder of such files, or pystdlib:
+    out: pretraining
+  retriever: {model: pretraining/pretrained}    # for `zerogr index`, once it is trained
+
+a line of articles.jsonl; links are ids or titles, and everything but _id and title may be missing:
+  {"_id": "Q7251", "title": "Alan Turing",
+   "sections": [{"text": "Alan Turing was a mathematician. He ...", "links": ["Computer science", "Q131755"]}],
+   "see_also": ["Turing machine"], "references": []}
 """
 
 
@@ -188,6 +218,7 @@ def _add_stages(commands: Commands) -> None:
         help="what to train: the index's retriever (default), or from the pairs of section tuning a docid_generator or a "
         "query_generator; then name its folder, TUNING.OUT/RECIPE, as docids.model or queries.model",
     )  # fmt: skip
+    commands.add_stage("pretrain", PRETRAINED.help, PRETRAINING.stages, PRETRAIN_EPILOG)
     commands.add_stage("distil", DISTIL.help, TEACHER_DATA.stages, DISTIL_EPILOG)
 
 
@@ -281,6 +312,11 @@ def _add_evaluate(commands: Commands) -> None:
     sub.add_argument(
         "--baseline", nargs="*", action="extend", choices=BASELINE_NAMES, metavar="NAME",
         help=f"{', '.join(BASELINE_NAMES)}, or none (default: bm25)",
+    )  # fmt: skip
+    sub.add_argument(
+        "--metric", nargs="+", action="extend", choices=tuple(METRICS), metavar="NAME",
+        help=f"what the table shows first and differences are tested by: {', '.join(METRICS)} "
+        "(default: acc@1 ndcg@10 recall@100); --json and --out have all of them",
     )  # fmt: skip
     sub.add_argument(
         "--run", nargs="+", action="extend", default=[], dest="runs", metavar="FILE",

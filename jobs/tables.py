@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import zip_longest
 from math import exp
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 
 MOST_PARTS = 16
 """Of a document, in an explanation."""
-COLUMNS = ("acc@1", "ndcg@10", "recall@100", "mrr@10", "map")
+ALWAYS_SHOWN = ("mrr@10", "map")
+"""Metrics of the table, whatever is tested."""
 
 
 def print_stages(uri: str, records: dict[str, StageRecord]) -> None:
@@ -27,16 +29,17 @@ def print_stages(uri: str, records: dict[str, StageRecord]) -> None:
         print(f"  {stage:<10}  {duration(record.seconds):>7}  {record.files:>5} files  {summary(record.counts)}")
 
 
-def print_comparison(rows: list[dict[str, Any]]) -> None:
-    """Prints a table of systems."""
+def print_comparison(rows: list[dict[str, Any]], metrics: Sequence[str]) -> None:
+    """Prints a table of systems, the given metrics first."""
     from zerogr.evaluation.metrics import METRICS
 
     width = max(28, *(len(row["system"]) + 2 for row in rows))
-    names = "".join(f"{METRICS[metric]:>12}" for metric in COLUMNS)
+    columns = list(dict.fromkeys((*metrics, *ALWAYS_SHOWN)))
+    names = "".join(f"{METRICS[metric]:>12}" for metric in columns)
     print(f"{'system':<{width}}{'queries':>8}{names}{'ms/query':>12}")
     for row in rows:
         ms = "" if row["ms_per_query"] is None else f"{row['ms_per_query']:.1f}"
-        values = "".join(f"{row[metric]:>12.3f}" for metric in COLUMNS)
+        values = "".join(f"{row[metric]:>12.3f}" for metric in columns)
         print(f"{row['system']:<{width}}{row['num_queries']:>8}{values}{ms:>12}")
 
 

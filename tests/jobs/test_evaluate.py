@@ -23,6 +23,7 @@ from zerogr.text.words import stem
 pytestmark = pytest.mark.integration
 
 METRICS = {"acc@1", "ndcg@10", "recall@100", "mrr@10", "map", "p@20", "err@20"}
+METRICS |= {"ndcg@5", "ndcg@20", "mrr@3", "mrr@20", "hits@10"}
 
 
 @pytest.fixture
@@ -104,6 +105,12 @@ class TestEvaluate:
         assert main([*command, "--run", str(tmp_path / "perfect.run")]) == 0
         shown = capsys.readouterr().out
         assert [line.split()[0] for line in shown.splitlines()[:3]] == ["system", "zerogr-beam", "perfect"]
+        names = shown.splitlines()[0].split()
+        assert names == ["system", "queries", "Acc@1", "nDCG@10", "Recall@100", "MRR@10", "MAP", "ms/query"]
+        assert main([*command, "--run", str(tmp_path / "perfect.run"), "--metric", "err@20", "mrr@10"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].split() == ["system", "queries", "ERR@20", "MRR@10", "MAP", "ms/query"]
+        assert [line.split()[1] for line in lines if line.startswith("  perfect")] == ["err@20", "mrr@10"]
         assert "first hits are not relevant" in shown and re.search(r"p = [01]\.\d{4}  \d+/\d+", shown)
 
     def test_tables_by_kind_where_there_are_several(
@@ -268,6 +275,27 @@ class TestAblate:
             row["variant"] for row in rows
         ]
 
+    @pytest.mark.slow
+    def test_low_resource_curve(
+        self, plan: Path, collection: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        tree = yaml.safe_load(plan.read_text())
+        tree["training"] |= {"judged": str(collection), "judged_split": "test"}
+        tree["evaluation"]["metrics"] = ["hits@10"]
+        tree["ablation"]["grids"] = [{"training.judged_share": [0, 0.1, 1.0]}]
+        plan.write_text(yaml.safe_dump(tree))
+        rows = [row for row in printed(["ablate", str(plan)], capsys)["rows"] if row["system"] == "zerogr-beam"]
+        assert [(row["variant"], row["training.judged_share"]) for row in rows] == [
+            ("base", 1.0), ("training.judged_share=0", 0), ("training.judged_share=0.1", 0.1),
+        ]  # fmt: skip
+        assert all("p of hits@10" in row and "p of ndcg@10" in row for row in rows)
+        out = tmp_path / "out"
+        every, none, few = (Index(str(out / "indexes" / row["variant"])).require("retriever") for row in rows)
+        learnt = [stage.counts["examples"] + stage.counts["held_out"] for stage in (every, none, few)]
+        assert learnt == [learnt[1] + 40, learnt[1], learnt[1] + 4]
+        assert "training.judged" not in none.inputs and few.inputs["training.judged"] != every.inputs["training.judged"]
+        assert "From 0 to 100 per cent of the judged queries" in (out / "report.md").read_text()
+
     @pytest.mark.parametrize(
         ("change", "message"),
         [
@@ -278,6 +306,7 @@ class TestAblate:
             ("ablation.grids=[{compute.max_retries: [1]}]", "'compute.max_retries', which makes no other index"),
             ("ablation.grids=[{docids.max_word: [4]}]", "did you mean 'docids.max_words'"),
             ("ablation.grids=[{docids.scheme: [titel]}]", "docids.scheme is 'titel'"),
+            ("ablation.grids=[{training.judged_share: [0.1]}]", "judged names no folder whose share it could be"),
         ],
     )
     def test_mistakes_cost_nothing(

@@ -193,6 +193,8 @@ class TestComparison:
         assert [(row["against"], row["metric"], row["mean"], row["wins"]) for row in comparison.differences] == [
             ("theirs", "acc@1", 0.3333, 1), ("theirs", "ndcg@10", 0.5436, 2), ("theirs", "recall@100", 0.6667, 2),
         ]  # fmt: skip
+        comparison.tested = ["mrr@3"]
+        assert [(row["metric"], row["mean"]) for row in comparison.differences] == [("mrr@3", 0.5)]
         query = comparison.queries[1]
         assert query["relevant"] == {"cat": 1} and query["error"] == lost
         assert query["systems"]["ours"]["first_relevant_rank"] == 2

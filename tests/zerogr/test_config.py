@@ -11,7 +11,7 @@ import yaml
 from zerogr.config.base import Section
 from zerogr.config.evaluation import AblationConfig, StudyConfig
 from zerogr.config.file import default_yaml, load_config, validate_config
-from zerogr.config.teaching import DistilConfig, TuningConfig
+from zerogr.config.teaching import DistilConfig, PretrainingConfig, TuningConfig
 from zerogr.config.tree import Config
 from zerogr.errors import UserError
 
@@ -73,6 +73,14 @@ class TestValues:
         sentence = refused({section: {key: value}})
         assert sentence.startswith(f"{section}.{key} is {value!r}: ")
         assert limit in sentence
+
+    def test_a_share_is_one_of_judged_queries(self) -> None:
+        assert refused({"training": {"judged_share": 0.1}}) == (
+            "training: judged_share is 0.1, and judged names no folder whose share it could be"
+        )
+        assert refused({"training": {"judged": "x", "judged_share": 1.5}}).startswith("training.judged_share is 1.5: ")
+        assert refused({"evaluation": {"metrics": ["hits@1"]}}).startswith("evaluation.metrics.0 is 'hits@1': ")
+        assert validate_config({"training": {"judged": "x", "judged_share": 0}}).training.judged_share == 0
 
     def test_limits_that_contradict_each_other(self) -> None:
         sentence = refused({"docids": {"min_words": 9, "max_words": 8}})
@@ -206,6 +214,7 @@ class TestFile:
             "study": StudyConfig(out=os.path.abspath("study")),
             "distil": DistilConfig(out=os.path.abspath("teacher")),
             "tuning": TuningConfig(out=os.path.abspath("generators")),
+            "pretraining": PretrainingConfig(out=os.path.abspath("pretraining")),
         }
         assert load_config(str(path)) == load_config(None) == Config(**places)
 

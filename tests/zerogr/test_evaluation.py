@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from itertools import pairwise
 from math import log2
 from pathlib import Path
 
@@ -12,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from zerogr.config import evaluation as config
 from zerogr.corpus.collection import Collection, Query
 from zerogr.errors import UserError
 from zerogr.evaluation.baselines.bm25 import BM25, document_text
-from zerogr.evaluation.metrics import evaluate_queries, evaluate_run
+from zerogr.evaluation.metrics import METRICS, evaluate_queries, evaluate_run
 from zerogr.evaluation.runs import format_run, parse_run, run_file_name
 
 QUERIES = [
@@ -63,6 +65,33 @@ class TestCollection:
         assert restricted.qrels == {"q1": {"a": 2}}
         assert list(restricted.queries) == ["q1"]
         assert restricted.num_dropped_queries == 2
+
+    def test_shares_are_nested_and_drawn_by_the_seed(self, tmp_path: Path) -> None:
+        rows = [{"_id": f"q{i}", "text": f"query {i}"} for i in range(40)]
+        qrels = "query-id\tcorpus-id\tscore\n" + "".join(f"q{i}\td{i}\t1\n" for i in range(40))
+        whole = Collection.load(write_collection(tmp_path, rows, qrels))
+        shares = [whole.share(fraction, seed=3) for fraction in (0, 0.01, 0.05, 0.1, 0.25, 1)]
+        assert [len(share.queries) for share in shares] == [0, 1, 2, 4, 10, 40]
+        for smaller, larger in pairwise(shares):
+            assert set(smaller.queries) < set(larger.queries)
+            assert list(smaller.queries) == list(smaller.qrels)
+            assert list(larger.queries) == [
+                name for name in whole.queries if name in larger.queries
+            ]  # the file's order
+        assert shares[4].queries == Collection.load(str(tmp_path)).share(0.25, seed=3).queries
+        assert shares[4].queries != whole.share(0.25, seed=4).queries
+
+    def test_negative_gapped_and_single_grades_are_read_as_they_are(self, tmp_path: Path) -> None:
+        grades = ["q1\ta\t-2", "q1\tb\t1", "q1\tc\t5", "q2\ta\t3", "q2\tb\t3", "q3\ta\t-1"]
+        whole = Collection.load(
+            write_collection(tmp_path, qrels="\n".join(["query-id\tcorpus-id\tscore", *grades, ""]))
+        )
+        assert whole.qrels == {"q1": {"a": -2, "b": 1, "c": 5}, "q2": {"a": 3, "b": 3}, "q3": {"a": -1}}
+        assert whole.highest_grade == 5
+        restricted = whole.restricted_to({"a", "b", "c"})
+        assert list(restricted.qrels) == ["q1", "q2"] and restricted.num_dropped_queries == 1  # nothing answers q3
+        relevant = {doc_id: [grade for *_, grade in asked] for doc_id, asked in whole.by_document("Find it.").items()}
+        assert relevant == {"a": [3], "b": [1, 3], "c": [5]}
 
     def test_halves_by_position(self, tmp_path: Path) -> None:
         collection = Collection.load(write_collection(tmp_path), "test")
@@ -147,6 +176,11 @@ class TestMetrics:
             "map": pytest.approx((1 + 2 / 3) / 3),
             "p@20": pytest.approx(2 / 20),
             "err@20": pytest.approx(1 / 16 + (1 - 1 / 16) * 7 / 16 / 3),
+            "ndcg@5": pytest.approx(gained / ideal),
+            "ndcg@20": pytest.approx(gained / ideal),
+            "mrr@3": 1.0,
+            "mrr@20": 1.0,
+            "hits@10": 1.0,
             "num_queries": 1,
         }
 
@@ -169,6 +203,49 @@ class TestMetrics:
         assert values["p@20"] == pytest.approx(1 / 20)
         assert values["err@20"] == pytest.approx(1 / 16 / 11)
         assert values["map"] == pytest.approx((1 / 11 + 2 / 21 + 3 / 101) / 3)
+
+    @pytest.mark.parametrize(
+        ("rank", "hits", "mrr_3", "mrr_10", "mrr_20"),
+        [
+            (3, 1, 1 / 3, 1 / 3, 1 / 3), (4, 1, 0, 1 / 4, 1 / 4), (10, 1, 0, 1 / 10, 1 / 10), (11, 0, 0, 0, 1 / 11),
+            (21, 0, 0, 0, 0),
+        ],
+    )  # fmt: skip
+    def test_cut_offs_of_ranks(self, rank: int, hits: float, mrr_3: float, mrr_10: float, mrr_20: float) -> None:
+        values = evaluate_run({"q": {"r": 2}}, {"q": [*(f"x{i}" for i in range(1, rank)), "r"]})
+        assert [values[key] for key in ("hits@10", "mrr@3", "mrr@10", "mrr@20")] == [
+            hits, pytest.approx(mrr_3), pytest.approx(mrr_10), pytest.approx(mrr_20),
+        ]  # fmt: skip
+        assert values["acc@1"] == 0
+
+    def test_cut_offs_of_four_grades_by_hand(self) -> None:
+        """As in Cranfield: six graded documents, of which the run has one among the first 5 and four among the first 20."""
+        qrels = {"q": {"a": 4, "b": 3, "c": 2, "d": 1, "e": 1, "f": 4}}
+        run = [f"x{i}" for i in range(1, 23)]
+        run[1], run[5], run[9], run[19], run[20] = "b", "a", "d", "c", "f"  # ranks 2, 6, 10, 20, 21
+        values = evaluate_run(qrels, {"q": run})
+        ideal_5 = 4 / log2(2) + 4 / log2(3) + 3 / log2(4) + 2 / log2(5) + 1 / log2(6)
+        ideal = ideal_5 + 1 / log2(7)
+        gained = 3 / log2(3), 4 / log2(7), 1 / log2(11), 2 / log2(21)
+        assert values["ndcg@5"] == pytest.approx(gained[0] / ideal_5)
+        assert values["ndcg@10"] == pytest.approx(sum(gained[:3]) / ideal)
+        assert values["ndcg@20"] == pytest.approx(sum(gained) / ideal)
+        assert values["p@20"] == pytest.approx(4 / 20)
+        stops = [(2, 7 / 16), (6, 15 / 16), (10, 1 / 16), (20, 3 / 16)]
+        reading, expected = 1.0, 0.0
+        for rank, satisfied in stops:
+            expected += reading * satisfied / rank
+            reading *= 1 - satisfied
+        assert values["err@20"] == pytest.approx(expected)
+
+    def test_gaps_between_grades_and_a_single_grade(self) -> None:
+        gaps = evaluate_run({"q": {"a": 4, "b": 1}}, {"q": ["b", "a"]})
+        assert gaps["ndcg@5"] == pytest.approx((1 + 4 / log2(3)) / (4 + 1 / log2(3)))
+        alike = evaluate_run({"q": {"a": 3, "b": 3}}, {"q": ["x", "a", "b"]})
+        assert alike["ndcg@5"] == pytest.approx((1 / log2(3) + 1 / log2(4)) / (1 + 1 / log2(3)))
+
+    def test_the_configuration_names_what_is_measured(self) -> None:
+        assert tuple(METRICS) == config.METRICS
 
     def test_grades_above_four_satisfy_no_reader_more_than_once(self) -> None:
         values = evaluate_run({"q": {"a": 6}}, {"q": ["a"]})
@@ -199,16 +276,20 @@ class TestMetrics:
         num_relevant = sum(grade > 0 for grade in grades.values())
         ideal = sorted((max(grade, 0) for grade in grades.values()), reverse=True)
 
-        def dcg(values: list[int]) -> float:
-            return sum(value / log2(place + 2) for place, value in enumerate(values[:10]))
+        def ndcg(k: int) -> float:
+            gained, best = (
+                sum(value / log2(place + 2) for place, value in enumerate(values[:k])) for values in (gains, ideal)
+            )
+            return gained / best if best else 0.0
 
         precisions = [sum(relevant[: i + 1]) / (i + 1) for i in range(len(relevant)) if relevant[i]]
-        first = relevant.index(True) + 1 if any(relevant[:10]) else 0
+        first = relevant.index(True) + 1 if any(relevant) else 1000
         expected = {
             "acc@1": float(relevant[:1] == [True]),
-            "ndcg@10": dcg(gains) / dcg(ideal) if num_relevant else 0.0,
+            "hits@10": float(any(relevant[:10])),
+            **{f"ndcg@{k}": ndcg(k) for k in (5, 10, 20)},
+            **{f"mrr@{k}": 1 / first if first <= k else 0.0 for k in (3, 10, 20)},
             "recall@100": sum(relevant[:100]) / num_relevant if num_relevant else 0.0,
-            "mrr@10": 1 / first if first else 0.0,
             "map": sum(precisions) / num_relevant if num_relevant else 0.0,
             "p@20": sum(relevant[:20]) / 20,
         }

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,69 @@ class TestJudgedQueries:
         assert np.diff(examples.first_document).tolist()[-2:] == [2, 1]
         inputs = recipe.inputs()
         assert inputs["training.judged_weight"] == 3.0 and "training.judged" not in plain.inputs()
+
+    @pytest.fixture
+    def judged(self, tiny_index: str, tmp_path: Path, config: Config) -> Callable[..., RetrieverRecipe]:
+        """Returns the recipe with these judgements of tiny's 40 questions and these settings."""
+
+        def recipe(judgements: str, **training: Any) -> RetrieverRecipe:
+            dataset = tiny.write_collection(tmp_path / "judged")
+            (dataset / "qrels" / "train.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judgements}")
+            tree = config.model_dump(mode="json") | {"index": tiny_index}
+            tree["training"] |= {"judged": str(dataset), **training}
+            return RetrieverRecipe(validate_config(tree))
+
+        return recipe
+
+    def test_negative_gapped_and_single_grades(self, judged: Callable[..., RetrieverRecipe]) -> None:
+        rows = "q0\tcoffee-0\t-1\nq0\tcoffee-1\t1\nq0\tcoffee-2\t4\nq1\tchess-0\t4\nq1\tchess-1\t4\nq2\tbread-0\t-2\n"
+        *_, added = judged(rows).text_examples()
+        weights = [[(each.grade, each.answers[0][1]) for each in example.documents] for example in added]
+        # What is negative teaches nothing; grades weigh in proportion, whatever lies between them.
+        assert weights == [[(1.0, 0.25), (4.0, 1.0)], [(4.0, 1.0), (4.0, 1.0)]]
+        assert [example.query for example in added] == [
+            "what about the history of coffee",
+            "what about the repair of coffee",
+        ]
+
+    @pytest.mark.parametrize(
+        ("judgements", "message"),
+        [
+            (
+                "q0\tcoffee-0\t-1\nq1\tcoffee-1\t0\n",
+                "judges nothing as relevant in its split 'train': no grade is above 0",
+            ),
+            ("q0\tunknown\t1\n", "none of the 1 judged queries .* has a relevant document in this index"),
+        ],
+    )
+    def test_judgements_that_teach_nothing_are_refused(
+        self, judged: Callable[..., RetrieverRecipe], judgements: str, message: str
+    ) -> None:
+        with pytest.raises(UserError, match=message):
+            list(judged(judgements).text_examples())
+
+    def test_a_share_trains_fewer_with_the_weights_of_all(self, judged: Callable[..., RetrieverRecipe]) -> None:
+        ids = [row["_id"] for row in tiny.documents()]
+        rows = "".join(f"q{i}\t{doc_id}\t{2 if i == 0 else 1}\n" for i, doc_id in enumerate(ids))
+
+        def added(share: float) -> dict[str, float]:
+            parts = list(judged(rows, judged_share=share).text_examples())
+            return {
+                example.query: example.documents[0].answers[0][1] for example in (parts[5] if len(parts) > 5 else [])
+            }
+
+        every, few, more = added(1.0), added(0.1), added(0.25)
+        assert (len(every), len(few), len(more)) == (40, 4, 10)
+        assert few.items() < more.items() < every.items()  # half the weight, even where no query of grade 2 is drawn
+        assert sorted(every.values()) == [*[0.5] * 39, 1.0]
+        assert added(0) == {}
+
+    def test_a_share_is_part_of_what_the_retriever_is_made_from(self, judged: Callable[..., RetrieverRecipe]) -> None:
+        rows = "".join(f"q{i}\t{row['_id']}\t1\n" for i, row in enumerate(tiny.documents()))
+        every, half, none = (judged(rows, judged_share=share).inputs() for share in (1.0, 0.5, 0))
+        assert {key for key in half if half[key] != every.get(key)} == {"training.judged", "training.judged_share"}
+        assert "training.judged_share" not in every
+        assert {key for key in every if key not in none} == {"training.judged", "training.judged_weight"}
 
 
 class TestAdapters:

@@ -408,6 +408,30 @@ class TestAblationReport:
             ["24", "0.400"],
         ]
 
+    def test_judged_queries_have_a_curve_in_per_cent(self) -> None:
+        key = "training.judged_share"
+        few, none = (
+            variant(f"{key}={share}", {key: share}, ndcg=ndcg, p=0.01, **{key: share})
+            for share, ndcg in ((0.05, 0.2), (0, 0.1))
+        )
+        page = Reader(ablation_report([*({**row, key: 1.0} for row in BASE), *few, *none], title="Ablation")[0])
+        assert (
+            "From 0 to 100 per cent of the judged queries nDCG@10 of zerogr-beam goes from 0.100 to 0.300" in page.text
+        )
+        assert "0 per cent is zero-shot: pseudo-queries and spans alone." in page.text
+        assert [row[1:3] for row in page.tables[1][:4]] == [
+            ["per cent of the judged queries", "nDCG@10"],
+            ["0", "0.100"],
+            ["5", "0.200"],
+            ["100", "0.300"],
+        ]
+
+    def test_what_is_tested_is_shown(self) -> None:
+        rows = [{**row, "p of err@20": 1.0, "err@20 - base": 0.0, "err@20": 0.125} for row in BASE]
+        table = Reader(ablation_report(rows, title="Ablation")[0]).tables[0]
+        assert table[0][2:6] == ["Acc@1", "nDCG@10", "Recall@100", "ERR@20"]
+        assert [row[5] for row in table[1:]] == ["0.125", "0.125"]
+
     def test_luck_is_not_called_help(self) -> None:
         html, _ = ablation_report([*BASE, *RANDOM, *SHORT], title="Ablation")
         assert (

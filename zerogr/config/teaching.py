@@ -1,4 +1,4 @@
-"""The sections for teaching the two generators: a teacher's data, and what is learnt from it."""
+"""The sections for teaching: a teacher's data, what the generators learn from it, what a retriever learns from links."""
 
 from __future__ import annotations
 
@@ -88,6 +88,30 @@ class TuningConfig(Section):
     def _task_names(self) -> TuningConfig:
         _different_names(self.tasks)
         return self
+
+
+class PretrainingConfig(Section):
+    model: str = Field(EMBEDDED_MODEL, min_length=1, description="Causal LM that is pre-trained.")
+    out: str = Field(
+        "pretraining",
+        min_length=1,
+        description="Where it goes, a folder of its own: a path or an s3:// URI. retriever.model then names OUT/pretrained.",
+    )
+    source: str = Field(
+        "pystdlib:",
+        min_length=1,
+        description="Articles that link to each other: a .jsonl file as `zerogr pretrain --help` shows, a folder of them, or "
+        "`pystdlib:`.",
+    )
+    num_queries_per_article: int = Field(
+        1, ge=1, le=64, description="Sentences of an article's first section that are its queries, drawn by the seed."
+    )
+    max_articles: int | None = Field(
+        None, ge=1, description="Ask about only so many articles, drawn by hash; links lead to all. null = all."
+    )
+    max_links: int = Field(
+        32, ge=1, le=1000, description="Most linked articles per query: the highest grades, then drawn by the seed."
+    )
 
 
 def _different_names(tasks: Sequence[DistilTaskConfig | TuningTaskConfig]) -> None:

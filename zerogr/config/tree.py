@@ -25,7 +25,7 @@ from zerogr.config.owned import (
     SchemeSection,
     default_of,
 )
-from zerogr.config.teaching import DistilConfig, TuningConfig
+from zerogr.config.teaching import DistilConfig, PretrainingConfig, TuningConfig
 
 
 class CorpusConfig(SourceConfig):
@@ -127,6 +127,13 @@ class TrainingConfig(Section):
     judged_weight: float = Field(
         1.0, gt=0, le=1000, description="What a judged query of the highest grade counts; a pseudo-query counts 1."
     )
+    judged_share: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of the judged queries that train, drawn by the seed; those of a smaller share are among those of a "
+        "larger one. 0 = none, which is zero-shot.",
+    )
     num_epochs: int = Field(
         1, ge=1, le=1000, description="Passes over the (query, docid) pairs; more different pairs beat more passes."
     )
@@ -174,6 +181,12 @@ class TrainingConfig(Section):
     checkpoint_minutes: float = Field(
         10.0, gt=0, description="Where a hundred steps take long: at most so many minutes between two checkpoints."
     )
+
+    @model_validator(mode="after")
+    def _share_of_something(self) -> TrainingConfig:
+        if self.judged_share < 1 and self.judged is None:
+            raise ValueError(f"judged_share is {self.judged_share}, and judged names no folder whose share it could be")
+        return self
 
 
 class DecodingConfig(Section):
@@ -343,6 +356,10 @@ class Config(Section):
     tuning: TuningConfig = Field(
         default_factory=TuningConfig,
         description="What `zerogr train --recipe docid_generator` or `query_generator` learns from; the rest as in training.",
+    )
+    pretraining: PretrainingConfig = Field(
+        default_factory=PretrainingConfig,
+        description="What `zerogr pretrain` learns from, for a retriever to begin with; instruction and training count, too.",
     )
 
     @model_validator(mode="after")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from zerogr.corpus import beir, mair
 from zerogr.corpus.judged import Qrels, Query
 from zerogr.errors import UserError
+from zerogr.seeds import seed_of
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,11 @@ class Collection:
         file = mair.queries_file(uri)
         queries, qrels = beir.read_judged(uri, split) if file is None else mair.read_judged(file, split)
         return cls(queries=queries, qrels=qrels)
+
+    @property
+    def highest_grade(self) -> int:
+        """The highest grade of any judgement."""
+        return max(grade for grades in self.qrels.values() for grade in grades.values())
 
     def hash(self) -> str:
         """Returns a hash of queries, instructions and judgements."""
@@ -81,6 +87,21 @@ class Collection:
         return Collection(
             {query_id: self.queries[query_id] for query_id in chosen},
             {query_id: self.qrels[query_id] for query_id in chosen},
+        )
+
+    def share(self, fraction: float, seed: int) -> Collection:
+        """Returns a share of the queries (0 to 1), drawn by hash, in the order of their file.
+
+        Those of a smaller share are among those of a larger one; of a share above 0 there is at least one query.
+        """
+        if fraction == 1:
+            return self
+        num_drawn = max(round(fraction * len(self.queries)), 1) if fraction else 0
+        order = sorted(self.queries, key=lambda query_id: seed_of(seed, "share", query_id))
+        drawn = set(order[:num_drawn])
+        return Collection(
+            {query_id: query for query_id, query in self.queries.items() if query_id in drawn},
+            {query_id: grades for query_id, grades in self.qrels.items() if query_id in drawn},
         )
 
     def restricted_to(self, doc_ids: set[str]) -> Collection:

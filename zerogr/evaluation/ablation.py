@@ -15,25 +15,25 @@ from typing import Any
 
 import pyarrow as pa
 
+from zerogr.config.evaluation import DEFAULT_METRICS
 from zerogr.config.file import drop_foreign, set_key, validate_config
 from zerogr.config.tree import Config
 from zerogr.errors import UserError
-from zerogr.evaluation.report.ablation import MAX_WORDS, NUM_PAIRS, ablation_report
+from zerogr.evaluation.report.ablation import CURVES, MAX_WORDS, P_OF, ablation_report
 from zerogr.evaluation.significance import compare
 from zerogr.index.index import StageRecord
 from zerogr.store import storage
 
 BASE = "base"
 RESULTS = "results.parquet"
-TESTED = ("acc@1", "ndcg@10", "recall@100")
 _COUNTS = {
     "docids": ("rows", "repaired", "coverage", "words_per_docid", "collisions"),
     "retriever": ("examples", "steps"),
 }
 """Stage -> what its record counts and a reader of the table wants to know."""
-SETTINGS = (*NUM_PAIRS, MAX_WORDS)
+SETTINGS = (*CURVES, MAX_WORDS)
 """Keys whose value every row has, changed or not: what the report's plots have on their x axes."""
-_FOREIGN_SECTIONS = ("index", "compute", "evaluation", "ablation", "distil", "tuning")
+_FOREIGN_SECTIONS = ("index", "compute", "evaluation", "ablation", "distil", "tuning", "pretraining")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +93,17 @@ def variant_config(config: Config, variant: Variant, donors: Sequence[str] = ())
 
 
 def results_of(
-    variant: Variant, records: Mapping[str, StageRecord], queries: list[dict[str, Any]], base: list[dict[str, Any]]
+    variant: Variant,
+    config: Config,
+    records: Mapping[str, StageRecord],
+    queries: list[dict[str, Any]],
+    base: list[dict[str, Any]],
 ) -> list[dict[str, Any]]:
     """Returns a row per system of a variant.
 
     Args:
         variant: What was changed.
+        config: The variant's own.
         records: Of its stages, the evaluation's among them.
         queries: What its evaluation wrote of each query.
         base: The same of the base, on the same queries.
@@ -108,15 +113,15 @@ def results_of(
         for stage, keys in _COUNTS.items()
         for key in keys
     }
-    settings = {key: records[key.partition(".")[0]].inputs.get(key) for key in SETTINGS}
+    settings = {key: _value(config, key) for key in SETTINGS}
     seconds = {f"{stage}_s": record.seconds for stage, record in records.items()}
     rows = []
     for row in records["evaluation"].counts["rows_compared"]:
         tests: dict[str, float] = {}
-        for metric in TESTED:
+        for metric in dict.fromkeys((*DEFAULT_METRICS, *config.evaluation.metrics)):
             ours, theirs = ([query["systems"][row["system"]][metric] for query in each] for each in (queries, base))
             found = compare(ours, theirs)
-            tests |= {f"{metric} - base": round(found.mean, 4), f"p of {metric}": round(found.p, 4)}
+            tests |= {f"{metric} - base": round(found.mean, 4), f"{P_OF}{metric}": round(found.p, 4)}
         changes = json.dumps(variant.changes, ensure_ascii=False)
         rows.append({"variant": variant.name, "changes": changes, **row, **tests, **settings, **counts, **seconds})
     return rows

@@ -14,6 +14,7 @@ from itertools import islice
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from zerogr.config.evaluation import DEFAULT_METRICS
 from zerogr.corpus.collection import Collection
 from zerogr.evaluation.baselines.systems import Documents, run_baseline
 from zerogr.evaluation.comparison import FIRST, Comparison
@@ -42,6 +43,7 @@ def compare_systems(
     k: int = 100,
     seed: int = 0,
     exclude_query_id: bool = False,
+    tested: Sequence[str] = DEFAULT_METRICS,
 ) -> Comparison:
     """Returns how the systems answer the judged queries.
 
@@ -57,6 +59,7 @@ def compare_systems(
         seed: Of sampling strategies.
         exclude_query_id: Whether the document that has the query's own id is left out of every answer: in ArguAna and Quora the
             queries are documents themselves.
+        tested: Of `zerogr.evaluation.metrics.METRICS`, those that differences are tested by.
 
     Raises:
         UserError: A baseline lacks what it needs.
@@ -82,7 +85,7 @@ def compare_systems(
     answers += [judged(each, each.k) for each in foreign]
     per_query = {each.system: evaluate_queries(collection.qrels, each.run) for each in answers}
     kinds, openings = _looked_at(index, collection, answers)
-    return Comparison(collection, answers, per_query, kinds, errors, openings)
+    return Comparison(collection, answers, per_query, kinds, errors, openings, tested)
 
 
 def _parts_of(spec: StrategySpec, retriever: Retriever) -> list[StrategySpec]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from zerogr.config.evaluation import DEFAULT_METRICS
 from zerogr.corpus.collection import Collection
 from zerogr.evaluation.metrics import METRICS, mean_of
 from zerogr.evaluation.significance import compare
 from zerogr.evaluation.systems import Answers
 
-COMPARED = ("acc@1", "ndcg@10", "recall@100")
-"""The metrics whose differences are tested."""
 TOP = 10
 """Documents per query and system in queries.jsonl."""
 FIRST = 3
@@ -32,6 +32,8 @@ class Comparison:
     """Why the first strategy's first hits were wrong, see `zerogr.evaluation.explain.count_errors`."""
     openings: dict[str, str] = field(default_factory=dict)
     """doc_id -> how the document begins, of the relevant ones and of every system's first hits."""
+    tested: Sequence[str] = DEFAULT_METRICS
+    """The metrics whose differences are tested."""
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -69,7 +71,7 @@ class Comparison:
             {"system": self.answers[0].system, "against": other.system, "metric": metric}
             | _rounded(asdict(compare(*self._values(metric, self.answers[0], other))))
             for other in self.answers[1:]
-            for metric in COMPARED
+            for metric in self.tested
         ]
 
     def _values(self, metric: str, *compared: Answers) -> list[list[float]]:

@@ -1,9 +1,10 @@
 """Measures of a run, with the semantics of trec_eval.
 
-All but one are computed by ir-measures (pytrec_eval): Acc@1 is Success@1 with any grade > 0, nDCG@10 uses the grades as
-linear gains, Recall@100 and MAP divide by all relevant documents of the query, P@20 by 20 however few results there are,
-MRR@10 is 0 below rank 10. Negative grades count as 0. Every judged query counts, with 0 where the run holds nothing for it;
-queries without judgements are ignored, and so are documents without a judgement, which count as not relevant.
+All but one are computed by ir-measures (pytrec_eval): Hits@k is the share of queries with a relevant document (any grade > 0)
+among the first k, and Hits@1 is called Acc@1; nDCG@k uses the grades as linear gains; Recall@100 and MAP divide by all relevant
+documents of the query, P@20 by 20 however few results there are; MRR@k is 0 below rank k. Negative grades count as 0. Every
+judged query counts, with 0 where the run holds nothing for it; queries without judgements are ignored, and so are documents
+without a judgement, which count as not relevant.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ Run = dict[str, list[str]]
 
 METRICS = {
     "acc@1": "Acc@1", "ndcg@10": "nDCG@10", "recall@100": "Recall@100", "mrr@10": "MRR@10", "map": "MAP", "p@20": "P@20",
-    "err@20": "ERR@20",
+    "err@20": "ERR@20", "ndcg@5": "nDCG@5", "ndcg@20": "nDCG@20", "mrr@3": "MRR@3", "mrr@20": "MRR@20", "hits@10": "Hits@10",
 }  # fmt: skip
-"""Key -> the name that people read; first what every table shows."""
+"""Key -> the name that people read; the keys are those of `evaluation.metrics`."""
 ERR_MOST_GRADE = 4
 """The grade that satisfies a reader with probability 15/16, as in TREC's web tracks, unless a collection has higher ones."""
 
@@ -51,9 +52,10 @@ def evaluate_queries(qrels: Qrels, run: Run) -> dict[str, dict[str, float]]:
         raise ValueError("there are no judgements to evaluate the run with")
     measures = {
         ir.Success @ 1: "acc@1",
-        ir.nDCG @ 10: "ndcg@10",
+        ir.Success @ 10: "hits@10",
+        **{ir.nDCG @ k: f"ndcg@{k}" for k in (5, 10, 20)},
+        **{ir.RR @ k: f"mrr@{k}" for k in (3, 10, 20)},
         ir.R @ 100: "recall@100",
-        ir.RR @ 10: "mrr@10",
         ir.AP: "map",
         ir.P @ 20: "p@20",
     }

@@ -1,8 +1,8 @@
 """The stages: one record each, read by the command line, by `zerogr status`, by the jobs and by the index itself.
 
 A stage reads the folders of the stages before it and publishes its own. Which stages an index has, and which stage reads
-which, is a function of the configuration. Folders of teacher data and of generators are kept by the same rules, and are never
-an index as well.
+which, is a function of the configuration. Folders of teacher data, generators and a pre-trained model are kept by the same
+rules, and are never an index as well.
 """
 
 from __future__ import annotations
@@ -177,6 +177,14 @@ DOCID_GENERATOR, QUERY_GENERATOR = (
     )
     for name in ("docid_generator", "query_generator")
 )
+PRETRAINED = Stage(
+    name="pretrained",
+    command="pretrain",
+    help="pre-train a model on what articles link to, for retriever.model to begin with",
+    folders=("pretrained",),
+    work=("work/pretrained",),
+    uses_ray=True,
+)
 
 INDEX = FolderKind(
     name="an index",
@@ -193,7 +201,13 @@ GENERATORS = FolderKind(
     place=lambda config: config.tuning.out,
     stages=(DOCID_GENERATOR, QUERY_GENERATOR),
 )
-KINDS = (INDEX, TEACHER_DATA, GENERATORS)
+PRETRAINING = FolderKind(
+    name="a pre-trained model",
+    key="pretraining.out",
+    place=lambda config: config.pretraining.out,
+    stages=(PRETRAINED,),
+)
+KINDS = (INDEX, TEACHER_DATA, GENERATORS, PRETRAINING)
 STAGES = {stage.name: stage for kind in KINDS for stage in kind.stages}
 """Every stage by its name; those of a folder are in order."""
 

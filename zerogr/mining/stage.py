@@ -52,7 +52,7 @@ def negatives_inputs(config: Config, index: Index) -> dict[str, Any]:
         inputs["negatives.retriever"] = Index(settings.retriever).require("retriever").fingerprint
     if settings.teacher is not None:
         inputs["negatives.teacher"] = model_hash(resolve_model(settings.teacher))
-    if training.judged:
+    if training.judged and training.judged_share:
         inputs["training.judged"] = Collection.load(training.judged, training.judged_split).hash()
     return inputs
 
@@ -121,9 +121,9 @@ class Miner:
         return found
 
     def judged(self) -> int:
-        """Publishes the negatives of the judged queries that train; returns their number."""
+        """Publishes the negatives of all judged queries that may train, whatever share does; returns their number."""
         training = self._config.training
-        if not training.judged:
+        if not (training.judged and training.judged_share):
             return 0
         collection = Collection.load(training.judged, training.judged_split)
         row_of = {doc_id: self._row_ids[row] for doc_id, row in self._row_of_doc.items()}

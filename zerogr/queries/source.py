@@ -38,11 +38,10 @@ def judged_examples(
         collection: Queries and judgements.
         row_of: {doc_id: row_id} of the documents in the index, or of those that matter here.
         instruction: Where a query has none of its own.
-        weight: Of a document of the highest grade in the collection.
+        weight: What a document of grade 1 weighs in the loss.
     """
-    highest = max((grade for grades in collection.qrels.values() for grade in grades.values()), default=1)
     for query_id, grades in collection.qrels.items():
         known = tuple((row_of[doc_id], float(grade)) for doc_id, grade in grades.items() if doc_id in row_of)
         if relevant := tuple((row, grade) for row, grade in known if grade > 0):
             query = collection.queries[query_id]
-            yield Example(query.instruction or instruction, query.text, relevant, weight / highest)
+            yield Example(query.instruction or instruction, query.text, relevant, weight)

@@ -17,11 +17,32 @@ from zerogr.evaluation.report.report import ALPHA, best_in_bold, p_text, seconds
 
 Row = Mapping[str, Any]
 MEASURED = ("acc@1", "ndcg@10", "recall@100")
-NUM_PAIRS = {
-    "queries.num_queries_per_document": ("How many pseudo-queries", "pseudo-queries per document"),
-    "queries.num_spans_per_document": ("How many spans", "spans per document"),
+P_OF = "p of "
+
+
+class Curve(NamedTuple):
+    """A setting that has a plot of quality and cost."""
+
+    heading: str
+    label: str
+    """Of its axis."""
+    scale: int = 1
+    """What its values are multiplied by, to be what the label says."""
+    note: str = ""
+    """Follows the finding."""
+
+
+CURVES = {
+    "queries.num_queries_per_document": Curve("How many pseudo-queries", "pseudo-queries per document"),
+    "queries.num_spans_per_document": Curve("How many spans", "spans per document"),
+    "training.judged_share": Curve(
+        "How many judged queries",
+        "per cent of the judged queries",
+        100,
+        " 0 per cent is zero-shot: pseudo-queries and spans alone.",
+    ),
 }
-"""Key -> heading, label of its axis."""
+"""By their keys."""
 MAX_WORDS = "docids.max_words"
 
 
@@ -38,11 +59,17 @@ def ablation_report(rows: Sequence[Row], *, title: str, price_per_hour: float | 
         *_headline(rows),
         *_variants(told, len(rows) - len(told), price_per_hour),
         *chain.from_iterable(
-            _by_num_pairs(each, key, price_per_hour) for key in NUM_PAIRS for each in _groups(rows, key)
+            _by_number(each, key, price_per_hour) for key in CURVES for each in _groups(_in_units(rows, key), key)
         ),
         *chain.from_iterable(_by_docid_length(each) for each in _groups(rows, MAX_WORDS, {"docids.min_words"})),
     ]
     return render_html(title, blocks), render_markdown(title, blocks)
+
+
+def _in_units(rows: Sequence[Row], key: str) -> list[Row]:
+    """Returns the rows with the values of a curve's setting as its label says."""
+    scale = CURVES[key].scale
+    return [row if row.get(key) is None else {**row, key: round(row[key] * scale, 6)} for row in rows]
 
 
 def _is_untouched(row: Row, rows: Sequence[Row]) -> bool:
@@ -81,13 +108,15 @@ def _headline(rows: Sequence[Row]) -> list[Block]:
 
 def _variants(rows: Sequence[Row], num_left_out: int, price_per_hour: float | None) -> list[Block]:
     columns: list[Sequence[Line]] = [[row["variant"] for row in rows], [row["system"] for row in rows]]
-    columns += [best_in_bold(rows, name, lambda row: row["strategy"] is not None) for name in MEASURED]
+    tested = (key.removeprefix(P_OF) for key in rows[0] if key.startswith(P_OF))
+    shown = list(dict.fromkeys((*MEASURED, *tested)))
+    columns += [best_in_bold(rows, name, lambda row: row["strategy"] is not None) for name in shown]
     is_base = [row["variant"] == rows[0]["variant"] for row in rows]
     for key, form in (("ndcg@10 - base", signed), ("p of ndcg@10", p_text)):
         columns.append(["" if base else form(row[key]) for base, row in zip(is_base, rows, strict=True)])
     seconds = [row["seconds_to_index"] for row in rows]
     columns.append([seconds_text(each) for each in seconds])
-    head = ["variant", "system", *(METRICS[name] for name in MEASURED), "vs base", "p", "s to index"]
+    head = ["variant", "system", *(METRICS[name] for name in shown), "vs base", "p", "s to index"]
     if price_per_hour is not None:
         head.append("US dollars")
         columns.append(["" if each is None else f"{each * price_per_hour / 3600:,.2f}" for each in seconds])
@@ -158,13 +187,13 @@ def _quality(rows: Sequence[Row]) -> str:
     return f"nDCG@10 of {first['system']} goes from {first['ndcg@10']:.3f} to {last['ndcg@10']:.3f}"
 
 
-def _by_num_pairs(group: _Group, key: str, price_per_hour: float | None) -> list[Block]:
+def _by_number(group: _Group, key: str, price_per_hour: float | None) -> list[Block]:
     varied, own = group.rows, group.own
-    heading, label = NUM_PAIRS[key]
+    heading, label, _, note = CURVES[key]
     finding = (
-        f"From {own[0][key]} to {own[-1][key]} {label} "
+        f"From {own[0][key]:g} to {own[-1][key]:g} {label} "
         f"{_quality(own)}, and the seconds to index from "
-        f"{own[0]['seconds_to_index']:,.0f} to {own[-1]['seconds_to_index']:,.0f}."
+        f"{own[0]['seconds_to_index']:,.0f} to {own[-1]['seconds_to_index']:,.0f}.{note}"
     )
     ticks, is_log = _ticks([row[key] for row in varied])
     series = _quality_series(varied, key)
@@ -188,7 +217,7 @@ def _by_num_pairs(group: _Group, key: str, price_per_hour: float | None) -> list
     dollars = [] if price_per_hour is None else ["US dollars"]
     by_system = sorted(varied, key=lambda row: systems.index(row["system"]))
     table_rows: list[Sequence[Line]] = [
-        [row["system"], str(row[key]), f"{row['ndcg@10']:.3f}", seconds_text(row["seconds_to_index"]),
+        [row["system"], f"{row[key]:g}", f"{row['ndcg@10']:.3f}", seconds_text(row["seconds_to_index"]),
          *(_number((row["seconds_to_index"] or 0) * (price_per_hour or 0) / 3600, ",.2f") for _ in dollars)]
         for row in by_system
     ]  # fmt: skip

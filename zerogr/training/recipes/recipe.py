@@ -175,7 +175,8 @@ def settings_of(config: Config, **changes: Any) -> TrainingSettings:
 
 def common_inputs(config: Config, section: str, base: str) -> dict[str, Any]:
     """Returns what the model of every recipe is made from; `section` of the configuration names its base."""
-    own = {"checkpoint_every", "checkpoint_minutes", "judged", "judged_split", "judged_weight", "loss", "normalise"}
+    own = {"checkpoint_every", "checkpoint_minutes", "judged", "judged_split", "judged_weight", "judged_share"}
+    own |= {"loss", "normalise"}
     training = config.training.model_dump(exclude=own)  # the retriever says the rest of its own
     return {
         "seed": config.seed,

@@ -73,10 +73,16 @@ class RetrieverRecipe:
 
     def _judged_inputs(self) -> dict[str, Any]:
         training = self._config.training
-        if not training.judged:
+        if not (training.judged and training.judged_share):
             return {}
-        collection = Collection.load(training.judged, training.judged_split)
-        return {"training.judged": collection.hash(), "training.judged_weight": training.judged_weight}
+        drawn = self._judged_collection.share(training.judged_share, self._config.seed)
+        inputs = {"training.judged": drawn.hash(), "training.judged_weight": training.judged_weight}
+        return inputs | ({"training.judged_share": training.judged_share} if training.judged_share < 1 else {})
+
+    @cached_property
+    def _judged_collection(self) -> Collection:
+        training = self._config.training
+        return Collection.load(str(training.judged), training.judged_split)
 
     def examples(self, tokenizer: Any) -> Examples:
         """Returns every query of the index with its answers as training examples, memory-mapped."""
@@ -119,7 +125,7 @@ class RetrieverRecipe:
                     compared(example, [document["row_id"]], mined.get((document["row_id"], example.query)))
                     for document, example in self.taught_by(shard)
                 ]
-        if self._config.training.judged:
+        if self._config.training.judged and self._config.training.judged_share:
             yield self._judged()
 
     def taught_by(self, shard: int) -> list[tuple[dict[str, Any], TextExample]]:
@@ -134,8 +140,8 @@ class RetrieverRecipe:
         return read_negatives(uri) if self.settings.loss.needs_negatives else {}
 
     def _judged(self) -> list[TextExample]:
-        training = self._config.training
-        collection = Collection.load(str(training.judged), training.judged_split)
+        training, whole = self._config.training, self._judged_collection
+        collection = whole.share(training.judged_share, self._config.seed)
         judged = {doc_id for grades in collection.qrels.values() for doc_id in grades}
         documents = {
             row["row_id"]: row
@@ -144,11 +150,15 @@ class RetrieverRecipe:
             if row["doc_id"] in judged
         }
         row_of = {row["doc_id"]: row_id for row_id, row in documents.items()}
-        examples = judged_examples(
-            collection, row_of, instruction=self._config.instruction, weight=training.judged_weight
-        )
+        if whole.highest_grade <= 0:
+            raise UserError(
+                f"training.judged '{training.judged}' judges nothing as relevant in its split '{training.judged_split}': "
+                "no grade is above 0; name another split, or set training.judged to null"
+            )
+        weight = training.judged_weight / whole.highest_grade
+        examples = judged_examples(collection, row_of, instruction=self._config.instruction, weight=weight)
         mined = self._mined(judged_uri(self.index))
-        return [
+        taught = [
             compared(
                 self._taught(example, documents),
                 [row_id for row_id, _ in example.relevant],
@@ -156,6 +166,12 @@ class RetrieverRecipe:
             )
             for example in examples
         ]
+        if not taught:
+            raise UserError(
+                f"none of the {len(collection.qrels)} judged queries of training.judged '{training.judged}' has a relevant "
+                "document in this index; name the collection that it was built from, or set training.judged to null"
+            )
+        return taught
 
     def _documents(self, shard: int) -> list[dict[str, Any]]:
         columns = ["row_id", "doc_id", "docid", *(["identifiers"] if self._config.docids.has_shared else [])]
