@@ -107,16 +107,16 @@ def _hosts(index: Index, stage: Stage) -> dict[str, Any]:
 
 
 def _last_change(index: Index, stage: Stage) -> float:
-    """Returns when a file of a stage was last written, in seconds since 1970, as the storage says."""
+    """Returns when a file of a stage was last written, in seconds since 1970; now, where the storage does not say."""
     times = []
     for place in (*stage.folders, *stage.work, f"work/{stage.name}.json", RUNS):
         fs, path = storage.filesystem(index.path(place))
         for name, info in fs.find(path, detail=True).items() if fs.exists(path) else ():
             if place == RUNS and not name.rpartition("/")[2].startswith((f"{stage.name}.", f"{stage.name}-")):
                 continue  # another stage's
-            at = next(info[key] for key in ("LastModified", "mtime", "updated") if info.get(key))
-            times.append(at.timestamp() if isinstance(at, datetime) else float(at))
-    return max(times)
+            if at := info.get("LastModified") or info.get("mtime"):
+                times.append(at.timestamp() if isinstance(at, datetime) else float(at))
+    return max(times, default=time.time())
 
 
 def command(options: argparse.Namespace) -> None:
