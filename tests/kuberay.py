@@ -1,6 +1,6 @@
 """The fields of KubeRay 1.7.0 and of Kubernetes that `deploy/` uses, as JSON Schema, written by hand.
 
-This is not the operator's CRD, which is a megabyte and cannot be fetched here. Names, types and limits of KubeRay's fields were
+This is not the operator's CRD, which is a megabyte. Names, types and limits of KubeRay's fields were
 read off its API reference (docs/reference/api.md at v1.7.0) and the rules below off what its operator checks
 (ray-operator/controllers/ray/utils/validation.go). Of Kubernetes there are only the fields that the manifests have. What is not
 in here is refused: whoever adds a field looks it up first.
