@@ -108,6 +108,18 @@ after a fault; what is finished is kept. A document is replaced by removing and 
 """
 
 
+SUBMIT_EPILOG = """\
+The job carries the configuration, the file of --remove and this package's code; the cluster's image has what it depends on. The
+index and what is read must be where every node finds it: s3://, or a path that all of them mount. Credentials belong into the
+environment of the nodes. Stop a job, and submit it again later: it goes on where it stopped.
+
+  zerogr submit config.yaml --address http://127.0.0.1:8265              `index`, with its --set and --rebuild
+  zerogr submit --address ... -- ablate config.yaml --set seed=1         any command that writes or measures stands behind --
+  zerogr submit --address ... --gpus 1 -- evaluate s3://bucket/index --dataset s3://bucket/scifact --out s3://bucket/results
+  zerogr submit --address ... --gpus 1 -- update s3://bucket/index --add s3://bucket/new.jsonl --method replay
+"""
+
+
 STUDY_EPILOG = """\
 The corpus is cut into D0, which the retriever is trained on, and increments that `zerogr update` adds one after the other.
 After each, the judged queries of D0 and of the increment are asked. Run it again after a fault; what is measured is kept.
@@ -175,6 +187,7 @@ class Commands:
         )
         for argument in positional:
             sub.add_argument(argument, metavar=argument.upper(), help=POSITIONAL.get(argument))
+        sub.set_defaults(parser=sub)
         if "config" in positional:
             add_set(sub)
         if as_json:
@@ -193,6 +206,24 @@ class Commands:
             help=f"forget a stage and all that was made from it, then run ({', '.join(names)})",
         )  # fmt: skip
         return sub
+
+
+def spelt(options: argparse.Namespace) -> list[str]:
+    """Returns arguments that mean the same as parsed ones: the command, what stands without a name, then the options."""
+    places, named = [options.command], []
+    for action in options.parser._actions:
+        value = getattr(options, action.dest, action.default)
+        if value == action.default:
+            continue
+        if not action.option_strings:
+            places.append(str(value))
+        elif action.nargs == 0:
+            named.append(action.option_strings[-1])
+        elif isinstance(value, list) and action.nargs in ("+", "*"):
+            named += [action.option_strings[-1], *map(str, value)]
+        else:
+            named += [f"{action.option_strings[-1]}={each}" for each in (value if isinstance(value, list) else [value])]
+    return places + named
 
 
 def add_set(sub: argparse.ArgumentParser) -> None:
@@ -234,13 +265,26 @@ def _add_experiments(commands: Commands) -> None:
         "study", "let a corpus grow, and measure what is found of the old and of the new", "study", "config", as_json=True,
         epilog=STUDY_EPILOG,
     )  # fmt: skip
-    sub = commands.add_stage("submit", "run `index` on a Ray cluster")
+    sub = commands.add("submit", "run a command on a Ray cluster", epilog=SUBMIT_EPILOG)
+    sub.add_argument("job", nargs="+", metavar="JOB", help="CONFIG of an index, or -- and a command with its arguments")
     sub.add_argument(
         "--address",
         required=True,
         metavar="RAY_ADDRESS",
         help="of the cluster's job server, such as http://127.0.0.1:8265",
     )
+    sub.add_argument(
+        "--set", action="append", default=[], dest="overrides", metavar="KEY.SUB=VALUE", help="as for `index`"
+    )
+    sub.add_argument("--rebuild", action="append", default=[], metavar="STAGE", help="as for `index`")
+    sub.add_argument(
+        "--gpus", type=float, default=0.0, metavar="N",
+        help="GPUs of the node that the command itself runs on, where evaluate, update and study search and learn (default: 0)",
+    )  # fmt: skip
+    sub.add_argument(
+        "--env", action="append", default=[], metavar="NAME",
+        help="an environment variable of this shell that the job gets as well; whoever may see the job may see its value",
+    )  # fmt: skip
     sub.add_argument("--no-wait", action="store_true", help="return as soon as the job is accepted")
 
 

@@ -10,17 +10,19 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import socket
 import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NoReturn
 
 from jobs.attempts import start_attempts
 from jobs.cluster import cause_of, ray_session, share_of_cpus
+from jobs.hosts import Hosts
 from zerogr.config.tree import ComputeConfig
 from zerogr.errors import Fault, UserError
 from zerogr.index.index import Index
@@ -118,14 +120,17 @@ class Outcome:
     prompt_tokens: int = 0
     output_tokens: int = 0
     engine_seconds: float = 0.0
+    host: str = ""
+    """Who has published it; "" = nobody in this run."""
     mistake: str = ""
     """The user's."""
     fault: str = ""
     """The machines'."""
 
     def add(self, report: ShardReport | None) -> None:
-        """Takes over the counts of the worker's report."""
+        """Takes over the counts of the worker's report, and notes where that was."""
         if report is not None:
+            self.host = socket.gethostname()
             self.rows, self.rejected = report.rows, report.rejected
             self.prompt_tokens, self.output_tokens = report.prompt_tokens, report.output_tokens
 
@@ -251,15 +256,11 @@ def run_pending(
         num_gpus = compute.num_gpus_per_engine if needs_engine else 0
         outcomes = _outcomes(list(pending), make_worker, compute, num_gpus)
         progress = Progress(stage, total=total, unit="documents", done=total - num_pending_rows)
-        ledger = Ledger(index, stage)
+        ledger, hosts = Ledger(index, stage), Hosts(index, stage)
         try:
-            for row in outcomes.iter_rows():
-                outcome = Outcome(**row)
-                if outcome.mistake:
-                    raise UserError(outcome.mistake)
-                if outcome.fault:
-                    raise Fault(f"stage '{stage}' gave up at shard {outcome.shard}: {outcome.fault}")
+            for outcome in _made(stage, outcomes):
                 ledger.add(_effort_of(outcome, num_gpus))
+                hosts.add(outcome.host, outcome.shard)
                 num_pending_rows -= pending[outcome.shard]
                 progress.advance(pending[outcome.shard], _note(ledger.effort, num_pending_rows))
         except ray.exceptions.RayError as error:  # of Ray itself; what a shard can meet is an outcome
@@ -271,6 +272,18 @@ def run_pending(
         finally:
             progress.close()
         ledger.write()
+        hosts.write()
+
+
+def _made(stage: str, outcomes: Any) -> Iterator[Outcome]:
+    """Yields what became of every shard; raises what a shard ended with, as `run_pending`."""
+    for row in outcomes.iter_rows():
+        outcome = Outcome(**row)
+        if outcome.mistake:
+            raise UserError(outcome.mistake)
+        if outcome.fault:
+            raise Fault(f"stage '{stage}' gave up at shard {outcome.shard}: {outcome.fault}")
+        yield outcome
 
 
 def _make_here(stage: str, index: Index, shard: int, make_worker: Callable[[], ShardWorker]) -> None:

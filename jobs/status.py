@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
+from datetime import datetime
 from typing import Any
 
 from pydantic import ValidationError
 
 from jobs.command import run_module
+from jobs.hosts import read_hosts
 from jobs.tables import summary
 from zerogr.config.tree import Config
 from zerogr.errors import UserError
-from zerogr.index.index import Index, shards_in
+from zerogr.index.index import RUNS, Index, shards_in
 from zerogr.index.ledger import Effort, read_effort
 from zerogr.index.stage import INDEX, Stage
 from zerogr.index.versions import REQUEST, Version, folder_of
 from zerogr.progress import duration
 from zerogr.store import storage
+
+SILENT_AFTER_S = 1800.0
+"""A stage that has written nothing for so long has probably lost its job: shards and checkpoints come sooner."""
 
 
 def status(uri: str) -> dict[str, Any]:
@@ -70,7 +76,7 @@ def _config_of(index: Index) -> Config | None:
 def _finished(index: Index, stage: Stage, entry: dict[str, Any]) -> dict[str, Any]:
     """Returns what the manifest says of a stage, its rejected rows and its rates."""
     rejected, rows = index.num_rejected(stage.name), entry["counts"].get("rows")
-    found = {**entry, **({"rejected": rejected} if rejected else {})}
+    found = {**entry, **({"rejected": rejected} if rejected else {}), **_hosts(index, stage)}
     if "effort" in entry:
         return found | Effort(**entry["effort"]).rates()
     if rows and entry["seconds"]:
@@ -79,17 +85,38 @@ def _finished(index: Index, stage: Stage, entry: dict[str, Any]) -> dict[str, An
 
 
 def _unfinished(index: Index, stage: Stage) -> dict[str, Any]:
-    """Returns the shards a stage has published, of how many, and at what rate and price it goes on."""
+    """Returns the shards a stage has published, of how many, where, at what rate and price, and whether it fell silent."""
+    silent_s = time.time() - _last_change(index, stage)
+    silence = {"silent_seconds": round(silent_s)} if silent_s >= SILENT_AFTER_S else {}
     if stage.shards is None:
-        return {}
+        return silence
     published = set(shards_in(index.path(stage.shards)))
-    entry: dict[str, Any] = {"shards": len(published)}
+    entry: dict[str, Any] = {"shards": len(published), **_hosts(index, stage), **silence}
     effort = read_effort(index, stage.name)
     if stage.follows_corpus:
         num_rows = index.rows_of_shards()
         entry["of"] = len(num_rows)
         entry |= effort.remaining(sum(rows for shard, rows in num_rows.items() if shard not in published))
     return entry | effort.rates()
+
+
+def _hosts(index: Index, stage: Stage) -> dict[str, Any]:
+    """Returns {"hosts": {host: its shards}}; {} of a stage without shards."""
+    hosts = read_hosts(index, stage.name)
+    return {"hosts": hosts} if hosts else {}
+
+
+def _last_change(index: Index, stage: Stage) -> float:
+    """Returns when a file of a stage was last written, in seconds since 1970; now, where the storage does not say."""
+    times = []
+    for place in (*stage.folders, *stage.work, f"work/{stage.name}.json", RUNS):
+        fs, path = storage.filesystem(index.path(place))
+        for name, info in fs.find(path, detail=True).items() if fs.exists(path) else ():
+            if place == RUNS and not name.rpartition("/")[2].startswith((f"{stage.name}.", f"{stage.name}-")):
+                continue  # another stage's
+            if at := info.get("LastModified") or info.get("mtime"):
+                times.append(at.timestamp() if isinstance(at, datetime) else float(at))
+    return max(times, default=time.time())
 
 
 def command(options: argparse.Namespace) -> None:
@@ -112,9 +139,11 @@ def command(options: argparse.Namespace) -> None:
             )
         elif "shards" in entry:
             of = f" of {entry['of']}" if "of" in entry else ""
-            print(f"  {stage:<10}  unfinished: {entry['shards']}{of} shards{_pace(entry)}")
+            print(f"  {stage:<10}  unfinished: {entry['shards']}{of} shards{_pace(entry)}{_silence(entry)}")
+            for host, shards in entry.get("hosts", {}).items():
+                print(f"  {'':<10}    {host}: {len(shards)} shards")
         else:
-            print(f"  {stage:<10}  {entry['state']}")
+            print(f"  {stage:<10}  {entry['state']}{_silence(entry)}")
 
 
 def _pace(entry: dict[str, Any]) -> str:
@@ -124,6 +153,12 @@ def _pace(entry: dict[str, Any]) -> str:
         if entry["remaining_gpu_hours"]:
             pace += f" ({entry['remaining_gpu_hours']:,} GPU-hours)"
     return pace
+
+
+def _silence(entry: dict[str, Any]) -> str:
+    if "silent_seconds" not in entry:
+        return ""
+    return f"; STUCK? nothing was written for {duration(entry['silent_seconds'])}: see whether its job still runs"
 
 
 if __name__ == "__main__":

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 import yaml
 
 from jobs.cli import main
+from jobs.hosts import Hosts
 from tests import tiny
 from tests.published import files, rows
 from zerogr import Retriever
@@ -104,7 +108,53 @@ def test_status(tiny_index: str, copied: str, capsys: pytest.CaptureFixture[str]
     assert main(["status", copied, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["stages"]["queries"] == {"state": "unfinished", "shards": 1, "of": 5}
     assert main(["status", copied]) == 0
-    assert "unfinished: 1 of 5 shards" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "unfinished: 1 of 5 shards" in text and "STUCK" not in text
+
+
+def test_status_says_where_shards_were_made(tiny_index: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", tiny_index, "--json"]) == 0
+    stages = json.loads(capsys.readouterr().out)["stages"]
+    for stage in ("docids", "queries"):
+        assert stages[stage]["hosts"] == {socket.gethostname(): [0, 1, 2, 3, 4]}
+    assert "hosts" not in stages["trie"]
+
+
+def test_status_says_what_is_stuck(copied: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A stage whose job has died looks like one that runs, until its last file is old."""
+    index = Index(copied)
+    inputs = {stage: index.require(stage).inputs for stage in ("queries", "retriever")}
+    index.rebuild("queries")
+    for stage in inputs:
+        index.begin(stage, inputs[stage])
+    Hosts(index, "queries").write()  # nothing to note, no file
+    hosts = Hosts(index, "queries")
+    hosts.add("gpu-7", 1)
+    hosts.write()
+    shutil.copy(Path(copied, "docids", "part-000001.parquet"), _folder(copied, "queries"))
+
+    old = time.time() - 2 * 3600
+    for path in Path(copied).rglob("*"):
+        os.utime(path, (old, old))
+    os.utime(Path(copied, "work", "retriever.json"))
+    assert main(["status", copied, "--json"]) == 0
+    stages = json.loads(capsys.readouterr().out)["stages"]
+    assert 7200 <= stages["queries"].pop("silent_seconds") < 7800
+    assert stages["queries"] == {"state": "unfinished", "shards": 1, "of": 5, "hosts": {"gpu-7": [1]}}
+    assert stages["retriever"] == {"state": "unfinished"}
+
+    os.utime(Path(copied, "work", "retriever.json"), (old, old))
+    assert main(["status", copied]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    [queries] = [number for number, line in enumerate(lines) if line.startswith("  queries")]
+    assert lines[queries].endswith("STUCK? nothing was written for 2h00m: see whether its job still runs")
+    assert lines[queries + 1].strip() == "gpu-7: 1 shards"
+    [retriever] = [line for line in lines if line.startswith("  retriever")]
+    assert "unfinished; STUCK?" in retriever
+
+    Path(copied, "queries", "part-000001.parquet").touch()  # it goes on
+    assert main(["status", copied, "--json"]) == 0
+    assert "silent_seconds" not in json.loads(capsys.readouterr().out)["stages"]["queries"]
 
 
 def test_search(tiny_index: str, capsys: pytest.CaptureFixture[str]) -> None:

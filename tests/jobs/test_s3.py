@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from jobs import status
 from jobs.cli import main
 from tests import tiny
 from tests.published import contents
@@ -110,6 +112,17 @@ def test_status(remote_index: str, tiny_index: str, capsys: pytest.CaptureFixtur
     local, remote = (_json(["status", uri, "--json"], capsys)["stages"] for uri in (tiny_index, remote_index))
     for stage in ("docids", "queries", "trie", "retriever"):
         assert remote[stage]["state"] == "done" and remote[stage]["files"] == local[stage]["files"]
+
+
+def test_status_of_a_stage_whose_job_has_died(
+    s3_server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = Index("s3://zerogr/indexes/stuck")
+    index.begin("corpus", {"seed": 0})
+    assert _json(["status", index.uri, "--json"], capsys)["stages"]["corpus"] == {"state": "unfinished", "shards": 0}
+    now = time.time()
+    monkeypatch.setattr(status.time, "time", lambda: now + 7200)
+    assert 7100 < _json(["status", index.uri, "--json"], capsys)["stages"]["corpus"]["silent_seconds"] < 7300
 
 
 def test_missing_bucket_is_the_users_mistake(
