@@ -176,11 +176,18 @@ def add_set(sub: argparse.ArgumentParser) -> None:
     )
 
 
+def add_wait(sub: argparse.ArgumentParser) -> None:
+    """Adds `--wait` to a command that changes an index."""
+    sub.add_argument(
+        "--wait", action="store_true", help="wait while another driver is at work there, instead of refusing"
+    )
+
+
 def _add_stages(commands: Commands) -> None:
-    commands.add_stage("index", "build or complete an index: every stage in order, resumable")
+    add_wait(commands.add_stage("index", "build or complete an index: every stage in order, resumable"))
     for stage in INDEX.stages:
         if stage.command not in ("train", "evaluate"):
-            commands.add_stage(stage.command, stage.help)
+            add_wait(commands.add_stage(stage.command, stage.help))
     sub = commands.add_stage("train", RETRIEVER.help, (*INDEX.stages, *GENERATORS.stages))
     recipes = [RETRIEVER.name, *(stage.name for stage in GENERATORS.stages)]
     sub.add_argument(
@@ -188,21 +195,24 @@ def _add_stages(commands: Commands) -> None:
         help="what to train: the index's retriever (default), or from the pairs of section tuning a docid_generator or a "
         "query_generator; then name its folder, TUNING.OUT/RECIPE, as docids.model or queries.model",
     )  # fmt: skip
-    commands.add_stage("distil", DISTIL.help, TEACHER_DATA.stages, DISTIL_EPILOG)
+    add_wait(sub)
+    add_wait(commands.add_stage("distil", DISTIL.help, TEACHER_DATA.stages, DISTIL_EPILOG))
 
 
 def _add_experiments(commands: Commands) -> None:
-    commands.add(
+    sub = commands.add(
         "ablate",
         "index and measure variants of a configuration, one index each",
         "config",
         as_json=True,
         epilog=ABLATE_EPILOG,
     )
-    commands.add(
+    add_wait(sub)
+    sub = commands.add(
         "study", "let a corpus grow, and measure what is found of the old and of the new", "study", "config", as_json=True,
         epilog=STUDY_EPILOG,
     )  # fmt: skip
+    add_wait(sub)
     sub = commands.add_stage("submit", "run `index` on a Ray cluster")
     sub.add_argument(
         "--address",

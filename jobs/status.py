@@ -13,6 +13,7 @@ from jobs.tables import summary
 from zerogr.config.tree import Config
 from zerogr.errors import UserError
 from zerogr.index.index import Index, shards_in
+from zerogr.index.lease import as_json, holder_of
 from zerogr.index.ledger import Effort, read_effort
 from zerogr.index.stage import INDEX, Stage
 from zerogr.index.versions import REQUEST, Version, folder_of
@@ -22,6 +23,8 @@ from zerogr.store import storage
 
 def status(uri: str) -> dict[str, Any]:
     """Returns {"index", "stages": {name: {"state", "fingerprint", "counts", ...}}}, of teacher data and generators as well.
+
+    "driver" says who is changing it, if anybody is.
 
     Raises:
         UserError: There is none of them at the URI.
@@ -39,7 +42,8 @@ def status(uri: str) -> dict[str, Any]:
             stages[stage.name] = {"state": "unfinished", **_unfinished(index, stage)}
         elif wants is None or stage.is_wanted(wants):
             stages[stage.name] = {"state": "not begun"}
-    return {"index": uri, **_version(index), "stages": stages}
+    holder = holder_of(index)
+    return {"index": uri, **_version(index), **({"driver": as_json(holder)} if holder else {}), "stages": stages}
 
 
 def _version(index: Index) -> dict[str, Any]:
@@ -105,6 +109,8 @@ def command(options: argparse.Namespace) -> None:
         print(
             f"  version {version['number']}, {version['documents']:,} documents{unfinished}; the stages are those it began with"
         )
+    if holder := holder_of(Index(options.index)):
+        print(f"  being changed by {holder.who()}; last heard of {holder.last_heard()}")
     for stage, entry in found["stages"].items():
         if entry["state"] == "done":
             print(
