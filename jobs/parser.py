@@ -111,6 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = Commands(parser.add_subparsers(dest="command", metavar="COMMAND"))
     _add_stages(commands)
     _add_update(commands)
+    _add_clean(commands)
     _add_experiments(commands)
     sub = commands.add("doctor", "look for what would stop a run, in seconds and before it starts", as_json=True)
     sub.add_argument("config", metavar="CONFIG", nargs="?", help=f"{POSITIONAL['config']}; the default without it")
@@ -241,6 +242,18 @@ def _add_update(commands: Commands) -> None:
         "--set", action="append", default=[], dest="overrides", metavar="KEY.SUB=VALUE",
         help="override one key of the sections corpus, queries, update and compute; may be given several times",
     )  # fmt: skip
+    add_wait(sub)
+
+
+def _add_clean(commands: Commands) -> None:
+    sub = commands.add("clean", "delete what dead runs and old versions have left in an index", "index", as_json=True)
+    sub.add_argument("--dry-run", action="store_true", help="show what would be deleted")
+    sub.add_argument(
+        "--keep-versions", type=_positive, metavar="N",
+        help="delete older versions, too: the current one and the newest others stay, N together, and the one that the "
+        "index began with (default: all stay)",
+    )  # fmt: skip
+    add_wait(sub)
 
 
 def _add_queries(commands: Commands) -> None:

@@ -2,8 +2,8 @@
 
 A heartbeat every sixth of the expiry. Nothing below the index is changed by this process when the last one is older than half
 of it: first the lease is confirmed. So what is begun in time has the other half to end in before anybody may take over, and a
-driver that was suspended, or cut off, asks before it goes on. What this cannot prevent is one single write that takes longer
-than that; published files have the same content whoever writes them, and the manifest is read before it is written.
+driver that was suspended, or cut off, asks before it goes on. What this cannot prevent is a single write that takes longer
+than that other half.
 
 Blocks within blocks, in one thread, are one lease. Another thread is another driver.
 """
