@@ -21,7 +21,7 @@ from zerogr.errors import Fault, UserError
 from zerogr.index import driver, lease
 from zerogr.index.driver import lease_of, ticket_of, working_under
 from zerogr.index.index import Index
-from zerogr.index.lease import Lease, as_json, find_lease, holder_of, numbers_of, own_lease, path_of
+from zerogr.index.lease import Found, Lease, as_json, find_lease, holder_of, numbers_of, own_lease, path_of
 from zerogr.index.versions import folder_of
 from zerogr.store import storage
 
@@ -290,6 +290,22 @@ class TestLosing:
             storage.delete(index.path("work"))
             monkeypatch.setattr(driver, "clock", lambda: time.monotonic() + 61)
             storage.write_bytes(index.path("index.json"), b"{}")
+
+    @pytest.mark.timeout(60)
+    def test_a_signal_in_the_middle_of_a_question(self, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The handler of SIGTERM writes into the index, whatever the main thread is at."""
+        signals = [lambda: storage.write_bytes(index.path("work", "ending.json"), b"{}")]
+
+        def interrupted(root: Index) -> Found:
+            if signals:
+                signals.pop()()
+            return find_lease(root)
+
+        with lease_of(index):
+            monkeypatch.setattr(driver, "clock", lambda: time.monotonic() + 61)
+            monkeypatch.setattr(driver, "find_lease", interrupted)
+            storage.write_bytes(index.path("index.json"), b"{}")
+        assert Path(index.path("work", "ending.json")).exists() and Path(index.path("index.json")).exists()
 
     def test_storage_that_cannot_be_asked(self, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
         def fail(root: Index) -> None:

@@ -123,7 +123,7 @@ class Driver:
         """Why the lease is lost, in one sentence; "" while it is not."""
         self._root, self.number, self._lease = root, number, lease
         self._confirmed_at = taken_at
-        self._lock, self._is_over = threading.Lock(), threading.Event()
+        self._lock, self._is_over = threading.RLock(), threading.Event()  # a signal's handler may ask in the middle
         self._own_folder = storage.filesystem(root.path(FOLDER))[1]
         self._is_main = threading.current_thread() is threading.main_thread()
         ACTIVE.add(lease.id)
