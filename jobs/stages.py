@@ -48,6 +48,7 @@ def _run(
     inputs: dict[str, Any],
     build: Callable[[Config, Index], dict[str, Any]],
 ) -> StageRecord:
+    """Does what `run_stage` says, with the lease in hand."""
     name = stage.name
     for donor in config.compute.reuse:
         if index.adopt(name, inputs, Index(donor), config=config.model_dump(mode="json")):

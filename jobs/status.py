@@ -13,7 +13,7 @@ from jobs.tables import summary
 from zerogr.config.tree import Config
 from zerogr.errors import UserError
 from zerogr.index.index import Index, shards_in
-from zerogr.index.lease import as_json, holder_of
+from zerogr.index.lease import Lease, holder_of
 from zerogr.index.ledger import Effort, read_effort
 from zerogr.index.stage import INDEX, Stage
 from zerogr.index.versions import REQUEST, Version, folder_of
@@ -43,7 +43,7 @@ def status(uri: str) -> dict[str, Any]:
         elif wants is None or stage.is_wanted(wants):
             stages[stage.name] = {"state": "not begun"}
     holder = holder_of(index)
-    return {"index": uri, **_version(index), **({"driver": as_json(holder)} if holder else {}), "stages": stages}
+    return {"index": uri, **_version(index), **({"driver": holder.as_json()} if holder else {}), "stages": stages}
 
 
 def _version(index: Index) -> dict[str, Any]:
@@ -109,8 +109,9 @@ def command(options: argparse.Namespace) -> None:
         print(
             f"  version {version['number']}, {version['documents']:,} documents{unfinished}; the stages are those it began with"
         )
-    if holder := holder_of(Index(options.index)):
-        print(f"  being changed by {holder.who()}; last heard of {holder.last_heard()}")
+    if "driver" in found:
+        driver = Lease.of(found["driver"])
+        print(f"  being changed by {driver.who()}; last heard of {driver.last_heard()}")
     for stage, entry in found["stages"].items():
         if entry["state"] == "done":
             print(

@@ -80,6 +80,7 @@ def _grow(
 def _steps(
     config: Config, variant: Variant, base: Config, parts: Sequence[set[str]], judged: Sequence[Judged]
 ) -> list[dict[str, Any]]:
+    """Does what `_grow` says, with the lease in hand; returns what was found after each step."""
     source = storage.join(config.study.out, "parts")
     importlib.import_module("jobs.index").run(base)
     root = Index(base.index)

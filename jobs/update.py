@@ -52,6 +52,7 @@ def run(uri: str, request: Request, overrides: list[str] | None = None, *, wait:
 
 
 def _run(root: Index, request: Request, config: Config) -> dict[str, Any]:
+    """Does what `run` says, with the lease in hand."""
     start = time.monotonic()
     update = begin(root, request, config)
     if update is None:

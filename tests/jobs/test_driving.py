@@ -18,7 +18,7 @@ from jobs.driving import driving
 from tests import tiny
 from zerogr.index.driver import lease_of
 from zerogr.index.index import Index
-from zerogr.index.lease import as_json, holder_of, own_lease, path_of
+from zerogr.index.lease import holder_of, own_lease, path_of
 from zerogr.store import storage
 
 pytestmark = pytest.mark.integration
@@ -48,7 +48,7 @@ def drive_elsewhere(uri: str) -> None:
     """Another machine's driver has an index from here on."""
     number = 1 + max([int(name[:6]) for name in storage.list_files(f"{uri}/work/lease")], default=0)
     other = replace(own_lease(), host="elsewhere", machine="another", command="zerogr index theirs.yaml")
-    storage.write_json(path_of(Index(uri), number), as_json(other))
+    storage.write_json(path_of(Index(uri), number), other.as_json())
 
 
 CONFIG, INDEX = "{place}/config.yaml", "{place}/index"

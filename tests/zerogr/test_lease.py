@@ -21,7 +21,7 @@ from zerogr.errors import Fault, UserError
 from zerogr.index import driver, lease
 from zerogr.index.driver import lease_of, ticket_of, working_under
 from zerogr.index.index import Index
-from zerogr.index.lease import Found, Lease, as_json, find_lease, holder_of, numbers_of, own_lease, path_of
+from zerogr.index.lease import Found, Lease, find_lease, holder_of, numbers_of, own_lease, path_of
 from zerogr.index.versions import folder_of
 from zerogr.store import storage
 
@@ -36,7 +36,7 @@ def index(tmp_path: Path) -> Index:
 def write_lease(index: Index, **changes: object) -> Lease:
     """Writes a lease as another machine's driver would, and returns it."""
     written = replace(own_lease(), host="elsewhere", machine="another", id="other", **changes)
-    storage.write_json(path_of(index, 1), as_json(written))
+    storage.write_json(path_of(index, 1), written.as_json())
     return written
 
 
@@ -98,7 +98,7 @@ class TestTwoAtOnce:
         write_lease(index, released=True)
         looks = [find_lease(index)]
         monkeypatch.setattr(driver, "find_lease", lambda root: looks.pop() if looks else find_lease(root))
-        storage.write_json(path_of(index, 5), as_json(replace(own_lease(), id="newest")))
+        storage.write_json(path_of(index, 5), replace(own_lease(), id="newest").as_json())
         lease.ACTIVE.add("newest")
         try:
             with pytest.raises(UserError, match="is being changed"), lease_of(index):
@@ -237,7 +237,7 @@ class TestTakingOver:
 
 def take_away(index: Index) -> None:
     """Takes over as another driver would that has found this one dead."""
-    storage.write_json(path_of(index, 2), as_json(replace(own_lease(), host="elsewhere", process=17, id="other")))
+    storage.write_json(path_of(index, 2), replace(own_lease(), host="elsewhere", process=17, id="other").as_json())
 
 
 class TestLosing:

@@ -27,7 +27,6 @@ from zerogr.index.lease import (
     FOLDER,
     Found,
     Lease,
-    as_json,
     find_lease,
     numbers_of,
     own_lease,
@@ -187,7 +186,7 @@ class Driver:
         self._lease = replace(
             self._lease, heartbeat=time.time(), num_heartbeats=self._lease.num_heartbeats + 1, released=released
         )
-        storage.write_json(path_of(self._root, self.number), as_json(self._lease))
+        storage.write_json(path_of(self._root, self.number), self._lease.as_json())
         self._confirmed_at = now
 
     def _holds_nothing(self) -> bool:
@@ -229,7 +228,7 @@ def _create(root: Index, before: Found) -> Driver | None:
     ACTIVE.add(lease.id)
     uri = path_of(root, number)
     # An answer may be lost on the way, and the repeated question finds what the first has created.
-    is_created = storage.create_json(uri, as_json(lease)) or find_lease(root).lease == lease
+    is_created = storage.create_json(uri, lease.as_json()) or find_lease(root).lease == lease
     if not is_created or (numbers := numbers_of(root))[-1] != number:
         ACTIVE.discard(lease.id)
         if is_created:  # below a newer one, where numbers are deleted and so were free again

@@ -26,7 +26,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from zerogr.index.index import Index
 from zerogr.index.versions import root_of
@@ -64,10 +64,19 @@ class Lease:
     released: bool = False
     """Whether the owner has given it back."""
 
+    @classmethod
+    def of(cls, entry: dict[str, Any]) -> Lease:
+        """Returns what `as_json` has written. Raises TypeError if something is missing."""
+        return cls(**{name: value for name, value in entry.items() if name in cls.__slots__})
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns what is written into the file: the fields, and the times for people."""
+        times = {"since_utc": _for_people(self.since), "heartbeat_utc": _for_people(self.heartbeat)}
+        return {**asdict(self), **times}
+
     def who(self) -> str:
         """Returns the owner in words."""
-        since = datetime.fromtimestamp(self.since, UTC)
-        return f"{self.host}, process {self.process}, since {since:%Y-%m-%d %H:%M:%S} UTC: `{self.command}`"
+        return f"{self.host}, process {self.process}, since {_for_people(self.since)} UTC: `{self.command}`"
 
     def last_heard(self) -> str:
         """Returns in words how long ago the last heartbeat was, by the clocks of both sides."""
@@ -156,21 +165,15 @@ def path_of(index: Index, number: int) -> str:
     return root_of(index).path(FOLDER, f"{number:06d}.json")
 
 
-def as_json(lease: Lease) -> dict[str, object]:
-    """Returns what is written into the file: the fields, and the times for people."""
-    times = {f"{name}_utc": f"{datetime.fromtimestamp(getattr(lease, name), UTC):%Y-%m-%d %H:%M:%S}" for name in _TIMES}
-    return {**asdict(lease), **times}
-
-
-_TIMES = ("since", "heartbeat")
-
-
 def _parsed(content: bytes) -> Lease | None:
     try:
-        entry = json.loads(content)
-        return Lease(**{name: value for name, value in entry.items() if name in Lease.__slots__})
+        return Lease.of(json.loads(content))
     except (ValueError, TypeError, AttributeError):  # where there are no hard links, it is empty for a moment
         return None
+
+
+def _for_people(time_s: float) -> str:
+    return f"{datetime.fromtimestamp(time_s, UTC):%Y-%m-%d %H:%M:%S}"
 
 
 def _machine() -> str:
