@@ -126,6 +126,12 @@ class TestRefusal:
                 thread.submit(lambda: lease_of(index).__enter__()).result()
         assert holder_of(index) is None
 
+    def test_any_command_can_be_told(self, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "argv", ["/usr/bin/zerogr", "index", "a b.yaml", "\udcff", "x" * 1000])
+        with lease_of(index):
+            holder = holder_of(index)
+        assert holder is not None and holder.command == "zerogr index 'a b.yaml' '?' ..."
+
     def test_given_back_after_an_error(self, index: Index) -> None:
         with pytest.raises(ZeroDivisionError), lease_of(index):
             raise ZeroDivisionError
@@ -251,8 +257,8 @@ class TestLosing:
 
     @pytest.mark.parametrize("change", CHANGES)
     def test_nothing_more_is_changed(self, index: Index, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(driver, "clock", lambda: time.monotonic() + ahead_s)
-        ahead_s = 0.0
+        now_s = 0.0
+        monkeypatch.setattr(driver, "clock", lambda: now_s)
         before = storage.list_files(index.uri)
         with (
             pytest.raises(
@@ -261,7 +267,7 @@ class TestLosing:
             lease_of(index),
         ):
             take_away(index)
-            ahead_s = 61.0
+            now_s = 61.0
             self.CHANGES[change](index)
         assert {name: size for name, size in storage.list_files(index.uri).items() if "lease" not in name} == before
         assert find_lease(index).number == 2 and find_lease(index).lease.host == "elsewhere"

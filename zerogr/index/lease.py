@@ -4,8 +4,8 @@
 
 The file with the highest number is the lease. The next number is created where it does not exist (a conditional put in
 object storage, a hard link on a disk), so of several drivers at once one has it. Only the owner writes its file again: with
-every heartbeat, and at the end to say that the lease is free. The newest file is never deleted, so a driver that finds a
-newer one than its own knows that it has been replaced, however long it was suspended.
+every heartbeat, and at the end to say that the lease is free. The newest file stays (unless the index holds nothing else), so
+a driver that finds a newer one than its own knows that it has been replaced, however long it was suspended.
 
 When is an owner dead? If it ran on this machine, when its process is gone; the start of the process tells it from a later one
 with the same number. Otherwise when its file has not changed for `expiry_s`, by the clock of whoever looks. Time stamps alone
@@ -121,13 +121,13 @@ class Found(NamedTuple):
 
 def own_lease() -> Lease:
     """Returns a new lease of this process."""
-    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]).encode(errors="replace").decode()
     now = time.time()
     return Lease(
         id=secrets.token_hex(8),
         host=socket.gethostname(),
         process=os.getpid(),
-        command=textwrap.shorten(shlex.join(words), 200, placeholder=" ..."),
+        command=textwrap.shorten(command, 200, placeholder=" ..."),
         since=now,
         heartbeat=now,
         machine=_machine(),
