@@ -115,11 +115,11 @@ def test_suspended(
     index: str, config: str, start: Start, tmp_path: Path, undisturbed_corpus: dict[str, bytes],
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    driver = start(expiry_s=3)
+    driver = start(expiry_s=10)
     wait(lambda: Index(index).begun())
-    os.kill(driver.pid, signal.SIGSTOP)
     assert main(["corpus", config]) == 2
     assert f"process {driver.pid}" in capsys.readouterr().err
+    os.kill(driver.pid, signal.SIGSTOP)
     assert main(["corpus", config, "--wait"]) == 0
     before = {name: storage.read_bytes(f"{index}/{name}") for name in storage.list_files(index)}
     assert corpus_of(index) == undisturbed_corpus

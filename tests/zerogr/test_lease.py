@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -49,10 +50,10 @@ def race(uri: str, num_drivers: int = 2) -> list[str]:
         try:
             with lease_of(Index(uri)):
                 storage.write_json(f"{uri}/winner.json", number)
-                refused.wait(timeout=60)
+                refused.wait(timeout=240)
                 return "worked"
         except UserError as error:
-            refused.wait(timeout=60)
+            refused.wait(timeout=240)
             return str(error)
 
     with ThreadPoolExecutor(num_drivers) as threads:
@@ -113,10 +114,12 @@ class TestRefusal:
         write_lease(index, process=17, command="zerogr index config.yaml", since=1800000000.0)
         with pytest.raises(UserError) as caught, lease_of(index):
             pass
-        assert str(caught.value) == (
+        said, _, rest = str(caught.value).partition(", last heard of ")
+        assert said == (
             f"'{index.uri}' is being changed by elsewhere, process 17, since 2027-01-15 08:00:00 UTC: "
-            "`zerogr index config.yaml`, last heard of 0s ago; wait for its end with --wait, or end that process"
+            "`zerogr index config.yaml`"
         )
+        assert re.fullmatch(r"\w+ ago; wait for its end with --wait, or end that process", rest)
 
     def test_blocks_in_blocks_are_one_lease_and_threads_are_not(self, index: Index) -> None:
         version = Index(index.path(folder_of(3)))
@@ -330,7 +333,7 @@ class TestLosing:
             deadline = time.monotonic() + 60
             while (now := find_lease(index).lease).num_heartbeats < 3 and time.monotonic() < deadline:
                 time.sleep(0.02)
-            assert (now.id, now.num_heartbeats) == (first.id, 3)
+            assert now.id == first.id and now.num_heartbeats >= 3
 
     def test_workers_of_a_driver_that_lost(self, index: Index) -> None:
         with lease_of(index):
