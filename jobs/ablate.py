@@ -20,8 +20,11 @@ from zerogr.store import storage
 logger = logging.getLogger(__name__)
 
 
-def run(config: Config) -> list[dict[str, Any]]:
-    """Returns a row per variant and system, those of the base first, and keeps results.parquet and the report up to date."""
+def run(config: Config, *, wait: bool = False) -> list[dict[str, Any]]:
+    """Returns a row per variant and system, those of the base first, and keeps results.parquet and the report up to date.
+
+    `wait` as for an index.
+    """
     planned = variants(config)
     assert config.evaluation.dataset is not None
     name = dataset_name(config.evaluation.dataset)
@@ -31,7 +34,7 @@ def run(config: Config) -> list[dict[str, Any]]:
     for number, variant in enumerate(planned, start=1):
         logger.info("variant %d of %d: %s", number, len(planned), variant.name)
         changed = variant_config(config, variant, donors)
-        records = index.run(changed)
+        records = index.run(changed, wait=wait)
         queries = _read_lines(Index(changed.index).path("evaluation", name, "queries.jsonl"))
         base = base or queries
         rows += results_of(variant, changed, records, queries, base)
@@ -46,7 +49,7 @@ def _read_lines(uri: str) -> list[dict[str, Any]]:
 
 def command(options: argparse.Namespace) -> None:
     """Builds and measures the variants, and prints the table."""
-    rows = run(options.config)
+    rows = run(options.config, wait=options.wait)
     if options.json:
         print(json.dumps({"rows": rows}, indent=2))
     else:

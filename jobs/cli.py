@@ -27,6 +27,7 @@ COMMANDS = {
     "submit": "jobs.submit",
     "status": "jobs.status",
     "update": "jobs.update",
+    "clean": "jobs.clean",
     "search": "jobs.search",
     "explain": "jobs.explain",
     "evaluate": "jobs.evaluate",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
 import tempfile
 import textwrap
+import threading
 from collections.abc import Iterator
 
 from jobs.termination import fault_on_sigterm
@@ -29,6 +31,7 @@ def ray_session() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     # Workers run the hook before they know the driver's import path: sent by reference, it would only be found where this
     # package is installed, and elsewhere every worker would die and be started again, for ever.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -56,6 +59,8 @@ def ray_session() -> Iterator[None]:
             yield
     finally:
         ray.shutdown()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own handler would stay
 
 
 def prepare_worker() -> None:

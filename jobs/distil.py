@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from jobs.command import run_module
+from jobs.driving import driving
 from jobs.shards import run_pending
 from jobs.stages import rebuild, run_stage
 from jobs.tables import print_stages
@@ -40,8 +41,9 @@ def make_worker(config: Config) -> Distiller:
 
 def command(options: argparse.Namespace) -> None:
     """Makes the teacher data and prints what it holds."""
-    rebuild(options)
-    record = run(options.config)
+    with driving(options.config.distil.out, wait=options.wait):
+        rebuild(options.config, options.rebuild)
+        record = run(options.config)
     counts = record.counts
     print_stages(options.config.distil.out, {DISTIL.name: record})
     width = max(map(len, counts["tasks"]))

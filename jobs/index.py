@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+from collections.abc import Sequence
 
 from jobs.cluster import ray_session
 from jobs.command import run_module
+from jobs.driving import driving
 from jobs.evaluate import check
 from jobs.stages import rebuild
 from jobs.tables import print_comparison, print_stages
@@ -16,15 +18,22 @@ from zerogr.index.index import Index, StageRecord
 from zerogr.index.stage import EVALUATION, INDEX
 
 
-def run(config: Config) -> dict[str, StageRecord]:
-    """Runs all stages; returns their records in order. Ray is started only when a stage that needs it has work left."""
+def run(config: Config, *, forget: Sequence[str] = (), wait: bool = False) -> dict[str, StageRecord]:
+    """Runs all stages; returns their records in order. Ray is started only when a stage that needs it has work left.
+
+    Args:
+        config: Of the index.
+        forget: Stages that are forgotten first, with all that was made from them.
+        wait: Whether to wait while another driver is at work there, which is refused otherwise.
+    """
     stages = [stage for stage in INDEX.stages if stage.is_wanted(config)]
     if EVALUATION in stages:
         check(config)  # what is wrong there must not be found out after days of training
     index = Index(config.index)
-    needs_ray = any(stage.uses_ray and index.record(stage.name) is None for stage in stages)
     records: dict[str, StageRecord] = {}
-    with contextlib.ExitStack() as session:
+    with driving(config.index, wait=wait), contextlib.ExitStack() as session:
+        rebuild(config, forget)
+        needs_ray = any(stage.uses_ray and index.record(stage.name) is None for stage in stages)
         for stage in stages:
             if stage.uses_ray and needs_ray:
                 session.enter_context(ray_session())
@@ -37,8 +46,7 @@ def run(config: Config) -> dict[str, StageRecord]:
 
 def command(options: argparse.Namespace) -> None:
     """Runs the stages and prints what they did."""
-    rebuild(options)
-    records = run(options.config)
+    records = run(options.config, forget=options.rebuild, wait=options.wait)
     print_stages(options.config.index, records)
     if EVALUATION.name in records:
         print()

@@ -6,6 +6,15 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from jobs.epilogs import (
+    ABLATE_EPILOG,
+    DISTIL_EPILOG,
+    EPILOG,
+    PRETRAIN_EPILOG,
+    STUDY_EPILOG,
+    SUBMIT_EPILOG,
+    UPDATE_EPILOG,
+)
 from zerogr import __version__
 from zerogr.evaluation.metrics import METRICS
 from zerogr.index.stage import (
@@ -27,118 +36,6 @@ STRATEGY_NAMES = ("greedy", "beam", "nucleus", "reverse_annealing", "stochastic_
 
 METHOD_NAMES = ("none", "finetune", "replay", "rome", "memit", "alphaedit", "emmet", "dome", "certificate")
 
-EPILOG = """\
-a first index, offline, on a laptop:
-  zerogr config > config.yaml             write the documented default configuration
-  zerogr index config.yaml                docids, pseudo-queries, trie, retriever: resumable, run it again after a fault
-  zerogr search index "sort a list of dictionaries"
-  zerogr status index
-"""
-
-
-DISTIL_EPILOG = """\
-A task is a corpus with its instruction. For every document of every task the teacher, distil.model, is asked what the two
-generators are asked when they index: for docids, and for queries under the task's instruction. Docids that break a rule and
-queries off the topic are rejected with the reason; what is left is for fine-tuning the generators. Run it again after
-a fault: finished shards are never made again.
-
-  distil:
-    model: Qwen/Qwen2.5-7B-Instruct     # a folder, a Hub name or an s3:// URI
-    out: s3://bucket/teacher            # a folder of its own
-    tasks:                              # none = the corpus and the instruction of this file
-      - name: scifact
-        source: path/to/scifact         # whatever corpus.source may be; corpus.title_column and its kin may stand here too
-        instruction: Given a scientific claim, find the abstracts that support or refute it.
-        max_documents: 20000            # sampled by seed; without it all
-
-what it writes below distil.out, a row per pair; the assistant's turn is `prefill`, a space if there is one, `completion`:
-  docids/part-000042.parquet            task, doc_id, prompt, prefill, completion
-  queries/part-000042.parquet           task, doc_id, instruction, prompt, prefill, completion
-  rejected/distil-part-000042.parquet   task, doc_id, stage, reason, detail
-
-`zerogr config` explains every key of the section; `zerogr status` takes distil.out as well.
-"""
-
-
-PRETRAIN_EPILOG = """\
-A query is a sentence of an article's first section; its answers are the titles of articles, written as the docid scheme title
-writes them. The article itself has grade 4, what it says to see also 3 (its references, if it says nothing of the kind), what
-its first section links to 2, other links 1. A grade is a weight; training.loss may make more of it.
-
-  instruction: Given a sentence, find the articles that it is about.
-  pretraining:
-    model: HuggingFaceTB/SmolLM2-135M-Instruct
-    source: path/to/articles.jsonl      # or a folder of such files, or pystdlib:
-    out: pretraining
-  retriever: {model: pretraining/pretrained}    # for `zerogr index`, once it is trained
-
-a line of articles.jsonl; links are ids or titles, and everything but _id and title may be missing:
-  {"_id": "Q7251", "title": "Alan Turing",
-   "sections": [{"text": "Alan Turing was a mathematician. He ...", "links": ["Computer science", "Q131755"]}],
-   "see_also": ["Turing machine"], "references": []}
-"""
-
-
-ABLATE_EPILOG = """\
-The file itself is the variant `base`; every combination of every grid is another. Stages with the same inputs are made once and
-copied. Run it again after a fault, or with more grids: what is done is kept.
-
-  evaluation: {dataset: path/to/cranfield, strategies: [beam, greedy, "beam:normalise=vocabulary"]}
-  ablation:
-    out: ablation
-    grids:
-      - docids.scheme: [keywords, title, random]
-      - queries.num_queries_per_document: [1, 2, 4, 8, 16]
-      - {docids.min_words: [2], docids.max_words: [4, 8]}
-
-what it writes below ablation.out:
-  results.parquet    a row per variant and system: metrics, differences from base with p-values, counts, seconds
-  report.html, .md   the same for people: what helped, tables, plots
-  indexes/VARIANT/   the index, with its run files and queries.jsonl below evaluation/
-"""
-
-
-UPDATE_EPILOG = """\
-The old version answers until the new one is published, and stays: --rollback VERSION brings it back. Run the same command again
-after a fault; what is finished is kept. A document is replaced by removing and adding it in one update.
-
-  zerogr update index --add new.jsonl                           new documents; the trie alone, nothing is learnt
-  zerogr update index --add new.jsonl --method replay           and the retriever learns them
-  zerogr update index --remove outdated.txt                     they cannot be found from this version on
-"""
-
-
-SUBMIT_EPILOG = """\
-The job carries the configuration, the file of --remove and this package's code; the cluster's image has what it depends on. The
-index and what is read must be where every node finds it: s3://, or a path that all of them mount. Credentials belong into the
-environment of the nodes. Stop a job, and submit it again later: it goes on where it stopped.
-
-  zerogr submit config.yaml --address http://127.0.0.1:8265              `index`, with its --set and --rebuild
-  zerogr submit --address ... -- ablate config.yaml --set seed=1         any command that writes or measures stands behind --
-  zerogr submit --address ... --gpus 1 -- evaluate s3://bucket/index --dataset s3://bucket/scifact --out s3://bucket/results
-  zerogr submit --address ... --gpus 1 -- update s3://bucket/index --add s3://bucket/new.jsonl --method replay
-"""
-
-
-STUDY_EPILOG = """\
-The corpus is cut into D0, which the retriever is trained on, and increments that `zerogr update` adds one after the other.
-After each, the judged queries of D0 and of the increment are asked. Run it again after a fault; what is measured is kept.
-
-  evaluation: {dataset: path/to/scifact}
-  study:
-    out: study
-    splits: [test, train]
-    baselines: [bm25, minilm]
-    grids:
-      - {docids.scheme: [keywords, kmeans], update.method.name: [none, finetune, replay, memit, dome, certificate]}
-      - {docids.scheme: [keywords], update.method.name: [dome], update.method.num_queries: [1, 4, 7]}
-
-what it writes below study.out:
-  results.json          a row per baseline and variant: F_n, GA_n, hits@1, @10, @100, MRR@10, seconds per document
-  report.html, .md      the same for people: one table, plots
-  parts/, indexes/      the corpora of D0, D1, ..., and an index per docid scheme
-"""
-
 
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of all commands; `command` says which one, None if none was given."""
@@ -153,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = Commands(parser.add_subparsers(dest="command", metavar="COMMAND"))
     _add_stages(commands)
     _add_update(commands)
+    _add_clean(commands)
     _add_experiments(commands)
     sub = commands.add("doctor", "look for what would stop a run, in seconds and before it starts", as_json=True)
     sub.add_argument("config", metavar="CONFIG", nargs="?", help=f"{POSITIONAL['config']}; the default without it")
@@ -237,11 +135,18 @@ def add_set(sub: argparse.ArgumentParser) -> None:
     )
 
 
+def add_wait(sub: argparse.ArgumentParser) -> None:
+    """Adds `--wait` to a command that changes an index."""
+    sub.add_argument(
+        "--wait", action="store_true", help="wait while another driver is at work there, instead of refusing"
+    )
+
+
 def _add_stages(commands: Commands) -> None:
-    commands.add_stage("index", "build or complete an index: every stage in order, resumable")
+    add_wait(commands.add_stage("index", "build or complete an index: every stage in order, resumable"))
     for stage in INDEX.stages:
         if stage.command not in ("train", "evaluate"):
-            commands.add_stage(stage.command, stage.help)
+            add_wait(commands.add_stage(stage.command, stage.help))
     sub = commands.add_stage("train", RETRIEVER.help, (*INDEX.stages, *GENERATORS.stages))
     recipes = [RETRIEVER.name, *(stage.name for stage in GENERATORS.stages)]
     sub.add_argument(
@@ -249,22 +154,25 @@ def _add_stages(commands: Commands) -> None:
         help="what to train: the index's retriever (default), or from the pairs of section tuning a docid_generator or a "
         "query_generator; then name its folder, TUNING.OUT/RECIPE, as docids.model or queries.model",
     )  # fmt: skip
-    commands.add_stage("pretrain", PRETRAINED.help, PRETRAINING.stages, PRETRAIN_EPILOG)
-    commands.add_stage("distil", DISTIL.help, TEACHER_DATA.stages, DISTIL_EPILOG)
+    add_wait(sub)
+    add_wait(commands.add_stage("pretrain", PRETRAINED.help, PRETRAINING.stages, PRETRAIN_EPILOG))
+    add_wait(commands.add_stage("distil", DISTIL.help, TEACHER_DATA.stages, DISTIL_EPILOG))
 
 
 def _add_experiments(commands: Commands) -> None:
-    commands.add(
+    sub = commands.add(
         "ablate",
         "index and measure variants of a configuration, one index each",
         "config",
         as_json=True,
         epilog=ABLATE_EPILOG,
     )
-    commands.add(
+    add_wait(sub)
+    sub = commands.add(
         "study", "let a corpus grow, and measure what is found of the old and of the new", "study", "config", as_json=True,
         epilog=STUDY_EPILOG,
     )  # fmt: skip
+    add_wait(sub)
     sub = commands.add("submit", "run a command on a Ray cluster", epilog=SUBMIT_EPILOG)
     sub.add_argument("job", nargs="+", metavar="JOB", help="CONFIG of an index, or -- and a command with its arguments")
     sub.add_argument(
@@ -306,6 +214,18 @@ def _add_update(commands: Commands) -> None:
         "--set", action="append", default=[], dest="overrides", metavar="KEY.SUB=VALUE",
         help="override one key of the sections corpus, queries, update and compute; may be given several times",
     )  # fmt: skip
+    add_wait(sub)
+
+
+def _add_clean(commands: Commands) -> None:
+    sub = commands.add("clean", "delete what dead runs and old versions have left in an index", "index", as_json=True)
+    sub.add_argument("--dry-run", action="store_true", help="show what would be deleted")
+    sub.add_argument(
+        "--keep-versions", type=_positive, metavar="N",
+        help="delete older versions, too: the current one and the newest others stay, N together, and the one that the "
+        "index began with (default: all stay)",
+    )  # fmt: skip
+    add_wait(sub)
 
 
 def _add_queries(commands: Commands) -> None:

@@ -25,6 +25,7 @@ from jobs.cluster import cause_of, ray_session, share_of_cpus
 from jobs.hosts import Hosts
 from zerogr.config.tree import ComputeConfig
 from zerogr.errors import Fault, UserError
+from zerogr.index.driver import Ticket, ticket_of, working_under
 from zerogr.index.index import Index
 from zerogr.index.ledger import Effort, Ledger
 from zerogr.index.versions import is_update
@@ -216,6 +217,17 @@ def _make_sparing_worker(index: Index, folder: str, make_worker: Callable[[], Sh
     return make
 
 
+def _make_worker_under(ticket: Ticket | None, make_worker: Callable[[], ShardWorker]) -> ShardWorker:
+    """Returns the stage's worker, which publishes nothing once its driver has lost the index to another."""
+    worker = make_worker()
+
+    def make(shard: int) -> ShardReport | None:
+        with working_under(ticket):
+            return worker(shard)
+
+    return make
+
+
 def run_pending(
     stage: str,
     index: Index,
@@ -254,7 +266,7 @@ def run_pending(
         import ray
 
         num_gpus = compute.num_gpus_per_engine if needs_engine else 0
-        outcomes = _outcomes(list(pending), make_worker, compute, num_gpus)
+        outcomes = _outcomes(list(pending), make_worker, compute, num_gpus, ticket_of(index))
         progress = Progress(stage, total=total, unit="documents", done=total - num_pending_rows)
         ledger, hosts = Ledger(index, stage), Hosts(index, stage)
         try:
@@ -296,7 +308,11 @@ def _make_here(stage: str, index: Index, shard: int, make_worker: Callable[[], S
 
 
 def _outcomes(
-    pending: list[int], make_worker: Callable[[], ShardWorker], compute: ComputeConfig, num_gpus: float
+    pending: list[int],
+    make_worker: Callable[[], ShardWorker],
+    compute: ComputeConfig,
+    num_gpus: float,
+    ticket: Ticket | None,
 ) -> Any:
     """Returns the dataset of what becomes of the shards; they are made while it is read."""
     import ray
@@ -310,7 +326,12 @@ def _outcomes(
     num_threads = share_of_cpus(compute.num_cpus_per_engine, num_workers)
     return ray.data.from_items([{"shard": shard} for shard in pending], override_num_blocks=len(pending)).map(
         ShardActor,
-        fn_constructor_args=(make_worker, num_threads, start_attempts(), compute.max_retries),
+        fn_constructor_args=(
+            partial(_make_worker_under, ticket, make_worker),
+            num_threads,
+            start_attempts(),
+            compute.max_retries,
+        ),
         compute=ActorPoolStrategy(
             min_size=1,
             max_size=num_workers,

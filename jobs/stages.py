@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jobs.command import Command
+from jobs.driving import driving
 from jobs.tables import print_stages, summary
 from zerogr.config.tree import Config
 from zerogr.errors import UserError
@@ -33,9 +34,22 @@ def run_stage(
         build: Does the work that is left and returns the stage's counts.
 
     Raises:
-        UserError: The stage was made from other inputs, or too many of its rows were rejected.
+        UserError: Another driver is at work there, the stage was made from other inputs, or too many of its rows were rejected.
     """
-    name, index = stage.name, Index(kind_of(stage).place(config))
+    index = Index(kind_of(stage).place(config))
+    with driving(index.uri):
+        return _run(stage, index, config, inputs, build)
+
+
+def _run(
+    stage: Stage,
+    index: Index,
+    config: Config,
+    inputs: dict[str, Any],
+    build: Callable[[Config, Index], dict[str, Any]],
+) -> StageRecord:
+    """Does what `run_stage` says, with the lease in hand."""
+    name = stage.name
     for donor in config.compute.reuse:
         if index.adopt(name, inputs, Index(donor), config=config.model_dump(mode="json")):
             logger.info("%s: taken over from %s", name, donor)
@@ -78,17 +92,22 @@ def _check_rejected(stage: str, config: Config, index: Index, counts: dict[str, 
         )
 
 
-def rebuild(options: argparse.Namespace) -> None:
-    """Forgets the stages of `--rebuild` and all that was made from them."""
-    for name in options.rebuild:
-        Index(kind_of(STAGES[name]).place(options.config)).rebuild(name)
+def rebuild(config: Config, names: Sequence[str]) -> None:
+    """Forgets stages and all that was made from them."""
+    for name in names:
+        index = Index(kind_of(STAGES[name]).place(config))
+        with driving(index.uri):
+            index.rebuild(name)
 
 
 def stage_command(stage: Stage, run: Callable[[Config], StageRecord]) -> Command:
     """Returns the command that runs one stage and prints what it did."""
 
     def command(options: argparse.Namespace) -> None:
-        rebuild(options)
-        print_stages(kind_of(stage).place(options.config), {stage.name: run(options.config)})
+        place = kind_of(stage).place(options.config)
+        with driving(place, wait=options.wait):
+            rebuild(options.config, options.rebuild)
+            record = run(options.config)
+        print_stages(place, {stage.name: record})
 
     return command

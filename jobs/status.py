@@ -16,6 +16,7 @@ from jobs.tables import summary
 from zerogr.config.tree import Config
 from zerogr.errors import UserError
 from zerogr.index.index import RUNS, Index, shards_in
+from zerogr.index.lease import Lease, holder_of
 from zerogr.index.ledger import Effort, read_effort
 from zerogr.index.stage import INDEX, Stage
 from zerogr.index.versions import REQUEST, Version, folder_of
@@ -28,6 +29,8 @@ SILENT_AFTER_S = 1800.0
 
 def status(uri: str) -> dict[str, Any]:
     """Returns {"index", "stages": {name: {"state", "fingerprint", "counts", ...}}}, of teacher data and generators as well.
+
+    "driver" says who is changing it, if anybody is.
 
     Raises:
         UserError: There is none of them at the URI.
@@ -45,7 +48,8 @@ def status(uri: str) -> dict[str, Any]:
             stages[stage.name] = {"state": "unfinished", **_unfinished(index, stage)}
         elif wants is None or stage.is_wanted(wants):
             stages[stage.name] = {"state": "not begun"}
-    return {"index": uri, **_version(index), "stages": stages}
+    holder = holder_of(index)
+    return {"index": uri, **_version(index), **({"driver": holder.as_json()} if holder else {}), "stages": stages}
 
 
 def _version(index: Index) -> dict[str, Any]:
@@ -132,6 +136,9 @@ def command(options: argparse.Namespace) -> None:
         print(
             f"  version {version['number']}, {version['documents']:,} documents{unfinished}; the stages are those it began with"
         )
+    if "driver" in found:
+        driver = Lease.of(found["driver"])
+        print(f"  being changed by {driver.who()}; last heard of {driver.last_heard()}")
     for stage, entry in found["stages"].items():
         if entry["state"] == "done":
             print(

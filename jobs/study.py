@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobs.command import run_module
+from jobs.driving import driving
 from zerogr.config.tree import Config
 from zerogr.corpus.document import Document
 from zerogr.corpus.readers import read_corpus
@@ -34,8 +35,11 @@ from zerogr.study.parts import write_parts
 logger = logging.getLogger(__name__)
 
 
-def run(config: Config) -> list[dict[str, Any]]:
-    """Runs the dynamic study; returns a row per baseline and variant. What is done is kept, and goes on after a fault."""
+def run(config: Config, *, wait: bool = False) -> list[dict[str, Any]]:
+    """Runs the dynamic study; returns a row per baseline and variant. What is done is kept, and goes on after a fault.
+
+    `wait` as for an index.
+    """
     out, wanted = config.study.out, dynamic.variants(config)
     StrategySpec.parse(config.study.strategy).check(dynamic.DEPTHS[-1])
     parts = write_parts(config, storage.join(out, "parts"))
@@ -45,7 +49,7 @@ def run(config: Config) -> list[dict[str, Any]]:
         rows.append(_kept(out, name, lambda name=name: _baseline(config, name, parts, judged)))
     for number, variant in enumerate(wanted, 1):
         logger.info("study: %s, %d of %d", variant.name, number, len(wanted))
-        rows.append(_kept(out, variant.name, lambda variant=variant: _grow(config, variant, parts, judged)))
+        rows.append(_kept(out, variant.name, lambda variant=variant: _grow(config, variant, parts, judged, wait)))
         layers |= _layers(config, variant)
     html, markdown = study_page(rows, layers, parts=[len(part) for part in parts], judged=judged)
     storage.write_bytes(storage.join(out, "report.html"), html.encode())
@@ -64,11 +68,20 @@ def _kept(out: str, name: str, measure: Any) -> dict[str, Any]:
 
 
 def _grow(
-    config: Config, variant: Variant, parts: Sequence[set[str]], judged: Sequence[Judged]
+    config: Config, variant: Variant, parts: Sequence[set[str]], judged: Sequence[Judged], wait: bool
 ) -> list[dict[str, Any]]:
     """Builds the index of D0, unless another variant has, and adds one increment after the other."""
     source = storage.join(config.study.out, "parts")
     base = dynamic.base_config(config, variant, storage.join(source, "D0"))
+    with driving(base.index, wait=wait):
+        return _steps(config, variant, base, parts, judged)
+
+
+def _steps(
+    config: Config, variant: Variant, base: Config, parts: Sequence[set[str]], judged: Sequence[Judged]
+) -> list[dict[str, Any]]:
+    """Does what `_grow` says, with the lease in hand; returns what was found after each step."""
+    source = storage.join(config.study.out, "parts")
     importlib.import_module("jobs.index").run(base)
     root = Index(base.index)
     discard(root)
@@ -163,7 +176,7 @@ def command(options: argparse.Namespace) -> None:
     """Runs the study and prints its table."""
     if options.study != "dynamic":
         raise UserError(f"there is no study '{options.study}'; there is dynamic")
-    rows = run(options.config)
+    rows = run(options.config, wait=options.wait)
     if options.json:
         print(json.dumps({"rows": rows}, indent=2))
         return

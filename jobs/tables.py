@@ -29,6 +29,19 @@ def print_stages(uri: str, records: dict[str, StageRecord]) -> None:
         print(f"  {stage:<10}  {duration(record.seconds):>7}  {record.files:>5} files  {summary(record.counts)}")
 
 
+def print_leftovers(found: dict[str, Any]) -> None:
+    """Prints what was deleted of an index, or would be."""
+    print(found["index"])
+    rows = found["leftovers"]
+    kinds, places = (max((len(row[key]) for row in rows), default=0) for key in ("kind", "place"))
+    for row in rows:
+        print(
+            f"  {row['kind']:<{kinds}}  {row['place']:<{places}}  {row['files']:>7,} files  {row['bytes']:>15,} bytes"
+        )
+    said = "would delete" if found["dry_run"] else "deleted"
+    print(f"{said} {found['files']:,} files, {found['bytes']:,} bytes" if rows else "there is nothing to delete")
+
+
 def print_comparison(rows: list[dict[str, Any]], metrics: Sequence[str]) -> None:
     """Prints a table of systems, the given metrics first."""
     from zerogr.evaluation.metrics import METRICS

@@ -13,16 +13,18 @@ from typing import Any
 
 from jobs.cluster import cause_of, ray_session, share_of_cpus
 from jobs.command import run_module
+from jobs.driving import driving
 from jobs.stages import rebuild, run_stage
 from jobs.tables import print_stages
 from jobs.termination import fault_on_sigterm
 from zerogr.config.file import validate_config
 from zerogr.config.tree import Config
 from zerogr.errors import Fault, UserError
+from zerogr.index.driver import ticket_of, working_under
 from zerogr.index.index import Index, StageRecord
 from zerogr.index.stage import STAGES, kind_of
 from zerogr.store import storage
-from zerogr.training.checkpoints import latest_step
+from zerogr.training.checkpoints import ATTEMPTS, CHECKPOINTS, latest_step
 from zerogr.training.recipes import RECIPES
 from zerogr.training.recipes.recipe import run_recipe
 
@@ -55,11 +57,7 @@ def _build(config: Config, index: Index, *, recipe: str) -> dict[str, Any]:
         workers = compute.num_training_workers
         trainer = TorchTrainer(
             train_on_worker,
-            train_loop_config={
-                "config": config.model_dump(mode="json"),
-                "recipe": recipe,
-                "num_threads": num_threads,
-            },
+            train_loop_config={"recipe": recipe, "num_threads": num_threads, **_of_run(config, index)},
             torch_config=TorchConfig(backend="nccl" if has_gpu else "gloo", timeout_s=GATHERING_S),
             scaling_config=ScalingConfig(
                 num_workers=workers if isinstance(workers, int) else (workers[0], workers[1]),
@@ -71,7 +69,7 @@ def _build(config: Config, index: Index, *, recipe: str) -> dict[str, Any]:
             ),
             run_config=RunConfig(
                 name=f"run-{uuid.uuid4().hex[:8]}",  # resuming is ours, from the newest checkpoint in the index
-                storage_path=index.path(folder, "ray"),
+                storage_path=index.path(folder, ATTEMPTS),
                 failure_config=FailureConfig(
                     max_failures=compute.max_retries, max_preemption_failures=compute.max_preemptions
                 ),
@@ -94,16 +92,21 @@ def _build(config: Config, index: Index, *, recipe: str) -> dict[str, Any]:
                 ) from error
     outcome: dict[str, Any] = storage.read_json(outcome_file)
     storage.delete(outcome_file)
-    storage.delete(index.path(folder, "ray"))
+    storage.delete(index.path(folder, ATTEMPTS))
     if "mistake" in outcome:  # without a checkpoint nothing is left that would bind the stage to this configuration
         raise UserError(outcome["mistake"])
     storage.delete(index.path(folder))
     return outcome
 
 
+def _of_run(config: Config, index: Index) -> dict[str, Any]:
+    """Returns what every worker of a run is told."""
+    return {"config": config.model_dump(mode="json"), "ticket": ticket_of(index)}
+
+
 def _wait_for_checkpoint(folder: str) -> str:
     """Tells the workers that the driver is to end; returns what is kept: their last checkpoint, if it comes in time."""
-    latest = storage.join(folder, "checkpoints")
+    latest = storage.join(folder, CHECKPOINTS)
     before, deadline = latest_step(latest), time.monotonic() + PATIENCE_S
     logger.warning("told to end; waiting up to %.0f s for a checkpoint", PATIENCE_S)
     storage.write_json(storage.join(folder, ENDING), {})
@@ -145,14 +148,15 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
     if storage.exists(outcome_file):
         return
     try:
-        outcome = run_recipe(
-            recipe,
-            recipe.index.path(folder, "checkpoints"),
-            is_ending=partial(_is_ending, recipe.index.path(folder, ENDING), rank),
-            device=device,
-            rank=rank,
-            num_ranks=num_ranks,
-        )
+        with working_under(arguments["ticket"]):
+            outcome = run_recipe(
+                recipe,
+                recipe.index.path(folder, CHECKPOINTS),
+                is_ending=partial(_is_ending, recipe.index.path(folder, ENDING), rank),
+                device=device,
+                rank=rank,
+                num_ranks=num_ranks,
+            )
     except (UserError, FloatingPointError) as error:
         # Ray takes what is raised for a fault of the machine, and tries again: the next group sees the mistake and leaves.
         outcome = {"mistake": f"{recipe.stage}: {error}"}
@@ -166,9 +170,11 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
 
 def command(options: argparse.Namespace) -> None:
     """Trains, and prints what was done."""
-    rebuild(options)
-    record = run(options.config, options.recipe)
-    print_stages(kind_of(STAGES[options.recipe]).place(options.config), {options.recipe: record})
+    place = kind_of(STAGES[options.recipe]).place(options.config)
+    with driving(place, wait=options.wait):
+        rebuild(options.config, options.rebuild)
+        record = run(options.config, options.recipe)
+    print_stages(place, {options.recipe: record})
 
 
 if __name__ == "__main__":

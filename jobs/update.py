@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from jobs.command import run_module
+from jobs.driving import driving
 from jobs.lexical import make_worker as count_terms
 from jobs.shards import run_shards
 from jobs.stages import run_stage
+from zerogr.config.tree import Config
 from zerogr.editing.addition import addition_inputs, build_addition, build_lexical_of
 from zerogr.editing.learn import learn, learn_inputs, learnt, still_there
 from zerogr.editing.measure import Measured, measure
@@ -31,19 +33,32 @@ from zerogr.ranking.stage import FOLDER as TERMS_FOLDER
 logger = logging.getLogger(__name__)
 
 
-def run(uri: str, request: Request, overrides: list[str] | None = None) -> dict[str, Any]:
+def run(uri: str, request: Request, overrides: list[str] | None = None, *, wait: bool = False) -> dict[str, Any]:
     """Makes and publishes a version; returns {"index", "version", "added", "removed", "seconds", "measured", ...}.
+
+    Args:
+        uri: Of the index.
+        request: What is wanted.
+        overrides: `KEY.SUB=VALUE`, of the index's configuration.
+        wait: Whether to wait while another driver is at work there, which is refused otherwise.
 
     Raises:
         UserError: There is nothing to do, something does not fit the index, or too much was forgotten.
     """
-    start, root = time.monotonic(), Index(uri)
-    config = update_config(root, request, overrides)
+    root = Index(uri)
+    update_config(root, request, overrides)  # a mistake is told before anything is waited for
+    with driving(uri, wait=wait):
+        return _run(root, request, update_config(root, request, overrides))
+
+
+def _run(root: Index, request: Request, config: Config) -> dict[str, Any]:
+    """Does what `run` says, with the lease in hand."""
+    start = time.monotonic()
     update = begin(root, request, config)
     if update is None:
         version = Version.of(root.manifest())
         logger.info("update: done before; version %d is current", version.number)
-        return {"index": uri, "version": version.number, "documents": version.num_documents, "done_before": True}
+        return {"index": root.uri, "version": version.number, "documents": version.num_documents, "done_before": True}
     try:
         version, added, report, seconds_learning = _build(update)
     except UserError:
@@ -56,7 +71,7 @@ def run(uri: str, request: Request, overrides: list[str] | None = None) -> dict[
     measured_at = time.monotonic()
     publish(root, version.number)
     return {
-        "index": uri,
+        "index": root.uri,
         "version": version.number,
         "documents": version.num_documents,
         "added": added["rows"],
@@ -120,17 +135,21 @@ def command(options: argparse.Namespace) -> None:
     """Does what the command line says, and prints it."""
     root = Index(options.index)
     if options.discard:
-        print("forgot the unfinished update" if discard(root) else "there is no unfinished update")
+        with driving(root.uri, wait=options.wait):
+            had_one = discard(root)
+        print("forgot the unfinished update" if had_one else "there is no unfinished update")
         return
     if options.rollback is not None:
-        publish(root, options.rollback)
+        with driving(root.uri, wait=options.wait):
+            publish(root, options.rollback)
         print(f"version {options.rollback} of {root.uri} is current")
         return
     remove = _doc_ids(options.remove) if options.remove else ()
     if options.add is None and not remove and not options.compact:
         raise UserError("there is nothing to do; give --add SOURCE, --remove FILE or --compact")
     overrides = [*(f"update.method.name={name}" for name in [options.method] if name), *options.overrides]
-    found = run(options.index, Request(source=options.add, remove=remove, compact=options.compact), overrides)
+    request = Request(source=options.add, remove=remove, compact=options.compact)
+    found = run(options.index, request, overrides, wait=options.wait)
     if options.json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
         return

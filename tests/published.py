@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from zerogr.index.lease import FOLDER
 from zerogr.store import storage
 
 
@@ -17,11 +18,16 @@ class File(NamedTuple):
 
 
 def files(index: str, *folders: str) -> dict[str, File]:
-    """Returns every finished file of a local index, or of some of its folders, by its path in the index."""
+    """Returns every finished file of a local index, or of some of its folders, by its path in the index.
+
+    The lease is left out: every command that may change the index takes it, also one that finds nothing to do.
+    """
     found = {}
     for folder in folders or ("",):
         for name in storage.list_files(storage.join(index, folder) if folder else index):
             path = Path(index, folder, name)
+            if path.is_relative_to(Path(index, FOLDER)):
+                continue
             stat = path.stat()
             found[f"{folder}/{name}" if folder else name] = File(path.read_bytes(), stat.st_ino, stat.st_mtime_ns)
     return found

@@ -23,7 +23,7 @@ LAYERS = (
     "search",
     "retriever",
     "editing mining",
-    "evaluation doctor",
+    "evaluation doctor leftovers",
     "study",
 )
 """Rooms of `zerogr` from the bottom up: a room imports from its own layer and from those below."""

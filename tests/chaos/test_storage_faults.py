@@ -24,7 +24,9 @@ from tests.chaos.settings import write_config
 from tests.published import contents, files
 from zerogr.docids.stage import FOLDER
 from zerogr.errors import Fault, UserError
+from zerogr.index.driver import lease_of
 from zerogr.index.index import Index, shards_in
+from zerogr.index.lease import find_lease, holder_of
 from zerogr.store import storage
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -68,6 +70,20 @@ def test_passing_fault_is_asked_again(fault: str, proxy: FaultyS3) -> None:
         assert any(met for _, _, met in proxy.requests)
         proxy.fault = lambda method, before: None
     assert storage.read_parquet(f"{uri}/new.parquet") == TABLE
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_a_lease_is_taken_and_given_back(fault: str, proxy: FaultyS3) -> None:
+    """An answer that is lost makes the next one say that the lease is taken, by the driver itself."""
+    index = Index(f"s3://zerogr/leased/{fault}")
+    proxy.fault = lambda method, before: fault if not before[method] else None
+    for _ in range(2):
+        proxy.requests.clear()
+        with lease_of(index):
+            storage.write_bytes(index.path("file"), b"content")
+        assert any(met for _, _, met in proxy.requests)
+    proxy.fault = lambda method, before: None
+    assert holder_of(index) is None and find_lease(index).number == 2
 
 
 def test_patience_ends(proxy: FaultyS3) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
-from jobs.cluster import cause_of
+from jobs.cluster import cause_of, ray_session
 
 FILE = Path(__file__).parents[2] / "cluster.yaml"
 
@@ -102,3 +103,17 @@ def test_image_has_the_same_minor_version_of_ray(cluster: dict[str, Any]) -> Non
 def test_cause_in_short(error: str, expected: str) -> None:
     cause = cause_of(RuntimeError(error))
     assert cause.startswith(expected) and len(cause) <= 300 and "\n" not in cause
+
+
+def test_sigterm_is_answered_after_a_session_as_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray installs a handler of its own and leaves it there: a lease would be held until it runs out."""
+    import ray
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: signal.signal(signal.SIGTERM, lambda *_: None))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    before = signal.getsignal(signal.SIGTERM)
+    with ray_session():
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before

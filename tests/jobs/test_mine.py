@@ -40,7 +40,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory, judged: Path, tiny_model:
     """The configuration of an index that is built: ranknet, every second query with negatives."""
     folder = tmp_path_factory.mktemp("mined")
     changes: dict[str, Any] = {"training__judged": str(judged), "training__loss": {"name": "ranknet"}}
-    negatives = {"negatives__every": 2, "negatives__number": 5, "negatives__sources": ["lexical", "random"]}
+    negatives = {"negatives__every": 2, "negatives__number": 5, "negatives__sources": ["lexical", "any"]}
     tree = tiny.settings(str(folder / "index"), judged, tiny_model, **changes, **negatives, training__num_epochs=4)
     (folder / "config.yaml").write_text(yaml.safe_dump(tree))
     assert main(["index", str(folder / "config.yaml")]) == 0

@@ -299,3 +299,17 @@ class TestKindsOfFolder:
         for attempt in (lambda: index.begin("corpus", {}), lambda: index.rebuild("docids")):
             with pytest.raises(UserError, match="holds teacher data; give an index a folder of its own: set index"):
                 attempt()
+
+
+class TestReuse:
+    def test_what_later_stages_and_updates_read_is_copied_too(self, index: Index, tmp_path: Path) -> None:
+        """An index that lacks the terms of its documents could never be updated."""
+        donor = Index(str(tmp_path / "donor"))
+        fill(donor)
+        storage.delete(donor.path("work/lexical"))
+        storage.write_bytes(donor.shard("work/lexical", 0), b"terms")
+        for stage in ("corpus", "docids", "lexical"):
+            assert index.adopt(stage, donor.require(stage).inputs, donor, config={})
+        assert storage.read_bytes(index.shard("work/lexical", 0)) == b"terms"
+        assert storage.read_bytes(index.path("work/document_frequency.bin")) == b"x"
+        assert not storage.exists(index.path("work/docids"))

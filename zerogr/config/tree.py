@@ -84,7 +84,7 @@ class RetrieverConfig(Section):
     )
 
 
-Source = Literal["lexical", "decoded", "random"]
+Source = Literal["lexical", "decoded", "any"]
 _LEXICAL: list[Source] = ["lexical"]
 
 

@@ -22,6 +22,7 @@ from zerogr.llm.chat import SETTINGS_FILE
 from zerogr.llm.models import load_model, load_tokenizer
 from zerogr.search.changes import TERMS, apply_changes, read_changes, write_changes
 from zerogr.store import cache, storage
+from zerogr.training.checkpoints import CHECKPOINTS
 from zerogr.training.choices import Choices
 from zerogr.training.examples import Examples
 from zerogr.training.normalisation import NORMALISATIONS
@@ -75,7 +76,7 @@ def learn(update: Update, version: Version) -> dict[str, Any]:
         statistics=_statistics(update) if settings.needs_statistics else None,
         config=config,
         tokenised=tokenised,
-        checkpoints=update.index.path("work/training", "checkpoints"),
+        checkpoints=update.index.path("work/training", CHECKPOINTS),
     )
     new = New(known=known, examples=tokenised(known), old=old)
     change = load_method(settings).update(setting, new)

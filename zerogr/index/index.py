@@ -212,11 +212,11 @@ class Index:
         if not is_same or self.record(stage) or self._begun(stage):
             return False
         self._check_kind(stage)
-        for file in STAGES[stage].keeps:
-            storage.write_bytes(self.path(file), storage.read_bytes(donor.path(file)))
-        for folder in STAGES[stage].folders:
-            if storage.list_files(donor.path(folder)):
-                storage.upload_folder(cache.local_folder(donor.path(folder)), self.path(folder))
+        for place in (*STAGES[stage].keeps, *STAGES[stage].folders):
+            if storage.list_files(donor.path(place)):
+                storage.upload_folder(cache.local_folder(donor.path(place)), self.path(place))
+            elif storage.exists(donor.path(place)):
+                storage.write_bytes(self.path(place), storage.read_bytes(donor.path(place)))
         for name in storage.list_files(donor.path("rejected")):
             if name.startswith(f"{stage}-"):
                 storage.write_bytes(self.path("rejected", name), storage.read_bytes(donor.path("rejected", name)))

@@ -30,7 +30,7 @@ class Stage:
     work: tuple[str, ...] = ()
     """What it needs only while it runs."""
     keeps: tuple[str, ...] = ()
-    """Working files that later stages read."""
+    """Working files and folders that later stages, or updates, read."""
     shards: str | None = None
     """The folder whose shards tell how far an unfinished stage has come; None = it has no shards."""
     follows_corpus: bool = False
@@ -102,7 +102,7 @@ LEXICAL = Stage(
     command="lexical",
     help="build the lexical index, where the ranking wants one",
     folders=("lexical",),
-    work=("work/lexical",),
+    keeps=("work/lexical",),
     shards="work/lexical",
     follows_corpus=True,
     upstream=lambda config: ("corpus", "docids"),

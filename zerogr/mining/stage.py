@@ -164,7 +164,7 @@ class Miner:
         found = list(decoded)
         if "lexical" in settings.sources:
             found += self._lexical.first(query, settings.depth)
-        if "random" in settings.sources:
+        if "any" in settings.sources:
             found += draw.choices(range(len(self._docids)), k=settings.depth)
         candidates = list(dict.fromkeys(found))
         draw.shuffle(candidates)

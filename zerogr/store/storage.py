@@ -4,6 +4,8 @@ What is written is published whole: a local file is written beside its place and
 A reader therefore sees the old content or the new, never half. Names that start with a dot are unfinished files and
 are invisible to `list_files`.
 
+Whoever may lose the right to change a place asks for a check before each change there (`guarded`).
+
 S3 that answers 5xx, throttles, times out or breaks a connection is asked again, after longer and longer waits, for about
 half a minute (one that says SlowDown for minutes); 403 and 404 are answers. What is still wrong then is raised.
 """
@@ -14,6 +16,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -38,6 +41,10 @@ _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 """What mounted object storage says of hard links."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_UNFINISHED = r"\..+\.[0-9a-f]{32}"
+"""What a file is called until it is renamed: a dot, its name, and what tells writers apart."""
+_guards: list[tuple[str, Callable[[str], None]]] = []
+"""Paths, and what is asked before anything at or below one is changed."""
 
 
 def join(uri: str, *parts: str) -> str:
@@ -64,6 +71,26 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         raise UserError(
             f"'{uri}' cannot be opened: {error}; use a path, file://, s3:// or another scheme fsspec knows"
         ) from None
+
+
+@contextmanager
+def guarded(uri: str, check: Callable[[str], None]) -> Iterator[None]:
+    """For the length of a block `check` is called before this process changes anything at or below `uri`.
+
+    It is given the path that would be changed, as `filesystem` has it; what it raises keeps the change from being made.
+    """
+    guard = (filesystem(uri)[1], check)
+    _guards.append(guard)
+    try:
+        yield
+    finally:
+        _guards.remove(guard)
+
+
+def _ask_guards(path: str) -> None:
+    for place, check in list(_guards):
+        if path == place or path.startswith(f"{place}/"):
+            check(path)
 
 
 def is_local(uri: str) -> bool:
@@ -97,6 +124,7 @@ def write_bytes(uri: str, data: bytes) -> None:
         Fault: The disk is full.
     """
     fs, path = filesystem(uri)
+    _ask_guards(path)
     with _as_user_error(uri):
         if is_local(uri):
             with room_at(uri):
@@ -114,6 +142,7 @@ def create_json(uri: str, value: Any) -> bool:
     """
     fs, path = filesystem(uri)
     data = _json(value)
+    _ask_guards(path)
     try:
         if is_local(uri):
             with room_at(uri):
@@ -159,7 +188,7 @@ def room_at(place: str) -> Iterator[None]:
 
 def _write_local(path: Path, data: bytes, publish: Callable[[Path, Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    unfinished = _unfinished(path)
     try:
         with unfinished.open("wb") as file:
             file.write(data)
@@ -168,6 +197,10 @@ def _write_local(path: Path, data: bytes, publish: Callable[[Path, Path], object
         publish(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
 
 
 def _put_where_nothing_is(unfinished: Path, target: Path) -> None:
@@ -199,6 +232,15 @@ def _json(value: Any) -> bytes:
 
 def list_files(uri: str) -> dict[str, int]:
     """Returns {name relative to `uri`: bytes} of every finished file below it; empty if there is no such folder."""
+    return {name: size for name, size in _find(uri).items() if not name.rpartition("/")[2].startswith(".")}
+
+
+def list_unfinished(uri: str) -> dict[str, int]:
+    """Returns the same of the files that somebody is writing here, or has left when its process was killed."""
+    return {name: size for name, size in _find(uri).items() if re.fullmatch(_UNFINISHED, name.rpartition("/")[2])}
+
+
+def _find(uri: str) -> dict[str, int]:
     fs, path = filesystem(uri)
     try:
         with hub.in_one_sentence(uri):
@@ -206,12 +248,13 @@ def list_files(uri: str) -> dict[str, int]:
     except FileNotFoundError:
         return {}
     names = {name[len(path) :].lstrip("/"): int(info["size"]) for name, info in found.items()}
-    return {name: size for name, size in sorted(names.items()) if name and not name.rpartition("/")[2].startswith(".")}
+    return {name: size for name, size in sorted(names.items()) if name}
 
 
 def delete(uri: str) -> None:
     """Removes the file or folder at `uri`; nothing happens if there is none."""
     fs, path = filesystem(uri)
+    _ask_guards(path)
     if fs.exists(path):
         fs.rm(path, recursive=True)
 
@@ -230,6 +273,7 @@ def upload_folder(folder: Path, uri: str) -> None:
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         target = join(uri, file.relative_to(folder).as_posix())
         fs, path = filesystem(target)
+        _ask_guards(path)
         if is_local(target):
             with room_at(target):
                 _copy_local(file, Path(path))
@@ -239,7 +283,7 @@ def upload_folder(folder: Path, uri: str) -> None:
 
 def _copy_local(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    unfinished = _unfinished(target)
     try:
         shutil.copyfile(source, unfinished)
         unfinished.replace(target)

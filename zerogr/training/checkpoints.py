@@ -30,6 +30,8 @@ from zerogr.store import cache, storage
 logger = logging.getLogger(__name__)
 Weights = Mapping[str, nn.Parameter]
 """What an optimiser moves, fp32, by name."""
+CHECKPOINTS, ATTEMPTS = "checkpoints", "ray"
+"""In the working folder of a stage that is trained: its checkpoints, and what Ray Train keeps of the attempts of one run."""
 _STATE = ("exp_avg", "exp_avg_sq")
 _OTHERS_WITHIN_S = 1800.0
 """So long rank 0 waits for the files of the others."""
@@ -87,8 +89,8 @@ class StorageCheckpointer:
                 raise Fault(f"'{self._uri}/{name}' lacks the files of some of {self._num_ranks} ranks")
             time.sleep(0.2)
         storage.write_json(storage.join(self._uri, "latest.json"), {"step": step, "folder": name})
-        for other in {file.partition("/")[0] for file in storage.list_files(self._uri)} - {name, "latest.json"}:
-            storage.delete(storage.join(self._uri, other))  # also what a killed run left half written
+        for other in superseded(self._uri):
+            storage.delete(storage.join(self._uri, other))
         logger.info("checkpoint after step %d", step)
 
     def restore(self, weights: Weights, optimizer: torch.optim.Optimizer) -> int:
@@ -166,6 +168,13 @@ def latest_step(uri: str) -> int:
     """Returns the steps behind the newest checkpoint below a URI; 0 if there is none."""
     latest = _latest(uri)
     return int(latest["step"]) if latest else 0
+
+
+def superseded(uri: str) -> list[str]:
+    """Returns what lies below a URI beside the newest checkpoint: older ones, and what a killed run left half written."""
+    latest = _latest(uri)
+    newest = {"latest.json", latest["folder"]} if latest else set()
+    return sorted({file.partition("/")[0] for file in storage.list_files(uri)} - newest)
 
 
 def save_tensors(tensors: dict[str, torch.Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
