@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,28 +19,24 @@ class File(NamedTuple):
 
 
 def files(index: str, *folders: str) -> dict[str, File]:
-    """Returns every finished file of a local index, or of some of its folders, by its path in the index.
-
-    The lease is left out: every command that may change the index takes it, also one that finds nothing to do.
-    """
+    """Returns every finished file of a local index, or of some of its folders, by its path in the index."""
     found = {}
-    for folder in folders or ("",):
-        for name in storage.list_files(storage.join(index, folder) if folder else index):
-            path = Path(index, folder, name)
-            if path.is_relative_to(Path(index, FOLDER)):
-                continue
-            stat = path.stat()
-            found[f"{folder}/{name}" if folder else name] = File(path.read_bytes(), stat.st_ino, stat.st_mtime_ns)
+    for name in _names(index, folders or ("",)):
+        path = Path(index, name)
+        stat = path.stat()
+        found[name] = File(path.read_bytes(), stat.st_ino, stat.st_mtime_ns)
     return found
 
 
 def contents(index: str, *folders: str) -> dict[str, bytes]:
     """Returns {path in the index: bytes} of some folders of an index, local or remote."""
-    return {
-        f"{folder}/{name}": storage.read_bytes(storage.join(index, folder, name))
-        for folder in folders
-        for name in storage.list_files(storage.join(index, folder))
-    }
+    return {name: storage.read_bytes(storage.join(index, name)) for name in _names(index, folders)}
+
+
+def _names(index: str, folders: Sequence[str]) -> list[str]:
+    """Returns the files of folders, but for the lease: who may change the index takes it, also if there is nothing to do."""
+    names = [f"{folder}/{name}".lstrip("/") for folder in folders for name in storage.list_files(f"{index}/{folder}")]
+    return [name for name in names if not name.startswith(f"{FOLDER}/")]
 
 
 def rows(index: str, folder: str) -> list[dict[str, Any]]:
