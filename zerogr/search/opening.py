@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from zerogr.config.owned import ranking_of
+from zerogr.corpus.lookup import Lookup
 from zerogr.errors import UserError
 from zerogr.index.index import Index
 from zerogr.index.versions import Version, manifest_of
@@ -15,6 +16,7 @@ from zerogr.search.answer import Documents
 from zerogr.search.changes import apply_changes
 from zerogr.search.writer import Writer
 from zerogr.store import cache
+from zerogr.trie.metadata import open_metadata
 from zerogr.trie.opened import open_trie, read_documents
 
 
@@ -37,6 +39,7 @@ def open_index(
         raise UserError(
             f"the trie of '{uri}' is not that of its {len(table)} docids; run `zerogr index` with --rebuild trie"
         )
+    metadata = open_metadata(index, manifest, chosen)
     folder = cache.local_folder(index.path(chosen.retriever))
     if opened.extra.get("tokenizer") != tokenizer_hash(str(folder)):
         raise UserError(
@@ -49,7 +52,7 @@ def open_index(
     return {
         "writer": Writer(model, chat, opened.trie, decoder, terms=changes),
         "ranker": load_ranker(ranking, data),
-        "documents": Documents.of(table, opened.denied),
+        "documents": Documents.of(table, opened.denied, Lookup(index, chosen), metadata),
         "instruction": instruction,
         "decoding": manifest["config"]["decoding"],
         "manifest": manifest,
