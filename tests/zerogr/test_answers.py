@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,7 +22,7 @@ from zerogr.retriever import Retriever
 from zerogr.search import views
 from zerogr.search.answer import Documents
 from zerogr.store import storage
-from zerogr.trie.metadata import METADATA
+from zerogr.trie.metadata import METADATA, Metadata
 
 QUERIES = ["what about the roast beans of coffee", "the knight and the bishop"]
 KEYS = ["topic", "number", "date", "rare"]
@@ -176,7 +178,24 @@ class TestFilters:
     def test_what_matches_nothing_is_an_empty_answer(self, retriever: Retriever, hybrid: Retriever) -> None:
         for searched in (retriever, hybrid):
             for strategy in STRATEGIES:
-                assert searched.search(QUERIES, filter={"topic": "tea"}, strategy=strategy) == [[], []]
+                assert searched.search(QUERIES, filter={"topic": "tea"}, strategy=strategy, fields=["title"]) == [
+                    [],
+                    [],
+                ]
+
+    def test_on_a_device_too(self, built: str, retriever: Retriever) -> None:
+        device = Retriever.load(built, device="cpu", decoder="device")
+        for wanted in ({"topic": ["coffee", "chess"]}, {"number": {"lte": 1}}, {"topic": "tea"}):
+            found, expected = (each.search(QUERIES, k=9, filter=wanted) for each in (device, retriever))
+            assert [[hit.doc_id for hit in hits] for hits in found] == [
+                [hit.doc_id for hit in hits] for hits in expected
+            ]
+
+    def test_no_condition_leaves_everything(self, retriever: Retriever) -> None:
+        """Also where the index has no keys, and so no row in its table."""
+        documents = replace(retriever._documents, metadata=Metadata(pa.table({"row_id": pa.array([], pa.int64())}), []))
+        assert documents.chosen(None, None, {}).is_everything
+        assert retriever.search(QUERIES, filter={}) == retriever.search(QUERIES)
 
     def test_beside_allow_and_deny(self, retriever: Retriever) -> None:
         some = retriever.restricted(
@@ -216,7 +235,9 @@ class TestFilters:
         collection = tmp_path / "collection"
         with_keys = validate_config(tiny.settings(built, collection, tiny_model, serving__filter_keys=KEYS))
         without = validate_config(tiny.settings(built, collection, tiny_model))
-        assert trie_inputs(with_keys, Index(built)) == Index(built).require("trie").inputs
+        record = Index(built).require("trie")
+        assert trie_inputs(with_keys, Index(built)) == record.inputs
+        assert record.counts["documents with"] == {"topic": 39, "number": 39, "date": 39, "rare": 1}
         assert trie_inputs(with_keys, Index(built)).keys() - trie_inputs(without, Index(built)) == {
             "serving.filter_keys"
         }

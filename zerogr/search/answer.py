@@ -15,7 +15,7 @@ from zerogr.decoding.trace import Step
 from zerogr.errors import UserError
 from zerogr.ranking.ranker import Filter, Part, Ranking
 from zerogr.search.contents import Contents
-from zerogr.trie.conditions import Conditions
+from zerogr.trie.conditions import Conditions, conditions_of
 from zerogr.trie.metadata import Metadata
 
 
@@ -128,7 +128,7 @@ class Documents:
             UserError: The filter does not fit the documents' metadata.
         """
         rows = None if allow is None else self.rows_of(allow)
-        if wanted is not None:
+        if wanted is not None and conditions_of(wanted):
             assert self.metadata is not None
             matching = np.setdiff1d(self.metadata.rows(wanted), self.denied, assume_unique=True)
             rows = matching if rows is None else np.intersect1d(rows, matching, assume_unique=True)

@@ -6,8 +6,8 @@
 It lies in the folder of the trie and is memory-mapped. A document without a key, or with a list, a mapping or null there, has
 null in all columns of the key, and no condition on it holds. An addition to an index brings a table for its own documents.
 
-Cost: about 4 bytes per document for strings and 8 for numbers; a condition reads its key's columns once, about 10 ms for ten
-million documents.
+Cost: 4 bytes per document for a key of strings and 8 for one of numbers, besides 8; about 8 microseconds per document to make.
+A condition reads its key's columns once, 0.1 s for ten million documents on two busy cores.
 """
 
 from __future__ import annotations
@@ -132,6 +132,12 @@ def table_of(row_ids: pa.Array, metadata: Iterable[str], keys: Sequence[str]) ->
 def joined(parts: Sequence[pa.Table]) -> pa.Table:
     """Returns tables one after the other; nothing is copied but where a column is missing."""
     return pa.concat_tables(parts, promote_options="default")
+
+
+def num_with(table: pa.Table, keys: Sequence[str]) -> dict[str, int]:
+    """Returns how many documents have a value for each key."""
+    found = {key: [table.column(name) for name in table.column_names if name.partition(":")[2] == key] for key in keys}
+    return {key: sum(len(column) - column.null_count for column in columns) for key, columns in found.items()}
 
 
 def write_table(table: pa.Table, folder: Path) -> None:

@@ -24,7 +24,7 @@ from zerogr.ragged import offsets_of
 from zerogr.ranking.owners import OWNERS, Owners
 from zerogr.store import storage
 from zerogr.trie import DocidTrie
-from zerogr.trie.metadata import INPUT, documents_of, read_metadata, write_table
+from zerogr.trie.metadata import INPUT, documents_of, num_with, read_metadata, write_table
 from zerogr.trie.written import Written
 
 VERSION = 7
@@ -60,17 +60,24 @@ def build_trie(config: Config, index: Index) -> dict[str, Any]:
     if len(offsets) == 1:
         raise UserError(f"'{index.uri}' has no docid; every document was rejected, see `zerogr status {index.uri}`")
     trie = DocidTrie.build((tokens, offsets))
-    counts = {"rows": trie.num_rows, "docids": trie.num_docids, "nodes": trie.num_nodes, "bytes": trie.nbytes}
+    counts: dict[str, Any] = {
+        "rows": trie.num_rows,
+        "docids": trie.num_docids,
+        "nodes": trie.num_nodes,
+        "bytes": trie.nbytes,
+    }
     with storage.staging_folder(index.path("trie")) as target:
         trie.save(target, extra={"tokenizer": written.hash()})
-        if config.serving.filter_keys:
-            write_table(read_metadata(documents_of(index), config.serving.filter_keys), target)
         if owners:
             owners.save(target / OWNERS)
             counts = {
                 "rows": owners.num_rows, "identifiers": trie.num_docids, "nodes": trie.num_nodes,
                 "bytes": trie.nbytes + owners.nbytes,
             }  # fmt: skip
+        if keys := config.serving.filter_keys:
+            table = read_metadata(documents_of(index), keys)
+            write_table(table, target)
+            counts["documents with"] = num_with(table, keys)
     return counts
 
 
