@@ -21,6 +21,7 @@ from zerogr.index.index import Index
 from zerogr.index.versions import Version
 from zerogr.search.contents import FIELDS
 from zerogr.trie.metadata import open_metadata
+from zerogr.trie.opened import read_documents
 
 SCHEMES = {"tfidf": {}, "terms": {"ranking__name": "mix"}}
 HOSTILE = "\x1b]0;owned\x07 the \u202eelgoog\x9b31m"
@@ -79,8 +80,9 @@ def test_updates_carry_what_documents_can_be_filtered_by(place: Path) -> None:
         assert find(place, topic="bicycles") == {f"bicycles-{i}" for i in bicycles} - gone
         assert find(place, number={"gte": 6}) == {f"{t}-{i}" for t in list(tiny.TOPICS)[:4] for i in (6, 7)} - gone
         manifest = index.manifest()
-        metadata = open_metadata(index, manifest, Version.of(manifest))
-        assert len(metadata.table) == len(metadata.table.column("row_id").unique())
+        version = Version.of(manifest)
+        rows = open_metadata(index, manifest, version).table.column("row_id")
+        assert rows.to_pylist() == read_documents(index, version).column("row_id").to_pylist()
 
     check(set(), range(0))
     update(place, remove=("chess-0",))
@@ -139,7 +141,7 @@ class TestCommandLine:
     @pytest.mark.parametrize(
         ("arguments", "reason"),
         [
-            (["--filter", "author=x"], "filter has the key 'author', and the index can be filtered by topic, number"),
+            (["--filter", "author=x"], "filter has the key 'author'; the index can be filtered by topic, number"),
             (["--filter", "number=x"], "filter.number cannot be compared with 'x': the documents' values are numbers"),
             (["--filter", "number"], "the filter 'number' is none of key=value, key=a,b, key>=x and key<=x"),
             (["--snippet-characters", "-1"], "snippet_characters is -1; it must be 0 or more"),

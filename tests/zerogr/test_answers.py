@@ -221,9 +221,7 @@ class TestFilters:
             search(True)
 
     def test_mistakes_are_named(self, retriever: Retriever) -> None:
-        with pytest.raises(
-            UserError, match="filter has the key 'author', and the index can be filtered by topic, number"
-        ):
+        with pytest.raises(UserError, match="filter has the key 'author'; the index can be filtered by topic, number"):
             retriever.search(QUERIES, filter={"author": "x"})
         with pytest.raises(UserError, match="filter is a list"):
             retriever.search(QUERIES, filter=["topic"])  # type: ignore[arg-type]

@@ -223,5 +223,9 @@ def _real(end: int | float, *, is_least: bool) -> float:
 
 
 def _unknown(key: str, keys: Sequence[str]) -> str:
-    known = f"the index can be filtered by {', '.join(keys)}" if keys else "the index cannot be filtered by any key"
-    return f"filter has the key '{key}', and {known}; serving.filter_keys names them, with `zerogr index --rebuild trie` after"
+    if keys:
+        return f"filter has the key '{key}'; the index can be filtered by {', '.join(keys)}"
+    return (
+        f"filter has the key '{key}', and the index has no keys to filter by; name them in serving.filter_keys and run "
+        "`zerogr index` with --rebuild trie"
+    )
