@@ -112,6 +112,17 @@ class TestContents:
             retriever.search(QUERIES, snippet_characters=-1)
 
 
+def test_object_storage_gives_the_same_answers(built: str, retriever: Retriever, s3_server: str) -> None:
+    storage.upload_folder(Path(built), "s3://zerogr/answers")
+    remote = Retriever.load("s3://zerogr/answers", device="cpu")
+    how: dict[str, Any] = {
+        "filter": {"number": [2, 3], "date": {"gte": "2011"}},
+        "fields": ["title", "text", "metadata"],
+    }
+    found, expected = (each.search(QUERIES, k=9, **how) for each in (remote, retriever))
+    assert found == expected and len(found[0]) > 1
+
+
 def matches(doc_id: str, wanted: dict[str, Any]) -> bool:
     said = METADATA_OF[doc_id]
 
