@@ -33,6 +33,7 @@ POSITIONAL = {"study": "which one: dynamic", "config": "a YAML file; `zerogr con
 """What the help says of a positional argument."""
 BASELINE_NAMES = ("bm25", "doc2query", "minilm", "rrf")
 STRATEGY_NAMES = ("greedy", "beam", "nucleus", "reverse_annealing", "stochastic_beam", "best_first")
+FIELD_NAMES = ("title", "text", "kind", "metadata")
 
 METHOD_NAMES = ("none", "finetune", "replay", "rome", "memit", "alphaedit", "emmet", "dome", "certificate")
 
@@ -249,6 +250,19 @@ def _add_queries(commands: Commands) -> None:
     sub.add_argument(
         "--rerank", action="store_true", help="order what is found by the score that training.loss ranknet teaches"
     )
+    sub.add_argument(
+        "--filter", action="append", default=[], dest="filters", metavar="CONDITION",
+        help="only documents whose metadata has key=value, key=a,b (one of them), key>=x or key<=x; may be given several "
+        "times; the keys are those of serving.filter_keys",
+    )  # fmt: skip
+    sub.add_argument(
+        "--fields", type=_fields, metavar="NAME,...",
+        help="what to show of the documents: title, text (a snippet), kind, metadata, or none (default: title,text; with "
+        "--json none)",
+    )  # fmt: skip
+    sub.add_argument(
+        "--snippet-characters", type=int, default=200, metavar="N", help="of the text, at most (default: 200)"
+    )
     sub = add("explain", "show where a document was lost in a search, token by token or word by word", 100)
     sub.add_argument("--doc", required=True, metavar="DOC_ID", help="the document that should have been found")
 
@@ -290,6 +304,15 @@ def _add_evaluate(commands: Commands) -> None:
     sub.add_argument(
         "--out", metavar="DIR", help="where the report, run files, metrics.json and queries.jsonl go (default: nowhere)"
     )
+
+
+def _fields(text: str) -> list[str]:
+    names = [] if text == "none" else text.split(",")
+    if unknown := set(names) - set(FIELD_NAMES):
+        raise argparse.ArgumentTypeError(
+            f"'{min(unknown)}' is none of {', '.join(FIELD_NAMES)}; give some of them, or none"
+        )
+    return names
 
 
 def _strategy(text: str) -> str:

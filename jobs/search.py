@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import asdict
 from typing import Any
 
 from jobs.command import run_module
@@ -16,6 +15,10 @@ from zerogr.corpus.rows import is_utf8
 from zerogr.errors import UserError
 from zerogr.evaluation.systems import StrategySpec
 from zerogr.retriever import Retriever
+from zerogr.trie.conditions import read_filter
+
+SHOWN = ["title", "text"]
+"""Of documents, to people."""
 
 
 def how_to_decode(options: argparse.Namespace) -> dict[str, Any]:
@@ -40,13 +43,18 @@ def command(options: argparse.Namespace) -> None:
     """Prints the hits."""
     check_query(options.query)
     how = how_to_decode(options)
+    if options.rerank:
+        how["rerank"] = True
+    if options.filters:
+        how["filter"] = read_filter(options.filters)
+    shown = options.fields if options.fields is not None else [] if options.json else SHOWN
+    how |= {"fields": shown, "snippet_characters": options.snippet_characters}
     retriever = Retriever.load(options.index)
     start = time.monotonic()
-    how |= {"rerank": True} if options.rerank else {}
     hits = retriever.search([options.query], instruction=options.instruction, **how)[0]
     took_ms = round(1000 * (time.monotonic() - start), 1)
     if options.json:
-        print(json.dumps({"hits": [asdict(hit) for hit in hits], "took_ms": took_ms}, ensure_ascii=False, indent=2))
+        print(json.dumps({"hits": [hit.as_json() for hit in hits], "took_ms": took_ms}, ensure_ascii=False, indent=2))
         return
     print_hits(hits)
     print(f"{took_ms:,.0f} ms", file=sys.stderr)

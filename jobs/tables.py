@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from itertools import zip_longest
 from math import exp
@@ -18,6 +20,8 @@ MOST_PARTS = 16
 """Of a document, in an explanation."""
 ALWAYS_SHOWN = ("mrr@10", "map")
 """Metrics of the table, whatever is tested."""
+_OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Control characters, and those that turn the direction of what follows."""
 
 
 def print_stages(uri: str, records: dict[str, StageRecord]) -> None:
@@ -102,10 +106,18 @@ def print_errors(errors: dict[str, Any]) -> None:
 
 
 def print_hits(hits: list[Hit]) -> None:
-    """Prints an answer."""
+    """Prints an answer: a line per hit, and below it, a line each, what it says of its document."""
     width = max((len(hit.doc_id) for hit in hits), default=0)
     for hit in hits:
-        print(f"{hit.rank:3}  {hit.score:8.3f}  {hit.doc_id:<{width}}  {hit.docid}")
+        print(f"{hit.rank:3}  {hit.score:8.3f}  {_harmless(hit.doc_id):<{width}}  {_harmless(hit.docid)}")
+        metadata = json.dumps(hit.metadata, ensure_ascii=False) if hit.metadata else None
+        for said in filter(None, (hit.title, hit.text, hit.kind, metadata)):
+            print(f"     {_harmless(' '.join(said.split()))}")
+
+
+def _harmless(text: str) -> str:
+    """Returns a text without the characters that a terminal obeys."""
+    return _OBEYED.sub("\ufffd", text)
 
 
 def print_explanation(explanation: Explanation, retriever: Retriever) -> None:

@@ -1,8 +1,10 @@
 """The HTTP API: what a request may look like, what answers look like, and every error as JSON. Knows nothing of Ray.
 
-    POST /search   {"query" | "queries", "instruction"?, "k"?, "strategy"?} -> {"hits", "index_version", "took_ms"}
+    POST /search   {"query" | "queries", "instruction"?, "k"?, "strategy"?, "fields"?, "snippet_characters"?, "allow"?, "deny"?,
+                   "filter"?} -> {"hits", "index_version", "took_ms"}
     GET  /index    summary of the manifest        GET /   the search page
     GET  /healthz  the process answers            GET /readyz   a model is loaded
+    GET  /openapi.json   the same for programs, with bounds
 
 `query` gives one list of hits, `queries` a list of such lists. Every error is {"error": one sentence}: 400 no JSON,
 413 body too large, 422 a wrong field, 404 and 405 as usual, 503 with Retry-After when overloaded or still loading, 504
@@ -17,7 +19,7 @@ import logging
 import re
 import time
 from importlib import resources
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
@@ -26,10 +28,18 @@ from starlette.exceptions import HTTPException
 
 from zerogr.decoding import STRATEGIES
 from zerogr.errors import UserError
+from zerogr.search.contents import FIELDS
+from zerogr.trie.conditions import conditions_of
 
+FieldName = Literal["title", "text", "kind", "metadata"]
 MAX_QUERIES = 64
 MAX_QUERY_CHARACTERS = 4096
 MAX_K = 1000
+MAX_SNIPPET_CHARACTERS = 2000
+MAX_DOC_IDS = 10_000
+"""In each of the lists `allow` and `deny`."""
+MAX_FILTER_VALUES = 1000
+"""In all conditions of a filter together."""
 MAX_BODY_BYTES = 4 * 2**20
 """More than MAX_QUERIES of the longest queries take, escaped as JSON."""
 
@@ -46,11 +56,44 @@ class SearchRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    query: str | None = Field(None, max_length=MAX_QUERY_CHARACTERS)
-    queries: list[str] | None = Field(None, min_length=1, max_length=MAX_QUERIES)
-    instruction: str | None = Field(None, max_length=MAX_QUERY_CHARACTERS)
-    k: int | None = Field(None, ge=1, le=MAX_K)
-    strategy: str | None = None
+    query: str | None = Field(
+        None, max_length=MAX_QUERY_CHARACTERS, description="What is looked for; answered by a list of hits."
+    )
+    queries: list[str] | None = Field(
+        None, min_length=1, max_length=MAX_QUERIES, description="Several at once; answered by a list of such lists."
+    )
+    instruction: str | None = Field(
+        None, max_length=MAX_QUERY_CHARACTERS, description="The retrieval task in one sentence; null = the index's own."
+    )
+    k: int | None = Field(None, ge=1, le=MAX_K, description="Documents per query; null = the service's default.")
+    strategy: str | None = Field(None, description="Decoding strategy; null = the service's default.")
+    rerank: bool | None = Field(
+        None,
+        description="Order what is found by the score that training.loss ranknet teaches; null = the service's default.",
+    )
+    fields: list[FieldName] | None = Field(
+        None,
+        max_length=len(FIELDS),
+        description="What hits say of their documents besides doc_id, docid, rank and score; null = the service's default.",
+    )
+    snippet_characters: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_SNIPPET_CHARACTERS,
+        description="Of the field text, at most: the part that has most of the query's words. 0 = no text; null = the "
+        "service's default.",
+    )
+    allow: list[str] | None = Field(
+        None,
+        max_length=MAX_DOC_IDS,
+        description="The doc_ids that may be found; unknown ones are passed over. null = all.",
+    )
+    deny: list[str] | None = Field(None, max_length=MAX_DOC_IDS, description="The doc_ids that may not be found.")
+    filter: dict[str, Any] | None = Field(
+        None,
+        description='{key: value, list of values, or {"gte": x, "lte": y}}: what documents\' metadata must be. All conditions '
+        "must hold. GET /index names the keys.",
+    )
 
     @field_validator("query", "queries")
     @classmethod
@@ -75,9 +118,25 @@ class SearchRequest(BaseModel):
             raise ValueError("give either 'query' (a string) or 'queries' (a list of strings)")
         return self
 
+    @model_validator(mode="after")
+    def _is_a_filter(self) -> SearchRequest:
+        try:
+            num_values = sum(len(condition.scalars) for condition in conditions_of(self.filter or {}))
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        if num_values > MAX_FILTER_VALUES:
+            raise ValueError(f"filter has {num_values} values; at most {MAX_FILTER_VALUES} are allowed")
+        return self
+
     @property
     def texts(self) -> list[str]:
+        """The queries."""
         return [self.query] if self.query is not None else self.queries or []
+
+    @property
+    def restrictions(self) -> dict[str, Any]:
+        """What says which documents may be found; empty if all may."""
+        return {name: value for name in ("allow", "deny", "filter") if (value := getattr(self, name)) is not None}
 
 
 class SearchBackend(Protocol):
@@ -104,19 +163,19 @@ class _Refused(Exception):
 
 def create_api(backend: SearchBackend) -> FastAPI:
     """Returns the ASGI application in front of `backend`."""
-    # FastAPI's own documentation pages load scripts from elsewhere.
-    api = FastAPI(title="ZeroGR", docs_url=None, redoc_url=None, openapi_url=None)
+    # FastAPI's own documentation pages load scripts from elsewhere; the description that they would show does not.
+    api = FastAPI(title="ZeroGR", docs_url=None, redoc_url=None)
     page, page_headers = _load_page()
 
-    @api.get("/")
+    @api.get("/", include_in_schema=False)
     async def show_page() -> Response:
         return HTMLResponse(page, headers=page_headers)
 
-    @api.api_route("/healthz", methods=["GET", "HEAD"])
+    @api.api_route("/healthz", methods=["GET", "HEAD"], include_in_schema=False)
     async def healthz() -> Response:
         return JSONResponse({"status": "alive"})
 
-    @api.api_route("/readyz", methods=["GET", "HEAD"])
+    @api.api_route("/readyz", methods=["GET", "HEAD"], include_in_schema=False)
     async def readyz() -> Response:
         try:
             ready = await backend.is_ready()
@@ -131,7 +190,9 @@ def create_api(backend: SearchBackend) -> FastAPI:
         except Exception as error:
             return _failure(error)
 
-    @api.post("/search")
+    body = {"content": {"application/json": {"schema": SearchRequest.model_json_schema()}}, "required": True}
+
+    @api.post("/search", openapi_extra={"requestBody": body})
     async def search(request: Request) -> Response:
         start = time.perf_counter()
         num_queries = 0
@@ -165,7 +226,7 @@ async def _read_body(request: Request) -> bytes:
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_BODY_BYTES:
-            raise _Refused(413, f"the body has more than {MAX_BODY_BYTES} bytes; send fewer queries at once")
+            raise _Refused(413, f"the body has more than {MAX_BODY_BYTES} bytes; send fewer queries or doc_ids at once")
     return bytes(body)
 
 

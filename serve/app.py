@@ -21,7 +21,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -33,11 +33,13 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 from ray.serve.metrics import Counter, Histogram
 
-from serve.api import MAX_K, SearchRequest, Unavailable, create_api
+from serve.api import MAX_K, MAX_SNIPPET_CHARACTERS, FieldName, SearchRequest, Unavailable, create_api
 from zerogr.decoding import STRATEGIES
 from zerogr.errors import UserError
 from zerogr.index.index import Index
 from zerogr.index.versions import name_of
+from zerogr.search.contents import SNIPPET_CHARACTERS
+from zerogr.trie.metadata import keys_of
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +48,6 @@ if TYPE_CHECKING:
 
     from zerogr.search.answer import Hit
 
-HIT_FIELDS = ("doc_id", "docid", "rank", "score")
 LATENCY_BOUNDARIES_MS = [10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1e3, 2.5e3, 5e3, 1e4, 3e4, 6e4]
 
 
@@ -73,6 +74,14 @@ class SearchDefaults(BaseModel):
 
     k: int | None = Field(None, ge=1, le=MAX_K, description="Documents per query; null = the index's own.")
     strategy: str | None = Field(None, description="Decoding strategy; null = the index's own.")
+    rerank: bool = Field(False, description="Order what is found by the score that training.loss ranknet teaches.")
+    fields: list[FieldName] = Field(
+        default_factory=lambda: list[FieldName](["title", "text"]),
+        description="What hits say of their documents besides; [] reads nothing of the corpus.",
+    )
+    snippet_characters: int = Field(
+        SNIPPET_CHARACTERS, ge=0, le=MAX_SNIPPET_CHARACTERS, description="Of the field text, at most; 0 = no text."
+    )
     timeout_s: float = Field(60, gt=0, description="A search, waiting included, is cancelled after this long.")
 
 
@@ -86,8 +95,19 @@ class LoadedRetriever(Protocol):
     def index_version(self) -> str: ...
 
     def search(
-        self, queries: list[str], *, instruction: str | None, k: int | None, strategy: str | None
+        self,
+        queries: list[str],
+        *,
+        instruction: str | None,
+        k: int | None,
+        strategy: str | None,
+        fields: Sequence[str] = (),
+        snippet_characters: int = SNIPPET_CHARACTERS,
     ) -> list[list[Hit]]: ...
+
+    def restricted(
+        self, *, allow: list[str] | None = None, deny: list[str] | None = None, filter: dict[str, Any] | None = None
+    ) -> LoadedRetriever: ...
 
 
 def load_retriever(arguments: ServeArguments) -> LoadedRetriever:
@@ -113,24 +133,28 @@ class Searcher:
         self._decoding_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decoding")
 
     async def search(
-        self, queries: list[str], *, instruction: str | None, k: int | None, strategy: str | None
+        self, queries: list[str], *, restrictions: dict[str, Any] | None = None, **how: Any
     ) -> tuple[list[list[dict[str, Any]]], str] | UserError:
         """Returns the hits of every query and the index's version, or the mistake in the request.
 
         The mistake is returned, not raised: an exception crosses the process boundary with its traceback as its text.
+
+        Args:
+            queries: Of one request.
+            restrictions: Arguments of the retriever's `restricted`; None = all documents may be found.
+            how: The other arguments of its `search`.
         """
 
         def decode() -> tuple[list[list[Hit]], str]:
             retriever = self._retriever  # another version may take its place meanwhile
-            found = retriever.search(queries, instruction=instruction, k=k, strategy=strategy)
-            return found, retriever.index_version
+            searched = retriever.restricted(**restrictions) if restrictions else retriever
+            return searched.search(queries, **how), retriever.index_version
 
         try:
             results, version = await asyncio.get_running_loop().run_in_executor(self._decoding_thread, decode)
         except UserError as error:
             return UserError(str(error))
-        hits = [[{name: getattr(hit, name) for name in HIT_FIELDS} for hit in hits] for hits in results]
-        return hits, version
+        return [[hit.as_json() for hit in hits] for hits in results], version
 
     async def describe(self) -> dict[str, Any]:
         """Returns the summary of the index it serves."""
@@ -182,12 +206,17 @@ class Ingress:
         self._defaults = SearchDefaults.model_validate(user_config)
 
     async def search(self, request: SearchRequest) -> tuple[list[list[dict[str, Any]]], str]:
+        def asked(name: str) -> Any:
+            value = getattr(request, name)
+            return value if value is not None else getattr(self._defaults, name)
+
         answer = await self._ask(
             self._searcher.search.remote(
                 request.texts,
+                restrictions=request.restrictions or None,
                 instruction=request.instruction,
-                k=request.k if request.k is not None else self._defaults.k,
-                strategy=request.strategy if request.strategy is not None else self._defaults.strategy,
+                **{name: asked(name) for name in ("k", "strategy", "fields", "snippet_characters")},
+                **({"rerank": True} if asked("rerank") else {}),
             )
         )
         if isinstance(answer, UserError):
@@ -236,6 +265,7 @@ def summarise(manifest: dict[str, Any], index_version: str) -> dict[str, Any]:
         "index_version": index_version,
         "format": manifest.get("format"),
         "instruction": config.get("instruction"),
+        "filter_keys": keys_of(manifest),
         "stages": {
             name: {key: stage.get(key) for key in ("fingerprint", "counts", "files", "seconds")}
             for name, stage in stages.items()

@@ -4,8 +4,7 @@
     retriever.search(["wing slipstream"], k=10)
 
 A search encodes the prompts of its queries once and lets a strategy walk the trie for all of them together
-(`zerogr.search.writer`); a ranker makes documents of what was written (`zerogr.ranking`). The model sits on one device, trie
-and tables are memory maps, doc_ids and docids are two Arrow columns.
+(`zerogr.search.writer`); a ranker makes documents of what was written. Model on one device, tables are memory maps.
 """
 
 from __future__ import annotations
@@ -14,17 +13,16 @@ import copy
 from collections.abc import Sequence
 from typing import Any, Self
 
-from zerogr.errors import UserError
 from zerogr.index.versions import name_of
-from zerogr.ranking.ranker import Filter, Ranker
+from zerogr.ranking.ranker import Ranker, num_leaves_of, ranker_within
 from zerogr.search.answer import Documents, Hit, Traced
+from zerogr.search.contents import SNIPPET_CHARACTERS, Contents
 from zerogr.search.opening import open_index
 from zerogr.search.reranking import reranked
 from zerogr.search.tracing import trace
-from zerogr.search.writer import Instruction, Writer
-
-_SETTINGS_OF = {"reverse_annealing": ("max_temperature",), "nucleus": ("top_p",)}
-"""Strategy -> settings of section decoding that mean something to it."""
+from zerogr.search.views import Views
+from zerogr.search.writer import Instruction, Writer, settings_of
+from zerogr.trie.conditions import Conditions
 
 
 class Retriever:
@@ -52,6 +50,7 @@ class Retriever:
         """
         self.writer, self.manifest, self.instruction = writer, manifest or {}, instruction
         self._ranker, self._documents, self._decoding = ranker, documents, decoding
+        self._views = Views(writer, ranker, documents)
 
     @classmethod
     def load(
@@ -103,22 +102,27 @@ class Retriever:
 
     def has_log_probs(self, ranking: str | None = None) -> bool:
         """Whether the scores of a search are natural-log probabilities."""
-        return self._ranker_of(ranking).has_log_probs
+        return ranker_within(self._ranker, ranking).has_log_probs
 
-    def restricted(self, *, allow: Sequence[str] | None = None, deny: Sequence[str] | None = None) -> Self:
+    def restricted(
+        self, *, allow: Sequence[str] | None = None, deny: Sequence[str] | None = None, filter: Conditions | None = None
+    ) -> Self:
         """Returns this retriever for some of the documents: a tenant's own, or all but the outdated.
 
-        Searches answer as if only these documents were in the trie. It shares model and index with this one; make it once
-        per set and keep it. A restricted retriever can be restricted further.
+        Searches answer as if only these documents were in the trie. It shares model and index with this one; the last few
+        are kept. A restricted retriever can be restricted further.
 
         Args:
             allow: The doc_ids that may be found; None = all. Keys that are not in the index are passed over.
             deny: The doc_ids that may not be found.
+            filter: What their metadata must be, as `search` has it; None = anything.
+
+        Raises:
+            UserError: `filter` does not fit the documents' metadata.
         """
-        allowed, denied = (None if keys is None else self._documents.rows_of(keys) for keys in (allow, deny))
         restricted = copy.copy(self)
-        restricted._ranker, left = self._ranker.restrict(Filter(allowed, denied))
-        restricted.writer = self.writer.restricted(left)
+        restricted.writer, restricted._ranker = writer, ranker = self._views.of(allow, deny, filter)
+        restricted._views = Views(writer, ranker, self._documents)
         return restricted
 
     def search(
@@ -133,6 +137,9 @@ class Retriever:
         rerank: bool = False,
         seed: int = 0,
         batch_size: int = 16,
+        filter: Conditions | None = None,
+        fields: Sequence[str] = (),
+        snippet_characters: int = SNIPPET_CHARACTERS,
         **options: Any,
     ) -> list[list[Hit]]:
         """Returns at most `k` hits per query, best first.
@@ -141,31 +148,30 @@ class Retriever:
             queries: Texts; longer than the training limit, they are cut as in training.
             instruction: For all queries, or one per query; None = the index's own.
             k: Documents per query; None = the index's default.
-            strategy: One of `zerogr.decoding.STRATEGIES`; None = the index's default.
-            ranking: One of `rankers`; None = the index's ranker.
+            strategy, ranking: One of `zerogr.decoding.STRATEGIES`, and of `rankers`; None = the index's own.
             num_leaves: What is generated, where the ranker has such a setting; None = the index's default.
             rerank: Whether they are ordered by the score of query and docid that the loss ranknet has taught.
-            seed: Of the sampling strategies.
-            batch_size: Queries decoded together. It moves scores by rounding only.
+            seed, batch_size: Of the sampling strategies; queries decoded together, which moves scores by rounding only.
+            filter: {key: value, list of values or {"gte": x, "lte": y}} on the metadata; see `zerogr.trie.conditions`.
+            fields: What hits say of their documents besides: some of `zerogr.search.contents.FIELDS`, from the corpus.
+            snippet_characters: Of the field text, at most; 0 = no text.
             **options: Passed to `decode`: `normalise`, `beam_width`, `max_temperature`, ...
 
         Raises:
-            UserError: The index does not rank by `ranking`, its ranker has no `num_leaves`, or its retriever no such score.
+            UserError: `ranking`, `num_leaves`, `rerank`, `filter` or `fields` is nothing that the index has.
             ValueError: `queries` is a bare string, `batch_size` is below 1, or an option does not fit the strategy.
         """
-        strategy, k, ranker = strategy or self._decoding["strategy"], k or self._decoding["k"], self._ranker_of(ranking)
-        settings = {key: self._decoding[key] for key in ("normalise", *_SETTINGS_OF.get(strategy, ()))}
-        options = {**settings, **options, "strategy": strategy, "seed": seed}
-        if num_leaves is not None and "num_leaves" not in ranker.Settings.model_fields:
-            raise UserError(f"num_leaves is no setting of the ranker {ranker.name}")
-        wanted = num_leaves or ranker.num_leaves(k)
-        num_leaves = min(wanted, options.get("beam_width") or wanted)  # a beam cannot find more than its width
+        wanted, (writer, ranker) = Contents.of(fields, snippet_characters), self._views.of(filter=filter)
+        strategy, k = strategy or self._decoding["strategy"], k or self._decoding["k"]
+        ranker = ranker_within(ranker, ranking)
+        options = {**settings_of(self._decoding, strategy), **options, "strategy": strategy, "seed": seed}
+        num_leaves = num_leaves_of(ranker, k, num_leaves, options.get("beam_width"))
         hits = []
-        for batch, prompts in self.writer.batches(queries, instruction, self.instruction, batch_size):
-            found = self.writer.write(prompts, num_leaves, options)
+        for batch, prompts in writer.batches(queries, instruction, self.instruction, batch_size):
+            found = writer.write(prompts, num_leaves, options)
             rankings = [ranker.rank(query, leaves, k) for query, leaves in zip(queries[batch], found, strict=True)]
-            rankings = reranked(self.writer, self._documents, prompts, rankings) if rerank else rankings
-            hits += [self._documents.hits(ranking) for ranking in rankings]
+            rankings = reranked(writer, self._documents, prompts, rankings) if rerank else rankings
+            hits += self._documents.answers(queries[batch], rankings, wanted)
         return hits
 
     def trace(
@@ -187,13 +193,7 @@ class Retriever:
             UserError: A document is not in the index.
         """
         rows = [[self._documents.row_of(doc_id) for doc_id in of_query] for of_query in doc_ids]
-        ranker, traced = self._ranker_of(ranking), list[list[Traced]]()
+        ranker, traced = ranker_within(self._ranker, ranking), list[list[Traced]]()
         for batch, prompts in self.writer.batches(queries, instruction, self.instruction, batch_size):
             traced += trace(self.writer, ranker, self._documents, queries[batch], prompts, rows[batch])
         return traced
-
-    def _ranker_of(self, ranking: str | None) -> Ranker:
-        known = {self._ranker.name: self._ranker, **self.rankers}
-        if (ranking or self._ranker.name) not in known:
-            raise UserError(f"the index ranks by {', '.join(known)}, not by '{ranking}'; section ranking says by what")
-        return known[ranking or self._ranker.name]

@@ -6,21 +6,25 @@ import asyncio
 import json
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import pytest
 
-from serve.api import MAX_BODY_BYTES, SearchRequest, Unavailable, create_api
+from serve.api import MAX_BODY_BYTES, FieldName, SearchRequest, Unavailable, create_api
 from serve.app import summarise
 from zerogr.decoding import STRATEGIES
 from zerogr.errors import UserError
+from zerogr.search.contents import FIELDS
 
 SECRET = "a secret that only the log may hold"
 MANIFEST = {
     "format": 2,
     "config": {"instruction": "Find it.", "corpus": {"source": "s3://private/corpus"}},
-    "stages": {"corpus": {"fingerprint": "f", "inputs": {"prompt": SECRET}, "counts": {"rows": 9}, "files": 1}},
+    "stages": {
+        "corpus": {"fingerprint": "f", "inputs": {"prompt": SECRET}, "counts": {"rows": 9}, "files": 1},
+        "trie": {"fingerprint": "t", "inputs": {"serving.filter_keys": ["year"], "prompt": SECRET}},
+    },
 }
 
 
@@ -31,10 +35,12 @@ class Backend:
         self.failure: Exception | None = None
         self.ready = True
         self.observed: list[tuple[int, int]] = []
+        self.restrictions: dict[str, Any] = {}
 
     async def search(self, request: SearchRequest) -> tuple[list[list[dict[str, Any]]], str]:
         if self.failure:
             raise self.failure
+        self.restrictions = request.restrictions
         hits = [
             [
                 {
@@ -113,7 +119,7 @@ class TestApi:
             ({"query": "a", "queries": ["b"]}, "give either 'query'"),
             (
                 {"query": "a", "top_k": 3},
-                "there is no field 'top_k'; allowed: query, queries, instruction, k, strategy",
+                "there is no field 'top_k'; allowed: query, queries, instruction, k, strategy, fields, snippet_",
             ),
             ({"query": " \n"}, "query: a query must not be empty"),
             ({"query": "x" * 4097}, "query: String should have at most 4096 characters"),
@@ -129,6 +135,33 @@ class TestApi:
             ({"query": "a", "k": "10"}, "k: Input should be a valid integer"),
             ({"query": "a", "k": True}, "k: Input should be a valid integer"),
             ({"query": "a", "strategy": "magic"}, f"strategy: unknown strategy; allowed: {', '.join(STRATEGIES)}"),
+            (
+                {"query": "a", "fields": ["title", "author"]},
+                "fields.1: Input should be 'title', 'text', 'kind' or 'metadata'",
+            ),
+            ({"query": "a", "fields": ["title"] * 5}, "fields: List should have at most 4 items"),
+            (
+                {"query": "a", "snippet_characters": -1},
+                "snippet_characters: Input should be greater than or equal to 0",
+            ),
+            (
+                {"query": "a", "snippet_characters": 2001},
+                "snippet_characters: Input should be less than or equal to 2000",
+            ),
+            ({"query": "a", "allow": "d1"}, "allow: Input should be a valid array"),
+            ({"query": "a", "allow": [1]}, "allow.0: Input should be a valid string"),
+            ({"query": "a", "allow": ["d"] * 10_001}, "allow: List should have at most 10000 items"),
+            ({"query": "a", "deny": ["d"] * 10_001}, "deny: List should have at most 10000 items"),
+            ({"query": "a", "filter": ["year"]}, "filter: Input should be an object"),
+            (
+                {"query": "a", "filter": {"year": None}},
+                "filter.year is None; it must be a value, a list of values, or",
+            ),
+            (
+                {"query": "a", "filter": {"year": {"gt": 1}}},
+                "filter.year is a range with gt; it takes gte, lte or both",
+            ),
+            ({"query": "a", "filter": {"year": [2020] * 1001}}, "filter has 1001 values; at most 1000 are allowed"),
             (["a"], "Input should be an object"),
         ],
     )
@@ -138,6 +171,33 @@ class TestApi:
         assert response.json().keys() == {"error"}
         assert response.json()["error"].startswith(reason)
         assert backend.observed == [(422, 0)]
+
+    def test_what_may_be_found(self, call: Callable[..., httpx.Response], backend: Backend) -> None:
+        """Values keep their kinds on the way: 2020 is not "2020", and true is not 1."""
+        wanted = {
+            "allow": [],
+            "deny": ["d"] * 10_000,
+            "filter": {"a": 2020, "b": "2020", "c": [True, 1.5], "d": {"gte": "2020-01-01"}},
+        }
+        assert call("POST", "/search", json={"query": "wing", **wanted}).status_code == 200
+        assert repr(backend.restrictions) == repr(wanted)
+        assert call("POST", "/search", json={"query": "wing"}).status_code == 200
+        assert backend.restrictions == {}
+        response = call("POST", "/search", content=b'{"query": "wing", "filter": {"a": NaN}}')
+        assert response.status_code in (400, 422) and response.json().keys() == {"error"}
+
+    def test_the_fields_are_those_of_a_hit(self) -> None:
+        assert get_args(FieldName) == FIELDS
+
+    def test_every_field_is_documented_and_bounded(self, call: Callable[..., httpx.Response]) -> None:
+        described = call("GET", "/openapi.json").json()["paths"]["/search"]["post"]["requestBody"]
+        fields = described["content"]["application/json"]["schema"]["properties"]
+        assert fields.keys() == SearchRequest.model_fields.keys()
+        for name, field in fields.items():
+            assert field["description"], name
+            kinds = [kind for kind in field["anyOf"] if kind["type"] != "null"]
+            limits = {"maxLength", "maxItems", "maximum"}
+            assert name in ("strategy", "filter") or all(limits & kind.keys() for kind in kinds), name
 
     @pytest.mark.parametrize("body", [b"", b"{", b'{"query": "\xff"}', b'{"query": NaN}', b"[" * 10_000])
     def test_bodies_that_are_no_json(self, call: Callable[..., httpx.Response], body: bytes) -> None:
@@ -151,7 +211,7 @@ class TestApi:
         assert call("POST", "/search", content=largest).status_code == 200
         response = call("POST", "/search", content=b" " * (MAX_BODY_BYTES + 1))
         assert response.status_code == 413
-        assert "bytes; send fewer queries" in response.json()["error"]
+        assert "bytes; send fewer queries or doc_ids at once" in response.json()["error"]
 
     @pytest.mark.parametrize(
         ("failure", "status", "reason"),
@@ -211,7 +271,8 @@ class TestApi:
         assert not re.search(r"(src|href|action)=\"(https?:)?//", response.text)
         # What the policy would block, and what could turn a document's text into markup.
         assert not re.search(r"\s(style|on\w+)=\"", response.text)
-        assert "innerHTML" not in response.text
+        assert not re.search("innerHTML|outerHTML|insertAdjacent|document.write", response.text)
+        assert all(f"hit.{name}" in response.text for name in ("title", "text", "docid", "doc_id", "rank", "score"))
 
     def test_the_summary_keeps_uris_and_prompts_to_itself(self, call: Callable[..., httpx.Response]) -> None:
         response = call("GET", "/index")
@@ -219,5 +280,9 @@ class TestApi:
             "index_version": "version-1",
             "format": 2,
             "instruction": "Find it.",
-            "stages": {"corpus": {"fingerprint": "f", "counts": {"rows": 9}, "files": 1, "seconds": None}},
+            "filter_keys": ["year"],
+            "stages": {
+                "corpus": {"fingerprint": "f", "counts": {"rows": 9}, "files": 1, "seconds": None},
+                "trie": {"fingerprint": "t", "counts": None, "files": None, "seconds": None},
+            },
         }

@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -30,31 +30,39 @@ from zerogr.errors import UserError
 from zerogr.index.index import Index
 from zerogr.index.versions import name_of
 from zerogr.retriever import Retriever
+from zerogr.search.answer import Hit
 from zerogr.store import storage
 
 HTML_DOCID = "<img src=x onerror=alert(1)>"
 SECRET = "a secret that only the log may hold"
 
 
-@dataclass
-class Hit:
-    doc_id: str
-    docid: str
-    rank: int
-    score: float
-
-
 class RetrieverDouble:
     """Answers with k numbered documents; some queries wait for a file, or fail."""
 
     index_version = "version-1"
+    restrictions = ""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.manifest: dict[str, Any] = {"format": 2, "config": {"instruction": "Find it."}, "stages": {}}
 
+    def restricted(self, **restrictions: Any) -> RetrieverDouble:
+        if "unknown" in restrictions.get("filter", {}):
+            raise UserError("filter has the key 'unknown'")
+        double = RetrieverDouble(self.folder)
+        double.restrictions = repr(restrictions)
+        return double
+
     def search(
-        self, queries: list[str], *, instruction: str | None = None, k: int = 10, strategy: str | None = None
+        self,
+        queries: list[str],
+        *,
+        instruction: str | None = None,
+        k: int = 10,
+        strategy: str | None = None,
+        fields: Sequence[str] = (),
+        snippet_characters: int = 0,
     ) -> list[list[Hit]]:
         if "wait" in queries:
             while not (self.folder / "release").exists():
@@ -63,8 +71,15 @@ class RetrieverDouble:
             raise UserError("the index knows no such instruction")
         if "a bug" in queries:
             raise RuntimeError(SECRET)
+        said: dict[str, Any] = {
+            "title": f"a title {self.restrictions}", "text": f"{snippet_characters} characters", "kind": "text", "metadata": {}
+        }  # fmt: skip
+        said = {name: said[name] for name in fields}
         return [
-            [Hit(f"{query} {instruction} {strategy}", HTML_DOCID, rank, -0.5 * rank) for rank in range(1, k + 1)]
+            [
+                Hit(f"{query} {instruction} {strategy}", HTML_DOCID, rank, -0.5 * rank, **said)
+                for rank in range(1, k + 1)
+            ]
             for query in queries
         ]
 
@@ -210,10 +225,26 @@ class TestService:
     def test_search(self, service: Service) -> None:
         answer = service.client.post("/search", json={"query": "wing", "instruction": "Find it.", "k": 2}).json()
         assert answer.keys() == {"hits", "index_version", "took_ms"}
+        said = {"title": "a title ", "text": "200 characters"}
         assert answer["hits"] == [
-            {"doc_id": "wing Find it. beam", "docid": HTML_DOCID, "rank": 1, "score": -0.5},
-            {"doc_id": "wing Find it. beam", "docid": HTML_DOCID, "rank": 2, "score": -1.0},
+            {"doc_id": "wing Find it. beam", "docid": HTML_DOCID, "rank": 1, "score": -0.5, **said},
+            {"doc_id": "wing Find it. beam", "docid": HTML_DOCID, "rank": 2, "score": -1.0, **said},
         ]
+
+    def test_hits_say_what_is_asked_for(self, service: Service) -> None:
+        body = {"query": "wing", "k": 1, "fields": ["text", "metadata"], "snippet_characters": 50}
+        [hit] = service.client.post("/search", json=body).json()["hits"]
+        assert hit.keys() == {"doc_id", "docid", "rank", "score", "text", "metadata"}
+        assert (hit["text"], hit["metadata"]) == ("50 characters", {})
+        [hit] = service.client.post("/search", json={"query": "wing", "k": 1, "fields": []}).json()["hits"]
+        assert hit.keys() == {"doc_id", "docid", "rank", "score"}
+
+    def test_restrictions_reach_the_searcher(self, service: Service) -> None:
+        wanted = {"allow": ["d1"], "filter": {"year": {"gte": 2020}, "draft": True}}
+        [hit] = service.client.post("/search", json={"query": "wing", "k": 1, **wanted}).json()["hits"]
+        assert hit["title"] == f"a title {wanted}"
+        response = service.client.post("/search", json={"query": "wing", "filter": {"unknown": 1}})
+        assert (response.status_code, response.json()) == (422, {"error": "filter has the key 'unknown'"})
 
     def test_defaults_come_from_the_config_file(self, service: Service) -> None:
         hits = service.client.post("/search", json={"queries": ["wing", "lift"], "strategy": "greedy"}).json()["hits"]
@@ -274,7 +305,13 @@ def test_a_real_index(place: str, tiny_index: str, service: Service, request: py
     stop = serve_index(
         request.getfixturevalue(place), port=port, config_file=str(service.folder / "real.yaml"), blocking=False
     )
-    answer = service.client.post("/real/search", json={"query": "open a file", "k": 3}).json()
+    body = {"query": "open a file", "k": 3, "deny": ["coffee-1"], "snippet_characters": 40}
+    answer = service.client.post("/real/search", json=body).json()
+    refused = service.client.post("/real/search", json={**body, "filter": {"year": 2020}})
     stop()
-    expected = Retriever.load(tiny_index).search(["open a file"], k=3)[0]
-    assert [(hit["rank"], hit["doc_id"]) for hit in answer["hits"]] == [(hit.rank, hit.doc_id) for hit in expected]
+    tenant = Retriever.load(tiny_index).restricted(deny=["coffee-1"])
+    [expected] = tenant.search(["open a file"], k=3, fields=["title", "text"], snippet_characters=40)
+    for hit, other in zip(answer["hits"], expected, strict=True):
+        assert hit == {**other.as_json(), "score": pytest.approx(other.score, abs=1e-4)}
+        assert 0 < len(hit["text"]) <= 42
+    assert refused.status_code == 422 and "has no keys to filter by" in refused.json()["error"]

@@ -12,32 +12,25 @@ import pytest
 import torch
 
 from tests import tiny
+from tests.stages import build_index
 from zerogr.config.file import validate_config
-from zerogr.config.tree import Config
-from zerogr.corpus.stage import build_corpus, corpus_inputs
 from zerogr.decoding import STRATEGIES
-from zerogr.docids.stage import FOLDER, DocidProposer, assign_docids, docids_inputs
 from zerogr.errors import UserError
 from zerogr.index.index import Index
 from zerogr.index.versions import Version
 from zerogr.llm.chat import SETTINGS_FILE
-from zerogr.llm.engines.fake import FakeEngine
 from zerogr.llm.models import load_model
-from zerogr.queries.stage import QueryWriter, queries_counts, queries_inputs
-from zerogr.ranking.stage import FOLDER as LEXICAL_FOLDER
-from zerogr.ranking.stage import TermCounter, build_lexical, lexical_inputs
 from zerogr.retriever import Retriever
 from zerogr.search.answer import Hit
 from zerogr.search.writer import Writer
 from zerogr.store import storage
 from zerogr.text.words import stem
-from zerogr.training.checkpoints import StorageCheckpointer, full_tensors
-from zerogr.training.loop import train
-from zerogr.training.recipes.recipe import load_base, publish_model
+from zerogr.training.checkpoints import full_tensors
+from zerogr.training.recipes.recipe import load_base
 from zerogr.training.recipes.retriever import RetrieverRecipe
 from zerogr.trie import DocidTrie
 from zerogr.trie.opened import read_documents
-from zerogr.trie.stage import build_trie, trie_inputs
+from zerogr.trie.stage import build_trie
 
 QUERIES = ["what about the roast beans of coffee", "the knight and the bishop", "  "]
 DENIED = ["coffee-0", "coffee-3", "chess-1"]
@@ -47,35 +40,6 @@ def assert_alike(hits: list[Hit], expected: list[Hit]) -> None:
     """The same documents in the same order; a batch moves scores by rounding."""
     assert [(hit.doc_id, hit.rank) for hit in hits] == [(hit.doc_id, hit.rank) for hit in expected]
     assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in expected], abs=1e-4)
-
-
-def build_index(config: Config) -> dict[str, torch.Tensor]:
-    """Runs the five stages that a search needs; returns the trained weights."""
-    index = Index(config.index)
-
-    def finish(stage: str, inputs: dict[str, Any], counts: dict[str, Any]) -> None:
-        index.finish(stage, inputs, config=config.model_dump(mode="json"), counts=counts, seconds=0)
-
-    finish("corpus", corpus_inputs(config), build_corpus(config, index))
-    proposer, writer = DocidProposer(config, index, FakeEngine()), QueryWriter(config, index, FakeEngine())
-    for shard in index.pending_shards(FOLDER):
-        proposer(shard)
-        writer(shard)
-    finish("docids", docids_inputs(config, index), assign_docids(config, index))
-    finish("queries", queries_inputs(config, index), queries_counts(index))
-    if config.ranking.needs_lexical:
-        for shard in index.pending_shards(LEXICAL_FOLDER):
-            TermCounter(index)(shard)
-        finish("lexical", lexical_inputs(index), build_lexical(index))
-    finish("trie", trie_inputs(config, index), build_trie(config, index))
-    recipe = RetrieverRecipe(config)
-    model, tokenizer = load_base(recipe)
-    checkpointer = StorageCheckpointer(index.path("work", "training"))
-    examples, choices = recipe.examples(tokenizer), recipe.choices(tokenizer)
-    counts = train(model, examples, recipe.settings, checkpointer=checkpointer, choices=choices)
-    publish_model(recipe, model)
-    finish("retriever", recipe.inputs(), counts)
-    return full_tensors(model)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ everything else decides what the index holds, and does.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -201,6 +201,21 @@ class DecodingConfig(Section):
     top_p: float = Field(0.9, gt=0, le=1, description="Mass of the nucleus strategy.")
 
 
+class ServingConfig(Section):
+    filter_keys: list[Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=list,
+        max_length=64,
+        description="Keys of the documents' metadata that searches may filter by: [year, language]. A table beside the trie "
+        "holds their values; a change needs --rebuild trie.",
+    )
+
+    @model_validator(mode="after")
+    def _no_key_twice(self) -> ServingConfig:
+        if len(set(self.filter_keys)) < len(self.filter_keys):
+            raise ValueError(f"filter_keys is {self.filter_keys}; it must name each key once")
+        return self
+
+
 class UpdateConfig(Section):
     method: MethodSection = Field(
         default_factory=lambda: default_of(METHOD), description="How the retriever learns the new documents."
@@ -330,6 +345,7 @@ class Config(Section):
     )
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="How it learns.")
     decoding: DecodingConfig = Field(default_factory=DecodingConfig, description="How it answers.")
+    serving: ServingConfig = Field(default_factory=ServingConfig, description="What searches may ask for besides.")
     update: UpdateConfig = Field(
         default_factory=UpdateConfig, description="What `zerogr update` does when documents come and go."
     )

@@ -3,6 +3,7 @@
     trie/documents.parquet   row_id, doc_id, docid of every document added since the base, in the order of the rows
     trie/*.bin, meta.json    the trie of their docids
     trie/rows/               which of its docids the base has, too, and the rows of removed documents
+    trie/metadata.arrow      what those documents can be filtered by, where the index names keys
 
 The addition holds everything since the base, so that opening a version takes two tries however many updates there were. It is
 made anew by every update, in time and memory for what was added; compacting takes those for the whole index. Where documents
@@ -33,6 +34,7 @@ from zerogr.store import storage
 from zerogr.store.arrays import save_arrays
 from zerogr.trie import DocidTrie
 from zerogr.trie.grown import same_docids
+from zerogr.trie.metadata import documents_of, joined, keys_of, open_table, read_metadata, write_table
 from zerogr.trie.opened import DOCUMENTS, ROWS, open_trie, read_added, read_docids, read_documents
 from zerogr.trie.stage import tokens_of
 
@@ -72,6 +74,8 @@ def build_addition(update: Update) -> dict[str, Any]:
             trie = _trie_of(table, root, before)
             base = DocidTrie.load(opened.folder)
             save_arrays(folder / ROWS, {"in_base": same_docids(base, trie), "denied": denied}, {})
+        if keys := keys_of(root.manifest()):
+            write_table(_metadata_of(update, keys), folder)
         trie.save(folder, extra=opened.extra)
         storage.write_parquet(str(folder / DOCUMENTS), table.combine_chunks())
     return {**counts, "docids": trie.num_docids, "bytes": trie.nbytes}
@@ -84,6 +88,20 @@ def _shared_trie(update: Update, folder: Path) -> DocidTrie:
     owners, identifiers = Owners.build(parts, scheme_class(update.config.docids).fold)
     owners.save(folder / OWNERS)
     return _trie_of(pa.table({"docid": identifiers}), update.root, update.before)
+
+
+def _metadata_of(update: Update, keys: list[str]) -> pa.Table:
+    """Returns what the documents of the update's trie can be filtered by."""
+    root, before = update.root, update.before
+    if update.is_whole:
+        live = Live(root, planned(update, num_removed=0))
+        shards = (
+            (live.read(layer, "docids", shard, ["row_id"]), root.path(layer.folder, "corpus", shard_name(shard)))
+            for layer, shard in live.shards("docids")
+        )
+        return read_metadata(shards, keys)
+    added = [open_table(root, before.addition)] if before.addition is not None else []
+    return joined([*added, read_metadata(documents_of(update.index), keys)])
 
 
 def build_lexical_of(update: Update) -> dict[str, Any]:

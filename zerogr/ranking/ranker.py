@@ -17,6 +17,7 @@ import numpy as np
 
 from zerogr.config.base import RankerSettings
 from zerogr.config.owned import RANKER, settings_of
+from zerogr.errors import UserError
 from zerogr.plugins import load_class
 from zerogr.ranking.lexical_index import LexicalIndex
 from zerogr.ranking.owners import OWNERS, Owners
@@ -147,6 +148,26 @@ def summed(rows: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray
     """Returns each row once, ascending, with the sum of its scores."""
     found, number = np.unique(rows, return_inverse=True)
     return found.astype(np.int64), np.bincount(number, scores, minlength=len(found))
+
+
+def ranker_within(ranker: Ranker, name: str | None) -> Ranker:
+    """Returns a ranker, or one of those whose sum it is, by its name; None = itself. Raises UserError for another name."""
+    known = {ranker.name: ranker, **getattr(ranker, "rankers", {})}
+    if (name or ranker.name) not in known:
+        raise UserError(f"the index ranks by {', '.join(known)}, not by '{name}'; section ranking says by what")
+    return known[name or ranker.name]
+
+
+def num_leaves_of(ranker: Ranker, k: int, num_leaves: int | None, beam_width: int | None) -> int:
+    """Returns how many leaves are to be written for k documents, where a search may say so.
+
+    Raises:
+        UserError: The ranker has no setting `num_leaves`.
+    """
+    if num_leaves is not None and "num_leaves" not in ranker.Settings.model_fields:
+        raise UserError(f"num_leaves is no setting of the ranker {ranker.name}")
+    wanted = num_leaves or ranker.num_leaves(k)
+    return min(wanted, beam_width or wanted)  # a beam cannot find more than its width
 
 
 def load_ranker(settings: RankerSettings, data: Data) -> Ranker:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from zerogr.corpus.lookup import Lookup
 from zerogr.decoding.trace import Step
 from zerogr.errors import UserError
-from zerogr.ranking.ranker import Part, Ranking
+from zerogr.ranking.ranker import Filter, Part, Ranking
+from zerogr.search.contents import Contents
+from zerogr.trie.conditions import Conditions, conditions_of
+from zerogr.trie.metadata import Metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,19 @@ class Hit:
     """From 1."""
     score: float
     """By the ranker: the natural-log probability of the docid (`normalise` says over which tokens), or a sum."""
+    title: str | None = None
+    """This and what follows: None where the search did not ask for it."""
+    text: str | None = None
+    """A snippet: the part of the text that has most of the query's words, on one line."""
+    kind: str | None = None
+    """`text`, `table` or `code`."""
+    metadata: dict[str, Any] | None = None
+    """As the corpus has it."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns what the hit says, without what was not asked for."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +68,20 @@ class Documents:
     """string [N]"""
     denied: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     """int64, ascending: rows of removed documents. Their doc_ids may stand again, in later rows."""
+    row_ids: pa.Array | None = None
+    """int64 [N]: where the corpus has them."""
+    corpus: Lookup | None = None
+    """What they say; None where nobody asks."""
+    metadata: Metadata | None = None
+    """What they can be filtered by; None where nobody asks."""
 
     @classmethod
-    def of(cls, table: pa.Table, denied: np.ndarray) -> Documents:
-        """Returns the documents of a table with columns doc_id and docid."""
-        return cls(table.column("doc_id").combine_chunks(), table.column("docid").combine_chunks(), denied)
+    def of(
+        cls, table: pa.Table, denied: np.ndarray, corpus: Lookup | None = None, metadata: Metadata | None = None
+    ) -> Documents:
+        """Returns the documents of a table with columns row_id, doc_id and docid."""
+        row_ids, doc_ids, docids = (table.column(name).combine_chunks() for name in ("row_id", "doc_id", "docid"))
+        return cls(doc_ids, docids, denied, row_ids, corpus, metadata)
 
     def __len__(self) -> int:
         return len(self.doc_ids)
@@ -93,6 +120,32 @@ class Documents:
         """Returns those doc_ids that are in the index."""
         found: list[str] = self.doc_ids.take(pa.array(self.rows_of(doc_ids))).to_pylist()
         return found
+
+    def chosen(self, allow: Sequence[str] | None, deny: Sequence[str] | None, wanted: Conditions | None) -> Filter:
+        """Returns which rows may be found: those of the doc_ids in `allow`, without those in `deny`, that a filter leaves.
+
+        Raises:
+            UserError: The filter does not fit the documents' metadata.
+        """
+        rows = None if allow is None else self.rows_of(allow)
+        if wanted is not None and conditions_of(wanted):
+            assert self.metadata is not None
+            matching = np.setdiff1d(self.metadata.rows(wanted), self.denied, assume_unique=True)
+            rows = matching if rows is None else np.intersect1d(rows, matching, assume_unique=True)
+        return Filter(rows, None if deny is None else self.rows_of(deny))
+
+    def answers(self, queries: Sequence[str], rankings: Sequence[Ranking], wanted: Contents) -> list[list[Hit]]:
+        """Returns the hits of every query, with what is wanted of their documents' contents."""
+        answers = [self.hits(ranking) for ranking in rankings]
+        if not wanted.fields:
+            return answers
+        assert self.corpus is not None and self.row_ids is not None
+        row_ids = [self.row_ids.take(pa.array(ranking.rows)).to_pylist() for ranking in rankings]
+        contents = wanted.read(self.corpus, queries, row_ids)
+        return [
+            [replace(hit, **said) for hit, said in zip(*of_query, strict=True)]
+            for of_query in zip(answers, contents, strict=True)
+        ]
 
     def hits(self, ranking: Ranking) -> list[Hit]:
         """Returns ranked documents by their names."""

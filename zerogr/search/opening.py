@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from zerogr.config.owned import ranking_of
+from zerogr.corpus.lookup import Lookup
 from zerogr.errors import UserError
 from zerogr.index.index import Index
 from zerogr.index.versions import Version, manifest_of
@@ -19,6 +20,7 @@ from zerogr.search.answer import Documents
 from zerogr.search.changes import apply_changes
 from zerogr.search.writer import Writer
 from zerogr.store import cache
+from zerogr.trie.metadata import open_metadata
 from zerogr.trie.opened import open_trie, read_documents
 
 
@@ -41,6 +43,7 @@ def open_index(
         raise UserError(
             f"the trie of '{uri}' is not that of its {len(table)} docids; run `zerogr index` with --rebuild trie"
         )
+    metadata = open_metadata(index, manifest, chosen)
     folder = cache.local_folder(index.path(chosen.retriever))
     if opened.extra.get("tokenizer") != tokenizer_hash(str(folder)):
         raise UserError(
@@ -53,7 +56,7 @@ def open_index(
     return {
         "writer": Writer(model, chat, opened.trie, decoder, terms=changes, scorer=_scorer(folder)),
         "ranker": load_ranker(ranking, data),
-        "documents": Documents.of(table, opened.denied),
+        "documents": Documents.of(table, opened.denied, Lookup(index, chosen), metadata),
         "instruction": instruction,
         "decoding": manifest["config"]["decoding"],
         "manifest": manifest,

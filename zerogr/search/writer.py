@@ -25,7 +25,15 @@ Prompt = tuple[list[int], list[int]]
 Instruction = str | Sequence[str | None] | None
 """For all queries, or one per query; None = the index's own."""
 
+_SETTINGS_OF = {"reverse_annealing": ("max_temperature",), "nucleus": ("top_p",)}
+"""Strategy -> settings of section decoding that mean something to it."""
+
 logger = logging.getLogger(__name__)
+
+
+def settings_of(decoding: dict[str, Any], strategy: str) -> dict[str, Any]:
+    """Returns the settings of section decoding that mean something to a strategy."""
+    return {key: decoding[key] for key in ("normalise", *_SETTINGS_OF.get(strategy, ()))}
 
 
 class Writer:

@@ -1,7 +1,8 @@
 """The trie stage: what the retriever may write, tokenised as it will write it, becomes a memory-mappable trie.
 
 Its rows are the documents, each with its docid; or, where documents share identifiers, the identifiers, beside which a table of
-owners says which documents have one. docids/ says which of the two it is.
+owners says which documents have one. docids/ says which of the two it is. Where searches may filter, a table of the documents'
+metadata stands beside it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from zerogr.ragged import offsets_of
 from zerogr.ranking.owners import OWNERS, Owners
 from zerogr.store import storage
 from zerogr.trie import DocidTrie
+from zerogr.trie.metadata import INPUT, documents_of, num_with, read_metadata, write_table
 from zerogr.trie.written import Written
 
 VERSION = 7
@@ -32,15 +34,17 @@ _AT_ONCE = 2**16
 def trie_inputs(config: Config, index: Index) -> dict[str, Any]:
     """Returns what the trie is made from."""
     tokenizer = tokenizer_hash(resolve_model(config.retriever.model))
+    keys = config.serving.filter_keys
     return {
         "docids": index.require("docids").fingerprint,
         "retriever.tokenizer": tokenizer,
         "version": VERSION,
+        **({INPUT: keys} if keys else {}),
     }
 
 
 def build_trie(config: Config, index: Index) -> dict[str, Any]:
-    """Builds and publishes the trie, and the owners of shared identifiers; returns the stage's counts.
+    """Builds and publishes the trie, the owners of shared identifiers and the table of metadata; returns the stage's counts.
 
     Texts are tokenised part by part, so that of all of them only the tokens are held, four bytes each.
     """
@@ -56,7 +60,12 @@ def build_trie(config: Config, index: Index) -> dict[str, Any]:
     if len(offsets) == 1:
         raise UserError(f"'{index.uri}' has no docid; every document was rejected, see `zerogr status {index.uri}`")
     trie = DocidTrie.build((tokens, offsets))
-    counts = {"rows": trie.num_rows, "docids": trie.num_docids, "nodes": trie.num_nodes, "bytes": trie.nbytes}
+    counts: dict[str, Any] = {
+        "rows": trie.num_rows,
+        "docids": trie.num_docids,
+        "nodes": trie.num_nodes,
+        "bytes": trie.nbytes,
+    }
     with storage.staging_folder(index.path("trie")) as target:
         trie.save(target, extra={"tokenizer": written.hash()})
         if owners:
@@ -65,6 +74,10 @@ def build_trie(config: Config, index: Index) -> dict[str, Any]:
                 "rows": owners.num_rows, "identifiers": trie.num_docids, "nodes": trie.num_nodes,
                 "bytes": trie.nbytes + owners.nbytes,
             }  # fmt: skip
+        if keys := config.serving.filter_keys:
+            table = read_metadata(documents_of(index), keys)
+            write_table(table, target)
+            counts["documents with"] = num_with(table, keys)
     return counts
 
 
