@@ -36,7 +36,7 @@ def contents(index: str, *folders: str) -> dict[str, bytes]:
 def _names(index: str, folders: Sequence[str]) -> list[str]:
     """Returns the files of folders, but for the lease: who may change the index takes it, also if there is nothing to do."""
     names = [f"{folder}/{name}".lstrip("/") for folder in folders for name in storage.list_files(f"{index}/{folder}")]
-    return [name for name in names if not name.startswith(f"{FOLDER}/")]
+    return [name for name in names if f"/{FOLDER}/" not in f"/{name}"]
 
 
 def rows(index: str, folder: str) -> list[dict[str, Any]]:

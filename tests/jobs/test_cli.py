@@ -42,7 +42,8 @@ def _mistake(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     capsys.readouterr()
     assert main(command) == 2
     printed = capsys.readouterr()
-    assert printed.out == ""
+    # What Ray has to say of an actor that it has ended comes some time after that.
+    assert [line for line in printed.out.splitlines() if "(raylet)" not in line] == []
     (sentence,) = [line for line in printed.err.splitlines() if line.startswith("zerogr: ")]
     assert "Traceback" not in printed.err
     return sentence
