@@ -2,14 +2,14 @@
 
     HTTP proxy -> Ingress (validation, page, probes; no model) -> Searcher (one model; autoscaled)
 
-A searcher decodes one request at a time in a thread of its own, so that its event loop always answers health checks;
-more would only share the same cores. Requests wait in the ingress up to `max_queued_requests` and are refused beyond
-it: the refusal reaches the ingress as BackPressureError and the client as JSON. When a client leaves, Serve cancels its
-request: one that waits never starts, one that decodes runs to its end (a forward pass cannot be interrupted) and is
-dropped.
+A searcher decodes all requests that it has together, in a thread of its own: one that comes joins at the next round, and its
+answer does not wait for the others (`zerogr.search.answering`). Its event loop always answers health checks; the contents of
+hits are read in a third thread. Requests beyond `max_ongoing_requests` wait in the ingress up to `max_queued_requests`, and
+are refused beyond it: the refusal reaches the ingress as BackPressureError and the client as JSON. When a client leaves, Serve
+cancels its request, and its place is free at the next round.
 
 A searcher looks every `follow_s` seconds whether the index has another version (`zerogr update`), loads it beside the old one
-and swaps between two searches; every answer says which version gave it.
+and asks it whatever comes from then on, while the old one finishes what it has; every answer says which version gave it.
 
 `serve/config.yaml` holds the deployments' options (replicas, limits) and the defaults of a search, which may change
 while the application runs. Cost beyond decoding: two hops between processes, about 13 ms on two shared cores.
@@ -21,8 +21,8 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fastapi import FastAPI
@@ -60,6 +60,7 @@ class ServeArguments(BaseModel):
     device: str | None = Field(None, description="cuda, cpu, ...; null = the GPU where there is one.")
     dtype: str | None = Field(None, description="Of the weights, such as bfloat16; null = the retriever's choice.")
     num_threads: int | None = Field(None, ge=1, description="CPU threads of one searcher; null = one per reserved CPU.")
+    most_queries: int = Field(32, ge=1, le=4096, description="Queries that a searcher decodes together.")
     follow_s: float | None = Field(
         30,
         gt=0,
@@ -85,6 +86,24 @@ class SearchDefaults(BaseModel):
     timeout_s: float = Field(60, gt=0, description="A search, waiting included, is cancelled after this long.")
 
 
+class Asked(Protocol):
+    """A request that is being answered."""
+
+    found: Future[Any]
+
+    def drop(self) -> None: ...
+
+
+class Answers(Protocol):
+    """The part of `zerogr.search.answering.Answering` that serving uses."""
+
+    def ask(self, queries: list[str], *, timeout_s: float, **how: Any) -> Asked: ...
+
+    def hits(self, request: Any) -> list[list[Hit]]: ...
+
+    def close(self) -> None: ...
+
+
 class LoadedRetriever(Protocol):
     """The part of `zerogr.retriever.Retriever` that serving uses."""
 
@@ -94,20 +113,9 @@ class LoadedRetriever(Protocol):
     @property
     def index_version(self) -> str: ...
 
-    def search(
-        self,
-        queries: list[str],
-        *,
-        instruction: str | None,
-        k: int | None,
-        strategy: str | None,
-        fields: Sequence[str] = (),
-        snippet_characters: int = SNIPPET_CHARACTERS,
-    ) -> list[list[Hit]]: ...
+    def search(self, queries: list[str], *, k: int) -> list[list[Hit]]: ...
 
-    def restricted(
-        self, *, allow: list[str] | None = None, deny: list[str] | None = None, filter: dict[str, Any] | None = None
-    ) -> LoadedRetriever: ...
+    def answering(self, *, most_queries: int) -> Answers: ...
 
 
 def load_retriever(arguments: ServeArguments) -> LoadedRetriever:
@@ -126,14 +134,15 @@ class Searcher:
     """Holds one model and answers with it."""
 
     def __init__(self, arguments: ServeArguments, loader: Callable[[ServeArguments], LoadedRetriever]) -> None:
-        self._retriever = loader(arguments)
+        self._most_queries = arguments.most_queries
+        retriever = loader(arguments)
+        self._served = (retriever, retriever.answering(most_queries=self._most_queries))
         if arguments.follow_s is not None:
             threading.Thread(target=self._follow, args=(arguments, loader), name="follow", daemon=True).start()
-        # One worker: a cancelled request that still waits for it is dropped, one that has begun keeps it to its end.
-        self._decoding_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decoding")
+        self._reading_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reading")
 
     async def search(
-        self, queries: list[str], *, restrictions: dict[str, Any] | None = None, **how: Any
+        self, queries: list[str], *, timeout_s: float, **how: Any
     ) -> tuple[list[list[dict[str, Any]]], str] | UserError:
         """Returns the hits of every query and the index's version, or the mistake in the request.
 
@@ -141,28 +150,36 @@ class Searcher:
 
         Args:
             queries: Of one request.
-            restrictions: Arguments of the retriever's `restricted`; None = all documents may be found.
-            how: The other arguments of its `search`.
+            timeout_s: It is given up after so long.
+            how: Arguments of the retriever's `search` and `restricted`.
         """
+        from zerogr.search.answering import ClosedError  # with torch, which the ingress does without
 
-        def decode() -> tuple[list[list[Hit]], str]:
-            retriever = self._retriever  # another version may take its place meanwhile
-            searched = retriever.restricted(**restrictions) if restrictions else retriever
-            return searched.search(queries, **how), retriever.index_version
-
+        while True:
+            retriever, answers = self._served
+            try:
+                request = answers.ask(queries, timeout_s=timeout_s, **how)
+                break
+            except ClosedError:  # another version has taken its place this moment
+                continue
         try:
-            results, version = await asyncio.get_running_loop().run_in_executor(self._decoding_thread, decode)
+            await asyncio.wrap_future(request.found)
+            results = await asyncio.get_running_loop().run_in_executor(self._reading_thread, answers.hits, request)
         except UserError as error:
             return UserError(str(error))
-        return [[hit.as_json() for hit in hits] for hits in results], version
+        except asyncio.CancelledError:
+            request.drop()
+            raise
+        return [[hit.as_json() for hit in hits] for hits in results], retriever.index_version
 
     async def describe(self) -> dict[str, Any]:
         """Returns the summary of the index it serves."""
-        return summarise(self._retriever.manifest, self._retriever.index_version)
+        retriever, _ = self._served
+        return summarise(retriever.manifest, retriever.index_version)
 
     def _follow(self, arguments: ServeArguments, loader: Callable[[ServeArguments], LoadedRetriever]) -> None:
-        """Loads every new version beside the old one, searches once, and lets it answer from then on; never returns."""
-        index, seen = Index(arguments.index), self._retriever.index_version
+        """Loads every new version beside the old one, searches once, and lets it answer what comes; never returns."""
+        index, seen = Index(arguments.index), self._served[0].index_version
         assert arguments.follow_s is not None
         while True:
             time.sleep(arguments.follow_s)
@@ -170,13 +187,15 @@ class Searcher:
                 if (current := name_of(index.manifest())) == seen:
                     continue
                 retriever = loader(arguments)
-                retriever.search(["what is it about?"], instruction=None, k=1, strategy=None)
+                retriever.search(["what is it about?"], k=1)
             except Exception:
                 # Whatever keeps the new version from being served, the old one goes on.
                 logger.exception("another version of %s cannot be loaded; it is tried again", arguments.index)
                 continue
             logger.info("version %s of %s takes the place of %s", current, arguments.index, seen)
-            self._retriever, seen = retriever, current
+            _, before = self._served
+            self._served, seen = (retriever, retriever.answering(most_queries=self._most_queries)), current
+            before.close()
 
 
 @serve.deployment(name="Ingress")
@@ -213,8 +232,9 @@ class Ingress:
         answer = await self._ask(
             self._searcher.search.remote(
                 request.texts,
-                restrictions=request.restrictions or None,
+                timeout_s=self._defaults.timeout_s,
                 instruction=request.instruction,
+                **request.restrictions,
                 **{name: asked(name) for name in ("k", "strategy", "fields", "snippet_characters")},
                 **({"rerank": True} if asked("rerank") else {}),
             )

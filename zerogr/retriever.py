@@ -14,14 +14,15 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from zerogr.index.versions import name_of
-from zerogr.ranking.ranker import Ranker, num_leaves_of, ranker_within
+from zerogr.ranking.ranker import Ranker, ranker_within
 from zerogr.search.answer import Documents, Hit, Traced
-from zerogr.search.contents import SNIPPET_CHARACTERS, Contents
+from zerogr.search.answering import Answering
+from zerogr.search.contents import SNIPPET_CHARACTERS
 from zerogr.search.opening import open_index
-from zerogr.search.reranking import reranked
+from zerogr.search.planning import Plan, plan_of
 from zerogr.search.tracing import trace
 from zerogr.search.views import Views
-from zerogr.search.writer import Instruction, Writer, settings_of
+from zerogr.search.writer import Instruction, Writer
 from zerogr.trie.conditions import Conditions
 
 
@@ -41,8 +42,7 @@ class Retriever:
         """Puts the parts together; `load` is the usual way.
 
         Args:
-            writer: Writes identifiers.
-            ranker: Makes documents of them.
+            writer, ranker: What writes identifiers, and makes documents of them.
             documents: Of the index.
             instruction: Used where a search gives none.
             decoding: Defaults of `search`: the fields of `zerogr.config.tree.DecodingConfig`.
@@ -66,15 +66,13 @@ class Retriever:
 
         Args:
             uri: A path or an s3:// URI; remote files are copied into the cache once per version.
-            device: "cuda", "cpu", ...; None = the GPU if there is one.
-            dtype: Of the weights; None = float32 on the CPU, bfloat16 elsewhere.
+            device, dtype: "cuda", "cpu", ..., None = the GPU if there is one; of the weights, None = float32 on the CPU.
             decoder: `device` searches by array programs (`zerogr.decoding.device`), `reference` by the policies that define the
                 answers; None = `device` on a GPU, `reference` on the CPU, where it is faster.
             version: Of an index that was updated; None = the current one.
 
         Raises:
-            UserError: The index or the version is missing or unfinished, its trie was made with another tokenizer or of other
-                docids, or its model's architecture does not support tree decoding.
+            UserError: The index or the version is missing, unfinished or does not fit together, or its model is not supported.
         """
         loaded = cls(**open_index(uri, device=device, dtype=dtype, decoder=decoder, version=version))
         if loaded.writer.captures_graphs:
@@ -109,12 +107,10 @@ class Retriever:
     ) -> Self:
         """Returns this retriever for some of the documents: a tenant's own, or all but the outdated.
 
-        Searches answer as if only these documents were in the trie. It shares model and index with this one; the last few
-        are kept. A restricted retriever can be restricted further.
+        Searches answer as if the others were not in the trie. The model is shared. It can be restricted further.
 
         Args:
-            allow: The doc_ids that may be found; None = all. Keys that are not in the index are passed over.
-            deny: The doc_ids that may not be found.
+            allow, deny: The doc_ids that may be found, or may not; None = all, or none. Unknown ones are passed over.
             filter: What their metadata must be, as `search` has it; None = anything.
 
         Raises:
@@ -147,32 +143,36 @@ class Retriever:
         Args:
             queries: Texts; longer than the training limit, they are cut as in training.
             instruction: For all queries, or one per query; None = the index's own.
-            k: Documents per query; None = the index's default.
-            strategy, ranking: One of `zerogr.decoding.STRATEGIES`, and of `rankers`; None = the index's own.
+            k, strategy, ranking: Documents per query, one of `STRATEGIES`, one of `rankers`; None = the index's own.
             num_leaves: What is generated, where the ranker has such a setting; None = the index's default.
             rerank: Whether they are ordered by the score of query and docid that the loss ranknet has taught.
             seed, batch_size: Of the sampling strategies; queries decoded together, which moves scores by rounding only.
             filter: {key: value, list of values or {"gte": x, "lte": y}} on the metadata; see `zerogr.trie.conditions`.
-            fields: What hits say of their documents besides: some of `zerogr.search.contents.FIELDS`, from the corpus.
-            snippet_characters: Of the field text, at most; 0 = no text.
+            fields, snippet_characters: What hits say of their documents besides (`zerogr.search.contents`), most of the text.
             **options: Passed to `decode`: `normalise`, `beam_width`, `max_temperature`, ...
 
         Raises:
             UserError: `ranking`, `num_leaves`, `rerank`, `filter` or `fields` is nothing that the index has.
             ValueError: `queries` is a bare string, `batch_size` is below 1, or an option does not fit the strategy.
         """
-        wanted, (writer, ranker) = Contents.of(fields, snippet_characters), self._views.of(filter=filter)
-        strategy, k = strategy or self._decoding["strategy"], k or self._decoding["k"]
-        ranker = ranker_within(ranker, ranking)
-        options = {**settings_of(self._decoding, strategy), **options, "strategy": strategy, "seed": seed}
-        num_leaves = num_leaves_of(ranker, k, num_leaves, options.get("beam_width"))
+        plan = self.plan(
+            k=k, strategy=strategy, ranking=ranking, num_leaves=num_leaves, rerank=rerank, seed=seed, filter=filter,
+            fields=fields, snippet_characters=snippet_characters, **options,
+        )  # fmt: skip
         hits = []
-        for batch, prompts in writer.batches(queries, instruction, self.instruction, batch_size):
-            found = writer.write(prompts, num_leaves, options)
-            rankings = [ranker.rank(query, leaves, k) for query, leaves in zip(queries[batch], found, strict=True)]
-            rankings = reranked(writer, self._documents, prompts, rankings) if rerank else rankings
-            hits += self._documents.answers(queries[batch], rankings, wanted)
+        for batch, prompts in plan.writer.batches(queries, instruction, self.instruction, batch_size):
+            leaves = plan.writer.write(prompts, plan.num_leaves, plan.options)
+            rankings = plan.rankings(self._documents, queries[batch], prompts, leaves)
+            hits += self._documents.answers(queries[batch], rankings, plan.wanted)
         return hits
+
+    def plan(self, **how: Any) -> Plan:
+        """Returns what `search` does with such arguments, those of `restricted` among them; raises as they do."""
+        return plan_of(self._views, self._decoding, **how)
+
+    def answering(self, **limits: int) -> Answering:
+        """Returns a thread that answers many requests at once with this model, which then searches for nobody else."""
+        return Answering(self._documents, self.plan, self.writer, self.instruction, **limits)
 
     def trace(
         self,

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from zerogr.index.index import Index
 from zerogr.index.versions import name_of
 from zerogr.retriever import Retriever
 from zerogr.search.answer import Hit
+from zerogr.search.answering import ClosedError
 from zerogr.store import storage
 
 HTML_DOCID = "<img src=x onerror=alert(1)>"
@@ -53,6 +54,9 @@ class RetrieverDouble:
         double = RetrieverDouble(self.folder)
         double.restrictions = repr(restrictions)
         return double
+
+    def answering(self, *, most_queries: int) -> AnswersDouble:
+        return AnswersDouble(self)
 
     def search(
         self,
@@ -84,12 +88,47 @@ class RetrieverDouble:
         ]
 
 
+class AskedDouble:
+    """A request to the double."""
+
+    def __init__(self, found: Future[Any]) -> None:
+        self.found = found
+
+    def drop(self) -> None:
+        self.found.cancel()
+
+
+class AnswersDouble:
+    """Lets the double search for one request after the other."""
+
+    def __init__(self, retriever: RetrieverDouble) -> None:
+        self._retriever, self._thread, self._is_closed = retriever, ThreadPoolExecutor(1), False
+
+    def ask(self, queries: list[str], *, timeout_s: float, **how: Any) -> AskedDouble:
+        if self._is_closed:
+            raise ClosedError
+        restrictions = {name: how.pop(name) for name in ("allow", "deny", "filter") if name in how}
+
+        def search() -> list[list[Hit]]:
+            searched = self._retriever.restricted(**restrictions) if restrictions else self._retriever
+            return searched.search(queries, **how)
+
+        return AskedDouble(self._thread.submit(search))
+
+    def hits(self, request: AskedDouble) -> list[list[Hit]]:
+        found: list[list[Hit]] = request.found.result()
+        return found
+
+    def close(self) -> None:
+        self._is_closed = True
+
+
 def load_double(_arguments: ServeArguments, folder: str) -> RetrieverDouble:
     return RetrieverDouble(Path(folder))
 
 
 class TestSearcher:
-    """One decode at a time, and none for a client that has left."""
+    """Nothing is decoded for a client that has left."""
 
     def test_a_cancelled_request_that_waits_never_starts(self) -> None:
         started: list[str] = []
@@ -105,7 +144,7 @@ class TestSearcher:
         async def scenario() -> None:
             arguments = ServeArguments(index="index", follow_s=None)
             searcher = Searcher.func_or_class(arguments, lambda _arguments: Blocking(Path()))
-            options: dict[str, Any] = {"instruction": None, "k": 1, "strategy": None}
+            options: dict[str, Any] = {"timeout_s": 60, "instruction": None, "k": 1, "strategy": None}
             first = asyncio.create_task(searcher.search(["first"], **options))
             await asyncio.to_thread(running.wait, 10)
             second = asyncio.create_task(searcher.search(["second"], **options))
@@ -144,7 +183,7 @@ class TestFollowing:
             storage.write_json(f"{uri}/index.json", {**manifest, "version": {"number": number}})
 
         async def version_of(searcher: Any) -> str:
-            _, version = await searcher.search(["a query"], instruction=None, k=1, strategy=None)
+            _, version = await searcher.search(["a query"], timeout_s=60, instruction=None, k=1, strategy=None)
             return str(version)
 
         async def scenario() -> None:

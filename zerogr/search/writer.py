@@ -80,6 +80,11 @@ class Writer:
             self.trie = trie.merged()  # tensors are made of one trie
 
     @property
+    def is_on_device(self) -> bool:
+        """Whether it decodes by array programs, a batch of one kind at a time."""
+        return self._device is not None
+
+    @property
     def captures_graphs(self) -> bool:
         """Whether the first search of a shape takes longer, because its rounds are captured as CUDA graphs."""
         return self._device is not None and bool(self.model.model.device.type == "cuda")
@@ -98,14 +103,15 @@ class Writer:
         decoded = self._device.decode(prompts, self.trie, num_leaves, **options) if self._device else None
         if decoded is None:
             decoded = decode_batch(self.model.start(prompts), self.trie, num_leaves, **options)
-        return [
-            Leaves(
-                np.array([each.row for each in found], dtype=np.int64),
-                np.array([each.score for each in found], dtype=np.float64),
-                partial(self._text_of, found),
-            )
-            for found in decoded
-        ]
+        return [self.leaves_of(found) for found in decoded]
+
+    def leaves_of(self, found: Sequence[Decoded]) -> Leaves:
+        """Returns what was decoded for a query as a ranker reads it."""
+        return Leaves(
+            np.array([each.row for each in found], dtype=np.int64),
+            np.array([each.score for each in found], dtype=np.float64),
+            partial(self._text_of, found),
+        )
 
     def score(self, prompts: Sequence[Prompt], docids: Sequence[Sequence[str]]) -> list[list[list[Step]]]:
         """Returns what the model thinks of some docids of each query, token by token."""

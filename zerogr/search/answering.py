@@ -1,0 +1,293 @@
+"""Answering many requests at once: a thread decodes, and a request joins it at its next round.
+
+    answering = retriever.answering()
+    request = answering.ask(["wing slipstream"], k=10)
+    request.found.result()                              # a concurrent future: the ranking of each query
+    answering.hits(request)
+
+On the reference decoder a request's queries enter the running batch one by one and leave it when they are done
+(`zerogr.decoding.stream`). Array programs (`zerogr.decoding.device`) are batches of one kind each; there, requests that wait
+are put together by kind. The oldest request goes first; one whose time is over is given up, waiting or not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from zerogr.decoding.stream import Search, Stream
+from zerogr.ranking.ranker import Leaves, Ranking
+from zerogr.search.answer import Documents, Hit
+from zerogr.search.planning import Plan
+from zerogr.search.writer import Prompt, Writer
+
+MOST_QUERIES = 32
+"""That are decoded together."""
+MOST_SLOTS = 2**18
+"""Keys and values of tokens that are held at a time before the next query has to wait."""
+
+
+@dataclass(eq=False)
+class Request:
+    """Queries that are answered together."""
+
+    queries: Sequence[str]
+    how: dict[str, Any]
+    """Of the plan."""
+    instruction: str | None
+    deadline: float
+    """By `time.monotonic`."""
+    found: Future[list[Ranking]] = field(default_factory=Future)
+    asked_at: float = field(default_factory=time.monotonic)
+    begun_at: float = 0.0
+    """When its first query was decoded."""
+    plan: Plan | None = None
+    prompts: list[Prompt] = field(default_factory=list)
+    num_entered: int = 0
+    leaves: dict[int, Leaves] = field(default_factory=dict)
+    """What was written, by the number of the query."""
+    is_dropped: bool = False
+
+    def drop(self) -> None:
+        """Says that nobody waits for the answer any more."""
+        self.is_dropped = True
+
+
+class ClosedError(RuntimeError):
+    """Nothing is answered any more."""
+
+
+class Answering:
+    """A retriever that decodes what it is asked in a thread of its own."""
+
+    def __init__(
+        self,
+        documents: Documents,
+        plan: Callable[..., Plan],
+        writer: Writer,
+        instruction: str,
+        *,
+        most_queries: int = MOST_QUERIES,
+        most_slots: int = MOST_SLOTS,
+    ) -> None:
+        """Starts the thread.
+
+        Args:
+            documents: Of the index.
+            plan: Makes the plan of a request's arguments.
+            writer: Of all documents.
+            instruction: Of requests that have none.
+            most_queries, most_slots: Decoded together, and slots of the cache in use, at most; one query may need more slots.
+        """
+        self._documents, self._plan, self._writer, self._instruction = documents, plan, writer, instruction
+        self._most_queries, self._most_slots = most_queries, most_slots
+        self._changed = threading.Condition()
+        self._waiting: deque[Request] = deque()
+        self._is_closing = False
+        self._stream: Stream | None = None
+        self._searches: dict[Search, tuple[Request, int]] = {}
+        self._thread = threading.Thread(target=self._run, name="answering", daemon=True)
+        self._thread.start()
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests of which a query has not begun."""
+        return len(self._waiting)
+
+    @property
+    def num_decoding(self) -> int:
+        """Queries that are being decoded."""
+        return len(self._searches)
+
+    def ask(
+        self, queries: Sequence[str], *, instruction: str | None = None, timeout_s: float = 60.0, **how: Any
+    ) -> Request:
+        """Returns a request, whose future holds the ranking of each query.
+
+        The future raises UserError or ValueError for a mistake in the request, and TimeoutError when its time is over.
+
+        Raises:
+            ClosedError: It was closed.
+        """
+        request = Request(queries, how, instruction, time.monotonic() + timeout_s)
+        with self._changed:
+            if self._is_closing:
+                raise ClosedError("nothing is answered any more")
+            self._waiting.append(request)
+            self._changed.notify()
+        return request
+
+    def hits(self, request: Request) -> list[list[Hit]]:
+        """Returns the answer of a request whose future is done, with what it wants of the documents; reads the corpus."""
+        assert request.plan is not None
+        return self._documents.answers(request.queries, request.found.result(), request.plan.wanted)
+
+    def close(self) -> None:
+        """Takes no more requests; those that it has are answered, then the thread ends."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
+
+    def join(self, timeout_s: float | None = None) -> None:
+        """Waits for the end of the thread."""
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting and not self._searches:
+                    if self._is_closing:
+                        return
+                    self._changed.wait()
+            self._give_up()
+            self._admit()
+            self._round()
+
+    def _give_up(self) -> None:
+        """Lets go of requests that nobody waits for, and of those whose time is over."""
+        now = time.monotonic()
+        with self._changed:
+            late = [request for request in self._waiting if request.is_dropped or request.deadline < now]
+            self._waiting = deque(request for request in self._waiting if request not in late)
+        late += [request for request, _ in self._searches.values() if request.is_dropped or request.deadline < now]
+        for request in dict.fromkeys(late):
+            self._forget(request)
+            _fail(request, TimeoutError("the search took too long"))
+
+    def _admit(self) -> None:
+        """Lets queries join, the oldest first, while there is room."""
+        while self._waiting:
+            request = self._waiting[0]
+            try:
+                if request.plan is None:
+                    request.plan = self._plan(**request.how)
+                    self._prepare(request)
+                if self._is_batch(request.plan):
+                    self._waiting.popleft()
+                    self._write([request, *self._alike(request)])
+                    continue
+                while request.num_entered < len(request.queries):
+                    if not self._has_room():
+                        return
+                    self._enter(request)
+            except Exception as error:  # a mistake in it, or a fault: it is told, and the others go on
+                self._forget(request)
+                _fail(request, error)
+            if self._waiting and self._waiting[0] is request:
+                self._waiting.popleft()
+
+    def _prepare(self, request: Request) -> None:
+        instructions = [request.instruction or self._instruction] * len(request.queries)
+        request.prompts, request.begun_at = self._writer.prompts(request.queries, instructions), time.monotonic()
+
+    def _has_room(self) -> bool:
+        if not self._searches:
+            return True
+        assert self._stream is not None
+        return len(self._searches) < self._most_queries and self._stream.num_slots < self._most_slots
+
+    def _enter(self, request: Request) -> None:
+        plan, number = request.plan, request.num_entered
+        assert plan is not None
+        request.num_entered += 1
+        if not plan.num_leaves:
+            self._written(request, number, Leaves(np.empty(0, np.int64), np.empty(0), str))
+            return
+        options = dict(plan.options)
+        strategy, seed, normalise = options.pop("strategy"), options.pop("seed"), options.pop("normalise")
+        writer = plan.writer
+        if self._stream is None:
+            self._stream = Stream(writer.model, eos_token_id=writer.chat.end_token_id, most_slots=self._most_slots)
+        search = Search(request.prompts[number], writer.trie, plan.num_leaves, strategy, seed, normalise, options)
+        self._stream.enter(search)
+        self._searches[search] = (request, number)
+
+    def _round(self) -> None:
+        if self._stream is None or not self._searches:
+            return
+        try:
+            done = list(self._stream.round())
+        except Exception as error:  # such as memory that is not there: whoever took part is told, others begin anew
+            requests = {request for request, _ in self._searches.values()}
+            self._searches.clear()
+            self._stream = None
+            for request in requests:
+                _fail(request, error)
+            with self._changed:
+                self._waiting = deque(request for request in self._waiting if request not in requests)
+            return
+        for search, documents in done:
+            request, number = self._searches.pop(search)
+            assert request.plan is not None
+            self._written(request, number, request.plan.writer.leaves_of(documents))
+
+    def _written(self, request: Request, number: int, leaves: Leaves) -> None:
+        request.leaves[number] = leaves
+        if len(request.leaves) == len(request.queries):
+            self._finish(request)
+
+    def _finish(self, request: Request) -> None:
+        """Ranks what was written for all queries of a request."""
+        assert request.plan is not None
+        leaves = [request.leaves[number] for number in range(len(request.queries))]
+        try:
+            found = request.plan.rankings(self._documents, request.queries, request.prompts, leaves)
+        except Exception as error:  # without a score to re-rank by, for one
+            _fail(request, error)
+            return
+        with contextlib.suppress(InvalidStateError):  # whoever asked has left this moment
+            request.found.set_result(found)
+
+    def _forget(self, request: Request) -> None:
+        """Lets the queries of a request go."""
+        for search in [search for search, (owner, _) in self._searches.items() if owner is request]:
+            assert self._stream is not None
+            self._stream.leave(search)
+            del self._searches[search]
+
+    def _is_batch(self, plan: Plan) -> bool:
+        return plan.writer.is_on_device and plan.num_leaves > 0
+
+    def _alike(self, first: Request) -> list[Request]:
+        """Takes those requests out of the queue that are decoded in one batch with another, as many as there is room for."""
+        assert first.plan is not None
+        room, chosen = self._most_queries - len(first.queries), []
+        for request in list(self._waiting):
+            if room < len(request.queries):
+                break
+            if request.how.keys() == first.how.keys() and request.how == first.how:
+                request.plan = first.plan
+                self._prepare(request)
+                chosen.append(request)
+                room -= len(request.queries)
+        for request in chosen:
+            self._waiting.remove(request)
+        return chosen
+
+    def _write(self, requests: list[Request]) -> None:
+        """Decodes requests of one plan in one batch."""
+        plan = requests[0].plan
+        assert plan is not None
+        prompts = [prompt for request in requests for prompt in request.prompts]
+        try:
+            written = iter(plan.writer.write(prompts, plan.num_leaves, plan.options))
+        except Exception as error:
+            for request in requests:
+                _fail(request, error)
+            return
+        for request in requests:
+            for number in range(len(request.queries)):
+                self._written(request, number, next(written))
+
+
+def _fail(request: Request, error: Exception) -> None:
+    with contextlib.suppress(InvalidStateError):
+        request.found.set_exception(error)
