@@ -119,7 +119,7 @@ class TestApi:
             ({"query": "a", "queries": ["b"]}, "give either 'query'"),
             (
                 {"query": "a", "top_k": 3},
-                "there is no field 'top_k'; allowed: query, queries, instruction, k, strategy, fields, snippet_",
+                "there is no field 'top_k'; allowed: query, queries, instruction, k, strategy, rerank, fields, snippet_",
             ),
             ({"query": " \n"}, "query: a query must not be empty"),
             ({"query": "x" * 4097}, "query: String should have at most 4096 characters"),
@@ -197,7 +197,7 @@ class TestApi:
             assert field["description"], name
             kinds = [kind for kind in field["anyOf"] if kind["type"] != "null"]
             limits = {"maxLength", "maxItems", "maximum"}
-            assert name in ("strategy", "filter") or all(limits & kind.keys() for kind in kinds), name
+            assert name in ("strategy", "rerank", "filter") or all(limits & kind.keys() for kind in kinds), name
 
     @pytest.mark.parametrize("body", [b"", b"{", b'{"query": "\xff"}', b'{"query": NaN}', b"[" * 10_000])
     def test_bodies_that_are_no_json(self, call: Callable[..., httpx.Response], body: bytes) -> None:
