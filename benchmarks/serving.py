@@ -1,0 +1,198 @@
+"""What does a search service carry, beside the bare decoder? `python -m benchmarks.serving INDEX`
+
+An index is served on this machine, and searches arrive at random times (a Poisson process), whether those before are answered
+or not: an open loop, as real traffic is. Latency counts from the time at which a search was to be sent, so a queue that grows
+is seen. The same queries go through `Retriever.search` in batches in one process: the bare decoder. The last line printed is
+one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import yaml
+
+from benchmarks.report import report, table
+from zerogr.index.index import Index
+from zerogr.queries.source import pseudo_examples
+from zerogr.retriever import Retriever
+
+RATES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+"""Arrivals, as shares of what the bare decoder does."""
+NUM_QUERIES = 64
+STARTS_WITHIN_S = 300.0
+NOTES = """
+- `bare_per_s`: queries a second of `Retriever.search` in batches of 16, in one process, nothing else running.
+- Served: one replica with the default limits; the load comes from this machine as well, and takes part of its cores.
+- `knee_per_s`: the most searches a second that any rate got answered; `ratio_vs_bare_decoder` is its share of `bare_per_s`.
+- `overhead_ms`: median latency of one search at a time, less that of `Retriever.search` for one query.
+- Latency of a rate: milliseconds from the intended start to the answer, of the searches that were answered.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What became of one search."""
+
+    status: int
+    """0 = no answer."""
+    seconds: float
+    """From the intended start."""
+    ended: float
+    """Seconds from the first of all to the answer."""
+
+
+def main() -> None:
+    """Prints the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("index", help="a finished index, such as the demo's")
+    parser.add_argument("-k", type=int, default=10, help="documents per query (default: 10)")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of each rate (default: 30)")
+    parser.add_argument("--out", type=Path, help="also write the figures to this Markdown file")
+    arguments = parser.parse_args()
+    queries = some_queries(arguments.index)
+    bare_per_s, single_ms = bare(arguments.index, queries, arguments.k)
+    with served(arguments.index) as url:
+        one_by_one = asyncio.run(load(url, queries, arguments.k, [0.0] * 20, at_once=1))
+        rows = []
+        for share in RATES:
+            draw = np.random.default_rng(int(100 * share))
+            gaps = draw.exponential(1 / (share * bare_per_s), int(arguments.seconds * share * bare_per_s) + 1)
+            rows.append({"rate": share, **summary(asyncio.run(load(url, queries, arguments.k, gaps.tolist())))})
+    knee = max(row["served_per_s"] for row in rows)
+    figures = {
+        "k": arguments.k,
+        "bare_per_s": round(bare_per_s, 2),
+        "knee_per_s": knee,
+        "ratio_vs_bare_decoder": round(knee / bare_per_s, 3),
+        "overhead_ms": round(1000 * float(np.median([each.seconds for each in one_by_one])) - single_ms, 1),
+    }
+    columns = list(rows[0])
+    print("\n".join(table(columns, ([str(row[column]) for column in columns] for row in rows))))
+    report(f"Serving {Path(arguments.index).name}, k = {arguments.k}", {**figures, "rates": rows}, arguments.out, NOTES)
+
+
+def some_queries(uri: str) -> list[str]:
+    """Returns pseudo-queries of an index."""
+    examples = pseudo_examples(Index(uri), 0, range(10**9))
+    return [example.query for example, _ in zip(examples, range(NUM_QUERIES), strict=False)]
+
+
+def bare(uri: str, queries: list[str], k: int) -> tuple[float, float]:
+    """Returns queries a second in batches of 16, and milliseconds of a query alone."""
+    retriever = Retriever.load(uri)
+    retriever.search(queries[:16], k=k)
+    start = time.monotonic()
+    retriever.search(queries, k=k, batch_size=16)
+    per_s = len(queries) / (time.monotonic() - start)
+    singles = []
+    for query in queries[:20]:
+        start = time.monotonic()
+        retriever.search([query], k=k)
+        singles.append(time.monotonic() - start)
+    return per_s, 1000 * float(np.median(singles))
+
+
+@contextmanager
+def served(uri: str) -> Iterator[str]:
+    """Serves an index by one replica, in a process of its own, and yields its URL."""
+    config = yaml.safe_load(Path("serve/config.yaml").read_text(encoding="utf-8"))
+    for deployment in config["applications"][0]["deployments"]:
+        deployment["autoscaling_config"] |= {"min_replicas": 1, "max_replicas": 1}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    file = tempfile.NamedTemporaryFile("w", suffix=".yaml")  # noqa: SIM115 it is closed at the end
+    yaml.safe_dump(config, file)
+    file.flush()
+    command = [sys.executable, "-m", "jobs.cli", "serve", uri, "--port", str(port), "--config", file.name]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + STARTS_WITHIN_S
+        while not is_ready(url):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{' '.join(command)} does not answer; run it by itself to see why")
+            time.sleep(0.5)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+        file.close()
+
+
+def is_ready(url: str) -> bool:
+    """Whether a service answers searches."""
+    try:
+        return httpx.get(f"{url}/readyz").status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+async def load(url: str, queries: list[str], k: int, gaps: list[float], *, at_once: int = 1000) -> list[Answered]:
+    """Returns what became of searches that are to be sent one after the other, with some seconds between.
+
+    Args:
+        url: Of the service.
+        queries: Are taken in turn.
+        k: Documents per query.
+        gaps: Seconds before each.
+        at_once: Searches underway at most; more than ever are = an open loop.
+    """
+    room = asyncio.Semaphore(at_once)
+    async with httpx.AsyncClient(base_url=url, timeout=120, limits=httpx.Limits(max_connections=None)) as client:
+
+        async def search(number: int, intended: float) -> Answered:
+            if at_once == 1:
+                intended = time.monotonic()
+            try:
+                body = {"query": queries[number % len(queries)], "k": k}
+                status = (await client.post("/search", json=body)).status_code
+            except httpx.HTTPError:
+                status = 0
+            room.release()
+            now = time.monotonic()
+            return Answered(status, now - intended, now - start)
+
+        tasks: list[asyncio.Task[Answered]] = []
+        start = intended = time.monotonic()
+        for number, gap in enumerate(gaps):
+            intended += gap
+            await asyncio.sleep(max(0.0, intended - time.monotonic()))
+            await room.acquire()
+            tasks.append(asyncio.create_task(search(number, intended)))
+        return list(await asyncio.gather(*tasks))
+
+
+def summary(answered: list[Answered]) -> dict[str, Any]:
+    """Returns the figures of one rate."""
+    good = [1000 * each.seconds for each in answered if each.status == 200]
+    refused = [1000 * each.seconds for each in answered if each.status == 503]
+    percentiles = {
+        f"p{share}_ms": round(float(np.percentile(good, share)), 1) if good else None for share in (50, 95, 99)
+    }
+    return {
+        "searches": len(answered),
+        "served_per_s": round(len(good) / max(each.ended for each in answered), 2),
+        **percentiles,
+        "refused": len(refused),
+        "refused_p99_ms": round(float(np.percentile(refused, 99)), 1) if refused else None,
+        "lost": sum(each.status not in (200, 503) for each in answered),
+    }
+
+
+if __name__ == "__main__":
+    main()
