@@ -130,6 +130,7 @@ class TestRebuild:
                     "docids",
                     "queries",
                     "lexical",
+                    "negatives",
                     "trie",
                     "retriever",
                     "statistics",
@@ -137,8 +138,8 @@ class TestRebuild:
                 },
             ),
             ("embeddings", {"embeddings"}),
-            ("docids", {"docids", "lexical", "trie", "retriever", "statistics", "evaluation"}),
-            ("queries", {"queries", "retriever", "statistics", "evaluation"}),
+            ("docids", {"docids", "lexical", "negatives", "trie", "retriever", "statistics", "evaluation"}),
+            ("queries", {"queries", "negatives", "retriever", "statistics", "evaluation"}),
             ("trie", {"trie", "evaluation"}),
             ("retriever", {"retriever", "statistics", "evaluation"}),
             ("evaluation", {"evaluation"}),
@@ -177,7 +178,8 @@ class TestRebuild:
             with pytest.raises(ConnectionError):
                 index.rebuild("docids")
         assert set(index.manifest()["stages"]) == {"corpus", "embeddings", "queries"}
-        assert set(index.rebuild("docids")) == {"docids", "lexical", "trie", "retriever", "statistics", "evaluation"}
+        fallen = {"docids", "lexical", "negatives", "trie", "retriever", "statistics", "evaluation"}
+        assert set(index.rebuild("docids")) == fallen
         assert storage.list_files(index.path("docids")) == {}
 
     def test_every_stage_comes_after_what_it_needs(self) -> None:

@@ -73,13 +73,14 @@ seen = []
 class Watched:
     Settings = LossSettings
 
-    def __init__(self, settings):
+    def __init__(self, settings, model):
         pass
 
-    def __call__(self, log_probs, batch):
+    def __call__(self, given):
+        batch = given.batch
         for example in batch.example.unique():
             seen.append(batch.grades[batch.example == example].tolist())
-        return -(log_probs * batch.weights).sum()
+        return given.cross_entropy()
 """
 
 
