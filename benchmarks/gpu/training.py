@@ -54,6 +54,7 @@ def examples_of(count: int, vocabulary: int) -> tuple[Examples, Choices]:
         query_offsets=np.arange(count + 1) * QUERY,
         first_document=np.arange(count + 1),
         grades=np.ones(count, np.float32),
+        teacher=np.zeros(count, np.float32),
         first_answer=np.arange(count + 1),
         weights=np.ones(count, np.float32),
         answer_tokens=np.concatenate([docids, np.full((count, 1), END)], axis=1).astype(np.int32).ravel(),
