@@ -54,3 +54,13 @@ def test_on_object_storage(s3_server: str) -> None:
 
 def test_with_the_same_inputs_both_go_on(tmp_path: Path) -> None:
     assert Index(str(tmp_path)).begin("corpus", {"source": 1}) and Index(str(tmp_path)).begin("corpus", {"source": 1})
+
+
+def test_a_file_that_is_empty_for_a_moment_is_waited_for(tmp_path: Path) -> None:
+    """Without hard links a file is made empty, and then replaced; who reads it in between must not take it for damaged."""
+    file = tmp_path / "claim.json"
+    file.touch()
+    later = threading.Timer(0.1, lambda: storage.write_json(str(file), {"source": 1}))
+    later.start()
+    assert storage.read_json(str(file)) == {"source": 1}
+    later.join()

@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,7 @@ repeated by s3fs itself."""
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 """What mounted object storage says of hard links."""
+_EMPTY_FOR_S = 2.0
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _UNFINISHED = r"\..+\.[0-9a-f]{32}"
 """What a file is called until it is renamed: a dot, its name, and what tells writers apart."""
@@ -214,9 +216,15 @@ def _put_where_nothing_is(unfinished: Path, target: Path) -> None:
 
 
 def read_json(uri: str) -> Any:
-    """Returns the parsed file. Raises FileNotFoundError if there is none, UserError if it is not JSON."""
+    """Returns the parsed file. Raises FileNotFoundError if there is none, UserError if it is not JSON.
+
+    Where a disk has no hard links, a file that `create_json` makes is empty for a moment: that is waited for.
+    """
+    deadline = time.monotonic() + _EMPTY_FOR_S
+    while not (data := read_bytes(uri)) and time.monotonic() < deadline:
+        time.sleep(0.01)
     try:
-        return json.loads(read_bytes(uri))
+        return json.loads(data)
     except ValueError as error:
         raise UserError(f"'{uri}' is not valid JSON: {error}") from None
 
