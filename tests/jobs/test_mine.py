@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from jobs import update as update_job
 from jobs.cli import main
 from tests import tiny
 from tests.published import rows
 from zerogr import Retriever
 from zerogr.config.file import validate_config
+from zerogr.editing.update import Request
 from zerogr.errors import UserError
 from zerogr.index.index import Index
 from zerogr.index.stage import INDEX
@@ -178,6 +181,15 @@ class TestReranking:
         assert main(command) == 0
         systems = [row["system"] for row in json.loads(capsys.readouterr().out)["rows"]]
         assert systems[:2] == ["zerogr-beam", "zerogr-beam+rerank=True"]
+
+    def test_stays_when_an_update_trains_the_model(self, settings: Any, tmp_path: Path) -> None:
+        shutil.copytree(settings["index"], tmp_path / "index")
+        new = {"_id": "new-1", "title": "", "text": "About the weather of gardens: the rain and the sun."}
+        (tmp_path / "new.jsonl").write_text(json.dumps(new) + "\n")
+        overrides = ["update.method.name=finetune", "update.method.num_epochs=1", "update.max_forgetting=1"]
+        update_job.run(str(tmp_path / "index"), Request(source=str(tmp_path / "new.jsonl")), overrides)
+        [hits] = Retriever.load(str(tmp_path / "index"), device="cpu").search([QUERY], k=5, rerank=True)
+        assert len(hits) == 5
 
     def test_a_retriever_without_a_score(self, tiny_index: str) -> None:
         with pytest.raises(UserError, match="was not trained to score query and docid"):

@@ -64,6 +64,12 @@ def test_answers_are_those_of_search(tiny_index: str, seed: int, decoder: str) -
         assert [[(hit.doc_id, hit.score) for hit in of_query] for of_query in hits] == names(expected)
 
 
+def test_no_query_is_answered_by_nothing(retriever: Retriever) -> None:
+    answering = retriever.answering()
+    assert answering.ask([]).found.result(WAIT_S) == []
+    answering.close()
+
+
 def test_a_mistake_is_told_to_whoever_made_it(retriever: Retriever) -> None:
     answering = retriever.answering()
     good = answering.ask(QUERIES[:1], k=3)

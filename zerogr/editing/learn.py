@@ -18,7 +18,7 @@ from zerogr.editing.update import Update
 from zerogr.index.index import Index
 from zerogr.index.stage import STATISTICS
 from zerogr.index.versions import Version
-from zerogr.llm.chat import SETTINGS_FILE
+from zerogr.llm.chat import SCORER, SETTINGS_FILE
 from zerogr.llm.models import load_model, load_tokenizer
 from zerogr.search.changes import TERMS, apply_changes, read_changes, write_changes
 from zerogr.store import cache, storage
@@ -150,3 +150,5 @@ def _write_model(root: Index, before: Version, model: Any, folder: Path) -> None
     model.to(dtype).save_pretrained(folder, safe_serialization=True)
     load_tokenizer(str(source)).save_pretrained(folder)
     (folder / SETTINGS_FILE).write_bytes((source / SETTINGS_FILE).read_bytes())
+    if (source / SCORER).exists():  # or the index could not be re-ranked any more
+        (folder / SCORER).write_bytes((source / SCORER).read_bytes())

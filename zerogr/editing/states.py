@@ -16,7 +16,7 @@ from zerogr.seeds import seed_of
 from zerogr.store.arrays import load_arrays, save_arrays
 
 STATES = "states"
-"""The folder in a version's."""
+"""In a version's folder."""
 _ARRAYS = ("keys", "states")
 
 

@@ -174,6 +174,8 @@ class Answering:
                     self._waiting.popleft()
                     self._write([request, *self._alike(request)])
                     continue
+                if not request.queries:
+                    self._finish(request)
                 while request.num_entered < len(request.queries):
                     if not self._has_room():
                         return
