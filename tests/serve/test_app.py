@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
-import socket
 import sys
 import threading
 import time
@@ -25,6 +24,7 @@ import yaml
 
 from serve.app import Searcher, ServeArguments
 from serve.run import serve_index
+from tests.servers import free_port
 from zerogr.decoding import STRATEGIES
 from zerogr.errors import UserError
 from zerogr.index.index import Index
@@ -204,12 +204,6 @@ def finished_index(folder: Path) -> str:
     manifest = {"format": 2, "config": {}, "stages": {"trie": record, "retriever": record}}
     storage.write_json(str(folder / "index.json"), manifest)
     return str(folder)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass
