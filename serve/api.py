@@ -19,13 +19,14 @@ import logging
 import re
 import time
 from importlib import resources
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, field_validator, model_validator
 from starlette.exceptions import HTTPException
 
+from serve.schemas import AT_ANY_TIME, ERRORS, FILTER, ONE_OR_SEVERAL, IndexAnswer, SearchAnswer, query_text
 from zerogr.decoding import STRATEGIES
 from zerogr.errors import UserError
 from zerogr.search.contents import FIELDS
@@ -54,19 +55,23 @@ class Unavailable(Exception):
 class SearchRequest(BaseModel):
     """The body of POST /search. Strict: unknown fields and wrong types are errors."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=ONE_OR_SEVERAL)
 
-    query: str | None = Field(
+    query: Annotated[str, WithJsonSchema(query_text(MAX_QUERY_CHARACTERS))] | None = Field(
         None, max_length=MAX_QUERY_CHARACTERS, description="What is looked for; answered by a list of hits."
     )
-    queries: list[str] | None = Field(
+    queries: list[Annotated[str, WithJsonSchema(query_text(MAX_QUERY_CHARACTERS))]] | None = Field(
         None, min_length=1, max_length=MAX_QUERIES, description="Several at once; answered by a list of such lists."
     )
     instruction: str | None = Field(
         None, max_length=MAX_QUERY_CHARACTERS, description="The retrieval task in one sentence; null = the index's own."
     )
     k: int | None = Field(None, ge=1, le=MAX_K, description="Documents per query; null = the service's default.")
-    strategy: str | None = Field(None, description="Decoding strategy; null = the service's default.")
+    strategy: str | None = Field(
+        None,
+        description="Decoding strategy; null = the service's default.",
+        json_schema_extra={"enum": [*STRATEGIES, None]},
+    )
     rerank: bool | None = Field(
         None,
         description="Order what is found by the score that training.loss ranknet teaches; null = the service's default.",
@@ -89,11 +94,16 @@ class SearchRequest(BaseModel):
         description="The doc_ids that may be found; unknown ones are passed over. null = all.",
     )
     deny: list[str] | None = Field(None, max_length=MAX_DOC_IDS, description="The doc_ids that may not be found.")
-    filter: dict[str, Any] | None = Field(
+    filter: Annotated[dict[str, Any], WithJsonSchema({"type": "object", **FILTER})] | None = Field(
         None,
         description='{key: value, list of values, or {"gte": x, "lte": y}}: what documents\' metadata must be. All conditions '
         "must hold. GET /index names the keys.",
     )
+
+    @field_validator("k", "snippet_characters", mode="before")
+    @classmethod
+    def _whole_number(cls, value: Any) -> Any:
+        return int(value) if isinstance(value, float) and value.is_integer() else value  # JSON has one kind of numbers
 
     @field_validator("query", "queries")
     @classmethod
@@ -183,7 +193,7 @@ def create_api(backend: SearchBackend) -> FastAPI:
             return _failure(error)
         return JSONResponse({"status": "ready"}) if ready else _error(503, "no model is loaded yet; try again soon")
 
-    @api.get("/index")
+    @api.get("/index", response_model=IndexAnswer, responses=AT_ANY_TIME)
     async def describe_index() -> Response:
         try:
             return JSONResponse(await backend.describe())
@@ -192,7 +202,7 @@ def create_api(backend: SearchBackend) -> FastAPI:
 
     body = {"content": {"application/json": {"schema": SearchRequest.model_json_schema()}}, "required": True}
 
-    @api.post("/search", openapi_extra={"requestBody": body})
+    @api.post("/search", response_model=SearchAnswer, responses=ERRORS, openapi_extra={"requestBody": body})
     async def search(request: Request) -> Response:
         start = time.perf_counter()
         num_queries = 0
