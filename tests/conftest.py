@@ -69,6 +69,12 @@ def local_ray(s3_server: str) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def serve_port() -> int:
+    """Where Ray Serve listens: in all tests on the same port, since it keeps the first that it was started with."""
+    return servers.free_port()
+
+
+@pytest.fixture(scope="session")
 def tiny_index(tmp_path_factory: pytest.TempPathFactory, collection: Path, tiny_model: Path, local_ray: None) -> str:
     """The URI of a finished index of `collection`."""
     from jobs.cli import main

@@ -80,19 +80,19 @@ class Tally:
     """Requests a second."""
 
 
-def soak(folder: Path, seconds: float, *, endpoint: str, seed: int = 0) -> Tally:
+def soak(folder: Path, seconds: float, *, endpoint: str, port: int, seed: int = 0) -> Tally:
     """Returns what became of all requests in so many seconds.
 
     Args:
         folder: For what is made on the way.
         seconds: Of traffic.
         endpoint: Of a sound S3 server with a bucket `zerogr`; Ray, if it runs already, was started with its credentials.
+        port: Of the service.
         seed: Of the traffic.
     """
     with ExitStack() as stack:
         uri, answers = build(folder)
         proxy = stack.enter_context(faulty_s3(endpoint))
-        port = free_port()
         config, loader = str(_config_file(folder)), _loader(proxy.endpoint)
         stack.callback(serve_index(uri, port=port, config_file=config, blocking=False, loader=loader))
         return asyncio.run(_traffic(f"http://127.0.0.1:{port}", uri, answers, proxy, seconds, seed))
@@ -348,7 +348,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with s3() as endpoint, tempfile.TemporaryDirectory(prefix="zerogr-soak-") as folder:
-        tally = soak(Path(folder), 60 * options.minutes, endpoint=endpoint, seed=options.seed)
+        tally = soak(Path(folder), 60 * options.minutes, endpoint=endpoint, port=free_port(), seed=options.seed)
     for name in tally.__dataclass_fields__:
         print(f"{name:>12}  {getattr(tally, name)}")
     check(tally)

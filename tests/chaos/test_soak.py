@@ -12,6 +12,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600
 
 
 def test_nothing_is_answered_wrongly_while_everything_goes_wrong(
-    tmp_path: Path, local_ray: None, s3_server: str
+    tmp_path: Path, local_ray: None, s3_server: str, serve_port: int
 ) -> None:
-    check(soak(tmp_path, 20, endpoint=s3_server))
+    check(soak(tmp_path, 20, endpoint=s3_server, port=serve_port))

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 
 from jobs import index as index_job
@@ -21,14 +16,12 @@ from jobs import update as update_job
 from jobs.cli import main
 from jobs.parser import METHOD_NAMES
 from tests import tiny
+from tests.jobs.updating import LENIENT, find_all, update
 from tests.published import files
 from zerogr import Retriever
-from zerogr.config.file import config_of, load_config
+from zerogr.config.file import load_config
 from zerogr.config.owned import METHOD
 from zerogr.corpus.collection import Collection
-from zerogr.decoding.scoring import Request as Scored
-from zerogr.editing.rehearsal import Known, kept
-from zerogr.editing.states import States
 from zerogr.editing.update import Request
 from zerogr.errors import UserError
 from zerogr.evaluation.baselines.systems import Documents
@@ -37,48 +30,7 @@ from zerogr.index.index import Index
 from zerogr.index.versions import Live, Version, publish
 from zerogr.plugins import built_in
 
-LENIENT = ["update.max_forgetting=1"]
 METHODS = built_in(METHOD.package)
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished index of the first 32 documents, and files of the others."""
-    folder = tmp_path_factory.mktemp("update")
-    rows = tiny.documents()
-    collection = tiny.write_collection(folder / "collection", rows[:32])
-    for number, row in enumerate(rows[32:]):
-        (folder / f"new-{number}.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
-    (folder / "new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[32:]), encoding="utf-8")
-    model = tiny.save_model(folder / "model")
-    tree = tiny.settings(str(folder / "index"), collection, model, training__num_epochs=12, docids__scheme="tfidf")
-    (folder / "config.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
-    index_job.run(load_config(str(folder / "config.yaml")))
-    return folder
-
-
-@pytest.fixture
-def place(built: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
-    for file in built.glob("new*.jsonl"):
-        shutil.copy(file, tmp_path)
-    shutil.copytree(built / "index", tmp_path / "index")
-    return tmp_path
-
-
-def update(place: Path, *, add: str | None = None, remove: tuple[str, ...] = (), **options: Any) -> dict[str, Any]:
-    """Runs an update of the index at a place."""
-    method = options.pop("method", "none")
-    source = None if add is None else str(place / add)
-    request = Request(source=source, remove=remove, **options)
-    return update_job.run(str(place / "index"), request, [*LENIENT, f"update.method.name={method}"])
-
-
-def find_all(place: Path, query: str = "what about it", **options: Any) -> list[str]:
-    """Returns the doc_ids of everything that a search can find."""
-    retriever = Retriever.load(str(place / "index"), device="cpu")
-    [hits] = retriever.search([query], k=100, **{"strategy": "beam", **options})
-    return [hit.doc_id for hit in hits]
 
 
 class TestAVersion:
@@ -170,7 +122,7 @@ class TestAVersion:
         update(place, add="new-5.jsonl", remove=("bicycles-0",))
         assert {"bicycles-5"} <= set(find_all(place)) and "bicycles-0" not in find_all(place)
 
-    def test_evaluation_sees_the_current_version(self, place: Path, built: Path) -> None:
+    def test_evaluation_sees_the_current_version(self, place: Path, before_updates: Path) -> None:
         update(place, add="new.jsonl", remove=("chess-0",))
         whole = tiny.write_collection(place / "whole")
         options = ["--dataset", str(whole), "--strategy", "beam", "--baseline", "bm25", "--json"]
@@ -248,15 +200,15 @@ class TestOtherSchemes:
         ids=["keywords", "title", "terms"],
     )
     def test_updates_find_new_documents_and_lose_removed_ones(
-        self, tmp_path: Path, built: Path, changes: dict[str, Any]
+        self, tmp_path: Path, before_updates: Path, changes: dict[str, Any]
     ) -> None:
         rows = tiny.documents()
         collection = tiny.write_collection(tmp_path / "collection", rows[:32])
-        tree = tiny.settings(str(tmp_path / "index"), collection, built / "model", **changes)
+        tree = tiny.settings(str(tmp_path / "index"), collection, before_updates / "model", **changes)
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
         index_job.run(load_config(str(tmp_path / "config.yaml")))
         for number in (0, 1):
-            shutil.copy(built / f"new-{number}.jsonl", tmp_path)
+            shutil.copy(before_updates / f"new-{number}.jsonl", tmp_path)
             update(
                 tmp_path,
                 add=f"new-{number}.jsonl",
@@ -368,65 +320,6 @@ class TestMistakes:
         assert {"bicycles-1"} == set(find_all(place)) - {row["_id"] for row in tiny.documents()[:32]}
 
 
-KILL = """
-import os, sys
-from zerogr.store import storage
-left = int(sys.argv.pop(1))
-def counting(function):
-    def call(uri, *arguments, **options):
-        global left
-        if "/index" in str(uri) and (left := left - 1) < 0:
-            os.kill(os.getpid(), 9)
-        return function(uri, *arguments, **options)
-    return call
-storage.write_bytes = counting(storage.write_bytes)
-storage.create_json = counting(storage.create_json)
-copy = storage._copy_local
-storage._copy_local = lambda source, target: counting(lambda uri: copy(source, target))(target)
-from jobs.cli import main
-from jobs.parser import METHOD_NAMES
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-class TestKilled:
-    @pytest.mark.parametrize(("method", "stride"), [("none", 3), ("memit", 6)])
-    def test_at_any_write_the_old_version_answers_and_the_rerun_finishes(
-        self, place: Path, method: str, stride: int, tmp_path: Path
-    ) -> None:
-        """Writes of the index are places to die: at the first, then a few further each time, from where the last run died."""
-        command = ["update", str(place / "index"), "--add", str(place / "new.jsonl"), "--method", method]
-        command += ["--set", LENIENT[0]]
-        (tmp_path / "remove.txt").write_text("chess-0\n")
-        command += ["--remove", str(tmp_path / "remove.txt")]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        before, deaths, step = find_all(place), 0, 1
-        while deaths < 40:
-            run = subprocess.run(
-                [sys.executable, "-c", KILL, str(step), *command],
-                env=environment,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if run.returncode == 0:
-                break
-            assert run.returncode == -9, run.stderr
-            deaths += 1
-            step += stride
-            if Version.of(Index(str(place / "index")).manifest()).number == 0:
-                assert find_all(place) == before
-        assert deaths > 3
-        now = find_all(place)
-        assert sorted(now) == sorted(set(before) - {"chess-0"} | {f"bicycles-{i}" for i in range(8)})
-        rows = [
-            doc_id
-            for table in Live(Index(str(place / "index"))).tables("docids", ["doc_id"])
-            for doc_id in table.column(0).to_pylist()
-        ]
-        assert len(rows) == len(set(rows)) == 39
-
-
 def test_many_updates_in_a_row(place: Path) -> None:
     """Each document can be found after its update, and the index looks the same as one that got them at once."""
     for number in range(8):
@@ -438,49 +331,3 @@ def test_many_updates_in_a_row(place: Path) -> None:
     publish(root, 0)
     update(place, add="new.jsonl", method="certificate")
     assert sorted(find_all(place)) == one_by_one
-
-
-class TestWhatIsHandedOn:
-    """An update that learns hands its sample of old queries to the next, and their states if no weight has changed."""
-
-    def test_the_sample_is_the_one_that_the_shards_give(self, place: Path) -> None:
-        root = Index(str(place / "index"))
-        config = config_of({**root.manifest()["config"], "index": root.uri})
-
-        def sample(number: int, **changed: Any) -> list[Known]:
-            return kept(root, config, replace(Version.of(root.manifest()), **changed), number)
-
-        update(place, add="new-0.jsonl", method="certificate")
-        update(place, remove=("chess-7", "bicycles-0"))
-        update(place, add="new-1.jsonl", method="none")
-        assert sample(4096) == sample(4096, kept=None)
-        update(place, add="new-0.jsonl", method="certificate")
-        assert Version.of(root.manifest()).kept == 4
-        assert sample(4096) == sample(4096, kept=None)
-        found = {known.doc_id for known in sample(4096)}
-        assert {"bicycles-0", "bicycles-1"} < found and "chess-7" not in found
-        assert sample(3) == sample(3, kept=None), "a sample of another size is read anew"
-
-    def test_states_are_those_of_the_model(self, place: Path) -> None:
-        root = Index(str(place / "index"))
-        update(place, add="new-0.jsonl", method="certificate")
-        first = Version.of(root.manifest())
-        update(place, remove=("chess-7",))
-        assert Version.of(root.manifest()).states == first.states
-        update(place, add="new-1.jsonl", method="certificate")
-        version = Version.of(root.manifest())
-        assert version.states is not None and version.states != first.states
-        states = States.load(root.path(version.states))
-        config = config_of({**root.manifest()["config"], "index": root.uri})
-        known = [each for each in kept(root, config, version, 4096) if each.doc_id in ("bicycles-1", "bicycles-0")]
-        assert known and not states.missing(known)
-        writer = Retriever.load(root.uri, device="cpu").writer
-        prompts = [
-            (writer.chat.prefix(each.example.instruction), writer.chat.query(each.example.query)) for each in known
-        ]
-        scorer = writer.model.start(prompts)
-        expected = scorer.hidden([Scored(query, (), np.empty(0, np.int64)) for query in range(len(known))])
-        torch.testing.assert_close(states.of(known), expected.float(), atol=1e-4, rtol=1e-4)
-
-        update(place, add="new-2.jsonl", method="memit")
-        assert Version.of(root.manifest()).states is None

@@ -24,7 +24,6 @@ import yaml
 
 from serve.app import Searcher, ServeArguments
 from serve.run import serve_index
-from tests.servers import free_port
 from zerogr.decoding import STRATEGIES
 from zerogr.errors import UserError
 from zerogr.index.index import Index
@@ -214,7 +213,7 @@ class Service:
 
 
 @pytest.fixture(scope="module")
-def service(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def service(local_ray: None, serve_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """The application with a queue of one and a default k of 3."""
     import ray
 
@@ -237,16 +236,15 @@ def service(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         ]
     }
     (folder / "serve.yaml").write_text(yaml.safe_dump(config))
-    port = free_port()
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         stop = serve_index(
             finished_index(folder),
-            port=port,
+            port=serve_port,
             config_file=str(folder / "serve.yaml"),
             blocking=False,
             loader=partial(load_double, folder=str(folder)),
         )
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{serve_port}", timeout=30) as client:
         yield Service(client, folder, printed.getvalue())
     stop()
 
