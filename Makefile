@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEMO := examples/pystdlib/demo.yaml
 FULL := examples/pystdlib/full.yaml
 
-.PHONY: help install demo demo-full search-examples check test lint test-newest test-vllm bench clean
+.PHONY: help install demo demo-full search-examples check test lint test-newest test-vllm soak bench clean
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
@@ -66,6 +66,10 @@ $(VLLM_VENV)/.installed: constraints-vllm.txt
 test-vllm: $(VLLM_VENV)/.installed
 	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_CPU_KVCACHE_SPACE=1 \
 		$(VLLM_VENV)/bin/python -m pytest --noconftest tests/vllm --timeout 600
+
+# make soak     ten minutes of traffic on a service while versions change, a searcher is killed and storage fails
+soak: install
+	$(BIN)/python -m tests.chaos.soak --minutes 10
 
 # make bench    every benchmark, at full length; writes benchmarks/results/*.md
 bench: install

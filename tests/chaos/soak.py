@@ -1,7 +1,7 @@
 """A service under everything at once: versions that change, a replica that is killed, storage that fails, requests that are
 nonsense, clients that hang up. Every valid request is held against what its version answers in this process.
 
-    python -m tests.chaos.soak --minutes 10          # what `make soak` runs
+    python -m tests.chaos.soak --minutes 10          # `make soak`
 
 Requests arrive at random times, half as many a second as the service was seen to answer. Times are shares of the whole:
 
@@ -104,7 +104,7 @@ def build(folder: Path) -> tuple[str, Answers]:
     model, collection = tiny.save_model(folder / "model"), tiny.write_collection(folder / "collection")
     (folder / "index.yaml").write_text(yaml.safe_dump(tiny.settings(uri, collection, model)))
     assert zerogr(["index", str(folder / "index.yaml")]) == 0
-    answers = _answers(uri)
+    answers: Answers = {}
     for number in range(1, VERSIONS + 1):
         row = {
             "_id": f"added-{number}",
@@ -117,7 +117,7 @@ def build(folder: Path) -> tuple[str, Answers]:
         update_job.run(uri, Request(source=str(added), remove=removed), ["update.max_forgetting=1"])
         answers |= _answers(uri)
     publish(Index(uri), 0)
-    return uri, answers
+    return uri, answers | _answers(uri)
 
 
 def requests() -> Iterator[Body]:
