@@ -206,7 +206,7 @@ class TestPlan:
         plans = [plan_of(config, texts_of(), Machines.of("h200", "avx2", 1), model=size) for size in ("1B", "3B", "7B")]
         hours = [plan.total.gpu_hours for plan in plans]
         assert hours == sorted(hours) and hours[0] < hours[2]
-        assert [plan.stages[-1].basis for plan in plans] == ["measured", "extrapolated", "extrapolated"]
+        assert [plan.stages[-1].basis for plan in plans] == ["fitted", "extrapolated", "extrapolated"]
 
     def test_more_nodes_are_faster_and_cost_no_less(self) -> None:
         config = load_config(str(ROOT / "examples" / "paper.yaml"))
@@ -231,7 +231,7 @@ class TestPlan:
         config = load_config(str(ROOT / "examples" / "paper.yaml"))
         plan = plan_of(config, texts_of(), Machines.of(gpu, "avx2", 1))
         assert plan.total.gpu_hours > 0
-        assert (plan.stages[-1].basis == "measured") == (gpu == "h200")
+        assert (plan.stages[-1].basis == "fitted") == (gpu == "h200")
 
     def test_unknown_hardware_is_refused(self) -> None:
         with pytest.raises(UserError, match="--gpu is tpu; there are rates for none, h200"):

@@ -1,14 +1,13 @@
 """What each stage of an index would cost: GPU-hours, core-hours, wall time, memory and disk.
 
-A stage whose rate was measured on the hardware in question says so; one that is scaled from another model, GPU or number of
-nodes is `extrapolated`, with its formula; what nobody has measured is `not known` and counts nothing.
+A stage whose rate was measured on the hardware in question, or fitted to what was, says so. One that is scaled from another
+model, GPU or number of nodes is `extrapolated`, with its formula. What nobody has measured is `not known` and counts nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from zerogr.config.tree import Config
 from zerogr.cost.machines import Machines, Seconds
@@ -24,13 +23,13 @@ from zerogr.cost.rates import (
     SEARCH_GPU_S,
     TRIE,
     TRIE_BYTES,
+    Basis,
 )
 from zerogr.cost.shapes import Shape
 from zerogr.cost.texts import Texts
 from zerogr.cost.work import Work, Writing, work_of
 from zerogr.index.stage import INDEX
 
-Basis = Literal["measured", "extrapolated", "not known"]
 DOCID_BYTES = 50
 """Of a docid's text: six to eight words."""
 PROPOSAL_BYTES, DRIVER_BYTES = 160, 0.3e9
@@ -154,7 +153,7 @@ def _generating(
     hours = work.value / 3600
     return StageCost(
         stage=stage,
-        basis="measured" if work.basis == "measured" and machines.nodes == 1 else "extrapolated",
+        basis=work.basis if machines.nodes == 1 else "extrapolated",
         formula=work.formula,
         gpu_hours=hours if machines.gpu else 0.0,
         cpu_hours=plain.cpu_hours + (0.0 if machines.gpu else hours),
@@ -182,7 +181,7 @@ def _training(config: Config, work: Work, machines: Machines, shape: Shape) -> S
     kept = WEIGHT_BYTES * (2 if machines.core.precision == "fp32" and not machines.gpu else 1)
     return StageCost(
         stage="retriever",
-        basis="measured" if found.basis == "measured" and ranks == 1 else "extrapolated",
+        basis=found.basis,
         formula=found.formula,
         gpu_hours=hours if machines.gpu else 0.0,
         cpu_hours=0.0 if machines.gpu else hours * machines.cores,

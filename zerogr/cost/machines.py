@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from zerogr.config.names import EMBEDDED_MODEL
-from zerogr.cost.rates import CORES, GENERATION_HOST_S, LAYER_S, PRODUCTS, Core
+from zerogr.cost.rates import CORES, ELEMENTWISE_S, GENERATION_HOST_S, LAYER_S, PRODUCTS, Basis, Core
 from zerogr.cost.shapes import SHAPES, Shape
 from zerogr.cost.work import Learning, Writing
 from zerogr.errors import UserError
@@ -17,8 +17,6 @@ _REFERENCE = SHAPES[EMBEDDED_MODEL]
 _PEAKS = {name.removeprefix("NVIDIA ").lower().replace(" ", "-"): peak for name, peak in PEAK_FLOPS.items()}
 GPUS = tuple(_PEAKS)
 """What `--gpu` takes, besides none."""
-ELEMENTWISE_S = 7.63e-11
-"""Seconds per token, layer and unit of the hidden size, for what is no product of matrices; see `training_s`."""
 MOST_ENGINES = 4
 """Of a node without GPUs."""
 
@@ -29,8 +27,8 @@ class Seconds:
 
     value: float
     """Of one GPU, or of one core."""
-    basis: str
-    """measured | extrapolated"""
+    basis: Basis
+    """measured | fitted | extrapolated"""
     formula: str
 
 
@@ -80,31 +78,30 @@ class Machines:
         seconds = (writing.prompt_tokens / read.value if read else 0.0) + writing.new_tokens / self.core.new.value
         return Seconds(
             value=seconds * shape.body / _REFERENCE.body,
-            basis="measured" if is_reference else "extrapolated",
+            basis=self.core.new.basis if is_reference else "extrapolated",
             formula="prompt tokens / rate + new tokens / rate, x body parameters over those of the 135M model",
         )
 
     def training_s(self, learning: Learning, batch_size: int, shape: Shape, *, is_lora: bool) -> Seconds:
         """Returns how long training takes on all nodes together, in seconds of wall time.
 
-        On a GPU a step is the host's time per layer, and per token the elementwise kernels and the products. The constants
-        are fitted to four measured steps on an H200, of 256 and of 1,024 pairs of 28.4 tokens: 135M 169 and 224 ms, 1B 185 and
-        480 ms. Nodes share a step's pairs; what they say to each other costs nothing here.
+        On a GPU a step is the host's time per layer, and per token the elementwise kernels and the products, fitted to four
+        measured steps. Nodes share a step's pairs; what they say to each other costs nothing here.
         """
         if not self.gpu:
             tokens = learning.pairs * learning.model_tokens
             rate = self.core.training.value * self.cores * self.nodes
             return Seconds(
                 value=tokens / rate * shape.body / _REFERENCE.body,
-                basis="measured" if shape.body == _REFERENCE.body else "extrapolated",
+                basis=self.core.training.basis if shape.body == _REFERENCE.body else "extrapolated",
                 formula="tokens through the model / rate, x body parameters over those of the 135M model",
             )
         tokens = ceil(batch_size / self.nodes) * learning.pair_tokens
         products = (4 if is_lora else 6) * shape.body / PRODUCTS.value
-        per_token = (shape.layers * shape.hidden * ELEMENTWISE_S + products) / self._of_h200
+        per_token = (shape.layers * shape.hidden * ELEMENTWISE_S.value + products) / self._of_h200
         return Seconds(
             value=learning.steps * (shape.layers * LAYER_S.value + tokens * per_token),
-            basis="measured"
+            basis="fitted"
             if (self.gpu, self.nodes) == (MEASURED_GPU, 1) and shape in _MEASURED_SHAPES
             else "extrapolated",
             formula="steps x (layers x host s + tokens x (layers x hidden x elementwise s + 6 x body / achieved FLOP/s))",
