@@ -249,13 +249,16 @@ class TestPlan:
 
 
 class TestTexts:
-    def test_a_corpus_is_measured(self) -> None:
-        config = validate_config(
-            {"corpus": {"source": "pystdlib:", "max_documents": 30}, "queries": {"num_spans_per_document": 4}}
-        )
+    def test_a_corpus_is_measured(self, tmp_path: Path) -> None:
+        text = "a wing in the slipstream of a propeller lifts more than one in still air"
+        rows = [{"_id": str(number), "title": f"wing {number % 10}", "text": text} for number in range(30)]
+        (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        config = validate_config({"corpus": {"source": str(tmp_path)}, "queries": {"num_spans_per_document": 4}})
         found = sampled_texts(config, None)
         assert found.num_documents == 30
-        assert 0 < found.spans_per_document <= 4
+        assert found.document_bytes == len("wing 1\n" + text)
+        assert found.document_words == 17
+        assert found.spans_per_document == 4 and 0 < found.span_bytes < found.document_bytes
         assert 0 < found.compression < 1
         assert sampled_texts(config, 5_000_000).num_documents == 5_000_000
 
