@@ -34,6 +34,7 @@ COMMANDS = {
     "serve": "serve.run",
     "config": "jobs.config",
     "doctor": "jobs.doctor",
+    "plan": "jobs.plan",
 }
 """Command -> the module whose `command` does it."""
 

@@ -56,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub = commands.add("doctor", "look for what would stop a run, in seconds and before it starts", as_json=True)
     sub.add_argument("config", metavar="CONFIG", nargs="?", help=f"{POSITIONAL['config']}; the default without it")
     add_set(sub)
+    _add_plan(commands)
     commands.add("status", "show the stages of an index, their counts and fingerprints", "index", as_json=True)
     _add_queries(commands)
     _add_evaluate(commands)
@@ -227,6 +228,33 @@ def _add_clean(commands: Commands) -> None:
         "index began with (default: all stay)",
     )  # fmt: skip
     add_wait(sub)
+
+
+def _add_plan(commands: Commands) -> None:
+    sub = commands.add(
+        "plan", "price an index before it is built: hours, dollars, memory, disk, by measured rates", "config", as_json=True
+    )  # fmt: skip
+    sub.add_argument("--documents", type=_positive, metavar="N", help="that the index will have (default: the corpus')")
+    sub.add_argument(
+        "--document-bytes", type=_positive, metavar="N", help="of a document, on average, instead of reading the corpus"
+    )
+    sub.add_argument(
+        "--model",
+        nargs="+",
+        metavar="SIZE",
+        help="135M, 1B, 1.5B, 3B or 7B: of the retriever (default: retriever.model)",
+    )
+    sub.add_argument("--generator", metavar="SIZE", help="of the models that write docids and queries")
+    sub.add_argument(
+        "--gpu", metavar="KIND", help="h200, h100, a100, ... or none (default: h200 where compute has GPUs)"
+    )
+    sub.add_argument("--cpu", default="avx2", metavar="KIND", help="avx2, bf16 or amx (default: avx2, the slowest)")
+    sub.add_argument("--nodes", type=_positive, metavar="N", help="of one GPU and 16 cores each, or of two cores")
+    for kind in ("gpu", "cpu"):
+        sub.add_argument(
+            f"--dollars-per-{kind}-hour", type=float, metavar="PRICE", help="none is assumed" if kind == "gpu" else "of a core"
+        )  # fmt: skip
+    sub.add_argument("--against", metavar="INDEX", help="compare with the seconds that a finished index has recorded")
 
 
 def _add_queries(commands: Commands) -> None:

@@ -23,7 +23,7 @@ LAYERS = (
     "search",
     "retriever",
     "editing mining",
-    "evaluation doctor leftovers",
+    "evaluation doctor leftovers cost",
     "study",
 )
 """Rooms of `zerogr` from the bottom up: a room imports from its own layer and from those below."""

@@ -1,0 +1,1 @@
+"""What an index would cost: rates that were measured, the work that a configuration asks for, and their quotient."""
