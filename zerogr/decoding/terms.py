@@ -22,6 +22,11 @@ from zerogr.store.arrays import load_arrays, save_arrays
 _ARRAYS = ("prefix_tokens", "prefix_offsets", "tokens", "terms")
 
 
+def gates(terms: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """Returns what each of some terms (float32 [T, D + 2]) adds for hidden states [..., D]: float32 [..., T]."""
+    return (hidden.float() @ terms[:, :-2].T + terms[:, -2]).clamp(min=0) - terms[:, -1]
+
+
 class _Terms:
     """Those behind one prefix."""
 
@@ -66,8 +71,7 @@ class Terms:
         wanted = np.flatnonzero(tokens[columns] == of_prefix.tokens)
         if len(wanted):
             rows = of_prefix.matrix(hidden.device)[torch.from_numpy(wanted).to(hidden.device)]
-            gates = (hidden.float() @ rows[:, :-2].T + rows[:, -2]).clamp(min=0) - rows[:, -1]
-            added.index_add_(-1, torch.from_numpy(columns[wanted]).to(hidden.device), gates)
+            added.index_add_(-1, torch.from_numpy(columns[wanted]).to(hidden.device), gates(rows, hidden))
         return added
 
     def bonuses(self, requests: Sequence[Request], hidden_RD: torch.Tensor) -> torch.Tensor | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from zerogr.decoding.language_model import Prompt, TreeModel
 from zerogr.decoding.scoring import Prefix, Request
+from zerogr.decoding.terms import gates
 from zerogr.editing.method import Setting
 from zerogr.editing.rehearsal import Known
 
@@ -66,6 +68,26 @@ class _Choice(NamedTuple):
     """Whether no other document has that token here."""
 
 
+@dataclass(slots=True)
+class _Rivals:
+    """Other documents' queries at a choice, that want another of its tokens."""
+
+    states: torch.Tensor
+    """fp32 [n, D]"""
+    wanted: torch.Tensor
+    """[n]: the score of the token that each wants; no new term changes it."""
+    score: torch.Tensor
+    """[n]: that of the choice's own, with all terms so far."""
+
+    def room(self, margin: float) -> torch.Tensor:
+        """Returns by how much that score may rise, [n]; less than 0 where it is too high already."""
+        return self.wanted - margin - self.score
+
+    def are_lost(self) -> torch.Tensor:
+        """Returns whether each wants a token that scores less, bool [n]."""
+        return self.wanted < self.score
+
+
 class Certifier:
     """Adds documents one by one; each sees those before it."""
 
@@ -90,17 +112,12 @@ class Certifier:
         won = torch.ones(len(queries), dtype=torch.bool)
         taken = 0
         for choice, own in zip(path, states, strict=True):
-            rivals, wanted = self._rivals(choice)
-            before = self._scores(choice, rivals)
-            self._solve(choice, own, rivals, wanted)
-            after = self._scores(choice, rivals)
+            rivals = self._rivals(choice)
+            was_wrong = rivals.are_lost()
+            self._solve(choice, own, rivals)
             won &= self._scores(choice, own).argmax(-1) == choice.option
-            if len(wanted):
-                rows = torch.arange(len(wanted))
-                is_wrong = after[rows, wanted] < after[rows, choice.option]
-                if not choice.is_new:
-                    is_wrong &= before[rows, wanted] >= before[rows, choice.option]
-                taken += int(is_wrong.sum())
+            is_wrong = rivals.are_lost()
+            taken += int((is_wrong if choice.is_new else is_wrong & ~was_wrong).sum())
         self._others += [(known, tokens) for known in queries]
         if path and not path[0].prefix:
             unknown = self.states.missing(queries)
@@ -108,20 +125,24 @@ class Certifier:
             self._at_root = torch.cat([self._at_root, states[0]])
         return Outcome(len(queries), int(won.sum()), taken)
 
-    def _solve(self, choice: _Choice, own: torch.Tensor, rivals: torch.Tensor, wanted: torch.Tensor) -> None:
+    def _solve(self, choice: _Choice, own: torch.Tensor, rivals: _Rivals) -> None:
         """Puts the terms of a choice's token: none where none is needed, another for the queries that the first cannot win."""
         token, margins = int(choice.tokens[choice.option]), self._margins
-        cost = max(-float(self._room(choice, rivals, wanted).min()), 0.0) if choice.is_new and len(wanted) else 0.0
+
+        def put(term: torch.Tensor) -> None:
+            self.terms.put(choice.prefix, token, term)
+            rivals.score += gates(term[None], rivals.states)[:, 0]
+
+        cost = max(-float(rivals.room(margins.rival).min()), 0.0) if choice.is_new and len(rivals.score) else 0.0
         if cost:
-            self.terms.put(choice.prefix, token, torch.tensor([0.0] * (own.shape[1] + 1) + [cost]))
+            put(torch.tensor([0.0] * (own.shape[1] + 1) + [cost]))
         for number in range(MOST_GATES):
             bar = self._bar(choice, own)
             is_lost = bar > (margins.own if number else 0)
             if not bool(is_lost.any()):
                 return
-            room = self._room(choice, rivals, wanted).clamp(min=0)
-            gate = _gate(own[is_lost], bar[is_lost], rivals, room, margins)
-            self.terms.put(choice.prefix, token, torch.cat([gate, torch.zeros(1)]))
+            room = rivals.room(margins.rival).clamp(min=0)
+            put(torch.cat([_gate(own[is_lost], bar[is_lost], rivals.states, room, margins), torch.zeros(1)]))
 
     def _bar(self, choice: _Choice, own: torch.Tensor) -> torch.Tensor:
         """Returns what the score of a choice's token lacks for each of its own queries, [n]; the margin is part of it."""
@@ -129,11 +150,6 @@ class Certifier:
         score = others[:, choice.option].clone()
         others[:, choice.option] = -torch.inf
         return others.max(-1).values + self._margins.own - score
-
-    def _room(self, choice: _Choice, rivals: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        """Returns by how much that score may rise for each query of others, [n]; less than 0 where it is too high already."""
-        scores = self._scores(choice, rivals)
-        return scores[torch.arange(len(wanted)), wanted] - self._margins.rival - scores[:, choice.option]
 
     @torch.no_grad()
     def _scores(self, choice: _Choice, states: torch.Tensor) -> torch.Tensor:
@@ -148,8 +164,8 @@ class Certifier:
         bonus = self.terms.bonus(choice.prefix, choice.tokens, states)
         return logits if bonus is None else logits + bonus
 
-    def _rivals(self, choice: _Choice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the states [n, D] of other documents' queries at a node, and the option (int64 [n]) that each wants there."""
+    def _rivals(self, choice: _Choice) -> _Rivals:
+        """Returns the queries that a choice must not take."""
         depth = len(choice.prefix)
         end = self._setting.chat.end_token_id
         if depth:
@@ -161,7 +177,10 @@ class Certifier:
         wanted = np.searchsorted(choice.tokens, following)
         is_known = (wanted < len(choice.tokens)) & (np.append(choice.tokens, -1)[wanted] == following)
         is_rival = torch.from_numpy(is_known & (wanted != choice.option))
-        return states[is_rival], torch.from_numpy(wanted)[is_rival]
+        states = states[is_rival]
+        scores = self._scores(choice, states)
+        at = torch.from_numpy(wanted)[is_rival]
+        return _Rivals(states, scores.gather(1, at[:, None])[:, 0], scores[:, choice.option].clone())
 
     def _path(self, tokens: list[int]) -> list[_Choice]:
         """Returns the choices on the way to a docid."""
