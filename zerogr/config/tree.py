@@ -267,6 +267,12 @@ class ComputeConfig(Section):
     engine_options: dict[str, Any] = Field(
         default_factory=dict, description="Passed to vLLM: tensor_parallel_size, max_model_len, ..."
     )
+    num_reading_workers: int = Field(
+        0,
+        ge=0,
+        description="Processes that read a large corpus at a time; 1 = this one alone. 0 = one per core of this machine, on a "
+        "cluster one per core that it has, at least 4.",
+    )
     num_training_workers: int | list[int] = Field(
         1,
         description="Ranks of the trainer; more than one shard the model with FSDP2. [fewest, most] = as many as there is room "
