@@ -61,8 +61,8 @@ def _can_share(config: Config, splits: Splits) -> bool:
 
 
 def _read_in_parallel(config: Config, index: Index, splits: Splits) -> dict[str, Any]:
-    with ray_session():
-        try:
+    try:
+        with ray_session():
             write_splits(index, splits)
             sizes = {split: max(weight >> 20, 1) for split, weight in enumerate(splits.weights)}
             pending = {split: sizes[split] for split in pending_surveys(index, splits)}
@@ -71,10 +71,10 @@ def _read_in_parallel(config: Config, index: Index, splits: Splits) -> dict[str,
             logger.info("corpus: %d documents in %d parts", numbering.kept[-1], len(splits.pieces))
             writing = pending_splits(config, index, numbering)
             _run(config, index, writing, numbering.kept[-1], SplitWriter, unit="documents")
-        except UserError:
-            if not shards_in(index.path(CORPUS.folders[0])):  # a mistake that made nothing binds nobody
-                storage.delete(index.path(FOLDER))
-            raise
+    except UserError:
+        if not shards_in(index.path("corpus")):  # a mistake that made nothing binds nobody
+            storage.delete(index.path(FOLDER))
+        raise
     return finish_corpus(config, index, numbering)
 
 

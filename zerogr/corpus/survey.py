@@ -56,10 +56,10 @@ def place_of(index: Index, name: str, split: int, ending: str) -> str:
 
 
 def write_splits(index: Index, splits: Splits) -> None:
-    """Publishes how the source is cut, for the workers; forgets what was made of a source that was cut otherwise."""
+    """Publishes how the source is cut, for the workers; forgets what was made of a source that was not cut so."""
     uri = index.path(FOLDER, "splits.json")
-    if storage.exists(uri) and Splits.of_json(storage.read_json(uri)).pieces != splits.pieces:
-        storage.delete(index.path(FOLDER))
+    if not storage.exists(uri) or Splits.of_json(storage.read_json(uri)).pieces != splits.pieces:
+        storage.delete(index.path(FOLDER))  # what a run that has forgotten its own has left as well
     storage.write_json(uri, splits.as_json())
 
 
