@@ -246,8 +246,7 @@ def run_pending(
     Args:
         stage: Shown in the progress.
         index: Keeps what the run has cost (`zerogr.index.ledger`).
-        pending: {shard: its documents, or what `unit` says}.
-        total: Of all shards, the finished ones too.
+        pending, total: {shard: its documents, or what `unit` says}, and the sum over all shards, the finished ones too.
         make_worker: Called once in every actor; returns what turns a shard number into a published shard.
         compute: Pool size, threads, GPUs, retries.
         needs_engine: Whether the worker holds a language model; without one it gets no GPU.
