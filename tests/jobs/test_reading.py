@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from zerogr.corpus import splits
 from zerogr.corpus.stage import FREQUENCY
 from zerogr.corpus.survey import FOLDER
 from zerogr.errors import Fault, UserError
-from zerogr.index.index import Index
+from zerogr.index.index import Index, StageRecord
 from zerogr.store import storage
 
 NUM_DOCUMENTS = 90
@@ -49,18 +51,30 @@ def config_of(folder: Path, source: Path, *, readers: int, **corpus: Any) -> Con
     return validate_config(tree)
 
 
-@pytest.mark.integration
-def test_many_readers_are_one_stream(
-    tmp_path: Path, source: Path, large: None, local_ray: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one = config_of(tmp_path / "one", source, readers=1)
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Splits are read one after the other in this process, by workers that could have been sent to another."""
+
+    def run_here(stage: str, index: Index, pending: dict[int, int], total: int, make: Any, *_: Any, **__: Any) -> None:
+        assert stage == "corpus" and sum(pending.values()) <= total
+        worker = pickle.loads(pickle.dumps(make))()
+        for split in pending:
+            worker(split)
+
+    monkeypatch.setattr(jobs.corpus, "ray_session", contextlib.nullcontext)
+    monkeypatch.setattr(jobs.corpus, "run_pending", run_here)
+
+
+def assert_many_are_one(folder: Path, source: Path) -> StageRecord:
+    """Reads a source by one and by several, whose driver dies at the end of the first run; returns the record of the latter."""
+    one = config_of(folder / "one", source, readers=1)
     expected = jobs.corpus.run(one)
-    many = config_of(tmp_path / "many", source, readers=2)
+    many = config_of(folder / "many", source, readers=2)
 
     def die(*_: Any) -> None:
         raise Fault("the driver has died")
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jobs.corpus, "finish_corpus", die)
         with pytest.raises(Fault, match="died"):
             jobs.corpus.run(many)
@@ -68,7 +82,7 @@ def test_many_readers_are_one_stream(
     assert index.begun() == ["corpus"] and storage.list_files(index.path(FOLDER))
     before = files(many.index)
     record = jobs.corpus.run(many)
-    assert record.counts == expected.counts and record.effort["rows"] == record.counts["rows"]
+    assert record.counts == expected.counts
     assert contents(many.index, *FOLDERS) == contents(one.index, *FOLDERS)
     frequencies = [storage.read_bytes(Index(config.index).path(FREQUENCY)) for config in (one, many)]
     assert frequencies[0] == frequencies[1]
@@ -76,15 +90,30 @@ def test_many_readers_are_one_stream(
     after = files(many.index)
     assert all(after[name] == before[name] for name in after if name.startswith("corpus/"))
     assert jobs.corpus.run(many).counts == record.counts and files(many.index) == after
+    return record
+
+
+def test_many_readers_are_one_stream(tmp_path: Path, source: Path, large: None, without_ray: None) -> None:
+    assert_many_are_one(tmp_path, source)
 
 
 @pytest.mark.integration
-def test_a_mistake_binds_nobody(tmp_path: Path, source: Path, large: None, local_ray: None) -> None:
+def test_many_readers_on_ray_are_one_stream(tmp_path: Path, source: Path, large: None, local_ray: None) -> None:
+    record = assert_many_are_one(tmp_path, source)
+    assert record.effort["rows"] == record.counts["rows"]
+
+
+def test_a_mistake_binds_nobody(tmp_path: Path, source: Path, large: None, without_ray: None) -> None:
     config = config_of(tmp_path / "index", source, readers=2, doc_id_column="key")
     with pytest.raises(UserError, match="has no column 'key'; it has _id, text"):
         jobs.corpus.run(config)
     assert Index(config.index).begun() == []
-    assert jobs.corpus.run(config_of(tmp_path / "index", source, readers=1)).counts["rows"] > 0
+    assert jobs.corpus.run(config_of(tmp_path / "index", source, readers=2)).counts["rows"] > 0
+
+
+def test_a_small_source_is_read_here(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs.corpus, "run_pending", None)
+    assert jobs.corpus.run(config_of(tmp_path / "index", source, readers=8)).counts["rows"] > 0
 
 
 @pytest.mark.parametrize(
