@@ -6,7 +6,7 @@
     work/reading/survey-000012.json     lines or rows of every piece, documents, rejected rows; written last
 
 Nothing is numbered yet: how many documents come before a split is known when all are counted (`numbering`). Cost: reading and
-parsing the source once, a quarter of what building its shards takes; 12 bytes per document on storage. A worker holds 8 bytes
+parsing the source once, a seventh of what building its shards takes; 12 bytes per document on storage. A worker holds 8 bytes
 per document of a split, or the sample.
 """
 
