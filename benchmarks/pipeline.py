@@ -1,11 +1,12 @@
 """How many documents a second become an index, and in how much memory? `python -m benchmarks.pipeline [--quick]`
 
-Three parts, on synthetic documents of real words (Python's reference text; drawn by Zipf's law within a topic):
+Four parts, on synthetic documents of real words (Python's reference text; drawn by Zipf's law within a topic):
 
     resolution   the proposals of 10 million documents, of which one in nine collides and one in a hundred is a duplicate, are
                  resolved and written by one and by two threads; the published files are then searched for shared docids
     pipeline     a corpus in JSON Lines goes through the production jobs, with the fake engine, on a local Ray with two workers:
                  corpus, docids with their resolution, queries, trie; a tenth of the documents first, then all
+    reading      the corpus job alone, by one process as one stream and by two in parts; the published files are compared
     shards       one document in each of 10,000 shards goes through the docid job; then ten shards are taken away and the same
                  command finds and makes them
 
@@ -38,6 +39,7 @@ from zerogr.config.file import validate_config
 from zerogr.config.tree import Config
 from zerogr.corpus.document import Document
 from zerogr.corpus.pystdlib import read_pystdlib
+from zerogr.corpus.stage import FREQUENCY
 from zerogr.docids.resolve import key_of
 from zerogr.docids.stage import FOLDER, IDENTIFIERS, PROPOSAL_SCHEMA, assign_docids
 from zerogr.docids.words import NUM_OWN
@@ -51,7 +53,7 @@ NUM_CANDIDATES, DOCID_WORDS, TERM_DRAWS = 2, 8, 64
 DUPLICATES = 0.01
 TITLE_WORDS, TEXT_WORDS = 6, 60
 PROPOSAL_SHARD, CORPUS_SHARD = 10_000, 2_000
-PARTS = ("resolution", "pipeline", "shards")
+PARTS = ("resolution", "pipeline", "reading", "shards")
 STAGES = ("corpus", "docids", "queries", "trie")
 
 NOTES = """
@@ -62,6 +64,8 @@ NOTES = """
   `collisions_left`: docids that documents of different content share, counted from the published files.
 - `documents_per_s`: documents over the seconds of all four stages. The engine makes up its answers at once, two docids and four
   queries per document, so this is the time of everything but the language model.
+- `reading_N_s`: the corpus job by N processes, start of Ray included. A source below
+  `zerogr.corpus.splits.SMALL_BYTES` would be left to one.
 - `shard_overhead_s`: the first run's seconds over its shards, whose single documents cost next to nothing. `rerun_s`: the
   second run, start of Ray and resolution of all docids included; `rerun_finding_s`: listing what is pending.
 - `peak_driver_bytes`: the process that runs the jobs; `<stage>_peak_driver_bytes`: up to the end of that stage; `_of_a_tenth`:
@@ -85,6 +89,7 @@ def main() -> None:
     measures = {
         "resolution": partial(resolution, num_proposals),
         "pipeline": partial(pipeline, num_documents),
+        "reading": partial(reading, num_documents),
         "shards": partial(shards, num_shards),
     }
     figures: dict[str, Any] = {}
@@ -142,6 +147,43 @@ def pipeline(num_documents: int) -> dict[str, Any]:
         "peak_driver_bytes_of_a_tenth": tenth["trie_peak_bytes"],
         **{f"{stage}_peak_driver_bytes": whole[f"{stage}_peak_bytes"] for stage in STAGES},
         **{f"{stage}_peak_driver_bytes_of_a_tenth": tenth[f"{stage}_peak_bytes"] for stage in STAGES},
+    }
+
+
+def reading(num_documents: int) -> dict[str, Any]:
+    """Returns the figures of the corpus job, by one process and by two."""
+    with tempfile.TemporaryDirectory() as folder:
+        say(f"writing a corpus of {num_documents:,} documents")
+        (Path(folder) / "corpus").mkdir()
+        in_processes(partial(write_documents, folder, num_documents), range(-(-num_documents // PROPOSAL_SHARD)))
+        figures: dict[str, Any] = {"num_documents": num_documents}
+        for num_readers in (1, 2):
+            say(f"reading it, processes: {num_readers}")
+            figures |= in_fresh_process(read_corpus, folder, num_readers)
+    figures["reading_speedup"] = figures["reading_1_s"] / figures["reading_2_s"]
+    figures["same_corpus"] = figures.pop("reading_1_digest") == figures.pop("reading_2_digest")
+    return figures
+
+
+def read_corpus(folder: str, num_readers: int) -> dict[str, Any]:
+    """Runs the corpus job on the corpus in `folder`: seconds, the driver's peak memory, and a digest of what it published."""
+    from jobs import corpus
+    from zerogr.corpus import splits
+
+    splits.SMALL_BYTES = 0  # to measure what is left alone otherwise
+    config = config_of(folder, shard_size=CORPUS_SHARD, num_reading_workers=num_readers)
+    config = config.model_copy(update={"index": f"{config.index}-{num_readers}"})
+    start = time.perf_counter()
+    corpus.run(config)
+    name, index, digest = f"reading_{num_readers}", Index(config.index), hashlib.sha256()
+    figures = {f"{name}_s": time.perf_counter() - start, f"{name}_peak_driver_bytes": peak_resident_bytes()}
+    for shard in shards_in(index.path("corpus")):
+        digest.update(storage.read_bytes(index.shard("corpus", shard)))
+    digest.update(storage.read_bytes(index.path(FREQUENCY)))
+    return {
+        **figures,
+        f"{name}_documents_per_s": index.require("corpus").counts["rows"] / figures[f"{name}_s"],
+        f"{name}_digest": digest.hexdigest(),
     }
 
 
@@ -335,7 +377,7 @@ def run_jobs(folder: str) -> dict[str, Any]:
     return figures
 
 
-def config_of(folder: str, *, shard_size: int) -> Config:
+def config_of(folder: str, *, shard_size: int, num_reading_workers: int = 0) -> Config:
     """The configuration of an index of the corpus in `folder`, without a language model."""
     return validate_config(
         {
@@ -343,7 +385,7 @@ def config_of(folder: str, *, shard_size: int) -> Config:
             "corpus": {"source": str(Path(folder) / "corpus"), "shard_size": shard_size},
             "docids": {"scheme": "keywords", "engine": "fake", "candidates": NUM_CANDIDATES, "max_words": DOCID_WORDS},
             "queries": {"engine": "fake", "num_queries_per_document": 4, "num_spans_per_document": 4},
-            "compute": {"num_engine_workers": 2},
+            "compute": {"num_engine_workers": 2, "num_reading_workers": num_reading_workers},
         }
     )
 

@@ -238,18 +238,21 @@ def run_pending(
     *,
     needs_engine: bool,
     here: bool = False,
+    unit: str = "documents",
+    notes_hosts: bool = True,
 ) -> None:
     """Makes every pending shard.
 
     Args:
         stage: Shown in the progress.
         index: Keeps what the run has cost (`zerogr.index.ledger`).
-        pending: {shard: its documents}.
-        total: Documents of all shards, the finished ones too.
+        pending, total: {shard: its documents, or what `unit` says}, and the sum over all shards, the finished ones too.
         make_worker: Called once in every actor; returns what turns a shard number into a published shard.
         compute: Pool size, threads, GPUs, retries.
         needs_engine: Whether the worker holds a language model; without one it gets no GPU.
         here: Whether a single shard is made in this process, unless a cluster is named.
+        unit: What is counted in the progress.
+        notes_hosts: Whether `zerogr status` says where which shard was made.
 
     Raises:
         UserError: The worker raised one; it is not retried.
@@ -261,18 +264,18 @@ def run_pending(
         return _make_here(stage, index, next(iter(pending)), make_worker)
     num_pending_rows = sum(pending.values())
     if num_pending_rows < total:
-        logger.info("%s: %d of %d documents were done before", stage, total - num_pending_rows, total)
+        logger.info("%s: %d of %d %s were done before", stage, total - num_pending_rows, total, unit)
     with ray_session():
         import ray
 
         num_gpus = compute.num_gpus_per_engine if needs_engine else 0
         outcomes = _outcomes(list(pending), make_worker, compute, num_gpus, ticket_of(index))
-        progress = Progress(stage, total=total, unit="documents", done=total - num_pending_rows)
+        progress = Progress(stage, total=total, unit=unit, done=total - num_pending_rows)
         ledger, hosts = Ledger(index, stage), Hosts(index, stage)
         try:
             for outcome in _made(stage, outcomes):
                 ledger.add(_effort_of(outcome, num_gpus))
-                hosts.add(outcome.host, outcome.shard)
+                hosts.add(outcome.host if notes_hosts else "", outcome.shard)
                 num_pending_rows -= pending[outcome.shard]
                 progress.advance(pending[outcome.shard], _note(ledger.effort, num_pending_rows))
         except ray.exceptions.RayError as error:  # of Ray itself; what a shard can meet is an outcome

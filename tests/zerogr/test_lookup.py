@@ -10,7 +10,7 @@ import pytest
 
 from zerogr.corpus import lookup
 from zerogr.corpus.lookup import Lookup
-from zerogr.corpus.stage import SCHEMA
+from zerogr.corpus.publishing import SCHEMA
 from zerogr.errors import Fault
 from zerogr.index.index import Index
 from zerogr.index.versions import Layer, Version

@@ -254,9 +254,7 @@ class ComputeConfig(Section):
         description="Most engine actors; the pool grows from one to this as work waits. 0 = on a machine without a cluster and "
         "GPUs one per core, at most 4; else 1.",
     )
-    num_cpus_per_engine: int = Field(
-        0, ge=0, description="Threads of one engine actor; 0 = an equal share of the machine."
-    )
+    num_cpus_per_engine: int = Field(0, ge=0, description="Threads of one engine actor; 0 = a share of the machine.")
     num_gpus_per_engine: float = Field(0, ge=0, description="GPUs of one engine actor.")
     engine_batch_size: int | None = Field(
         None, ge=1, description="Sequences the transformers engine decodes together; null = 32, on a GPU 1,024."
@@ -266,6 +264,9 @@ class ComputeConfig(Section):
     )
     engine_options: dict[str, Any] = Field(
         default_factory=dict, description="Passed to vLLM: tensor_parallel_size, max_model_len, ..."
+    )
+    num_reading_workers: int = Field(
+        0, ge=0, description="Readers of a large corpus; 1 = one stream; 0 = one per core, on a cluster at least 4."
     )
     num_training_workers: int | list[int] = Field(
         1,

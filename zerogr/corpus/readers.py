@@ -11,6 +11,7 @@ import itertools
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +23,7 @@ from zerogr.corpus.document import Document, Rejected
 from zerogr.corpus.pystdlib import read_pystdlib
 from zerogr.corpus.rows import columns_read, to_document, with_columns_of
 from zerogr.corpus.separated import read_separated
-from zerogr.corpus.streams import json_rows, opened
+from zerogr.corpus.streams import Place, Span, json_rows, opened
 from zerogr.errors import UserError
 from zerogr.store import hub, storage
 
@@ -51,9 +52,27 @@ def read_corpus(config: CorpusConfig) -> Iterator[Document | Rejected]:
     if kind == "pystdlib":
         yield from read_pystdlib()
         return
-    read = {"csv": read_separated, "parquet": _read_parquet}.get(kind, _read_json_lines)
     for file in source_files(config):
-        yield from read(file, config)
+        yield from read_file(file, kind, config)
+
+
+def read_file(
+    uri: str, kind: str, config: CorpusConfig, place: Place | None = None, span: Span | None = None
+) -> Iterator[Document | Rejected]:
+    """Yields every row of one file of the source, or of a part of it.
+
+    Args:
+        uri: Of the file.
+        kind: Its format, as `detect_format` says.
+        config: Names the columns.
+        place: Counts its lines or rows, the blank ones too; None = from the beginning of the file.
+        span: Which part; see `zerogr.corpus.splits`. None = the whole file.
+
+    Raises:
+        UserError: As for `read_corpus`.
+    """
+    read = {"csv": read_separated, "parquet": _read_parquet}.get(kind, _read_json_lines)
+    return read(uri, config, place or Place.in_file(uri), span)
 
 
 def detect_format(config: CorpusConfig) -> str:
@@ -155,40 +174,44 @@ def source_hash(config: CorpusConfig) -> str:
             with storage.open_binary(uri) as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())  # type: ignore[arg-type]
         else:
-            fs, path = storage.filesystem(uri)
-            info = fs.info(path)
-            digest.update(repr((info["size"], storage.version_tag(info))).encode())
+            digest.update(repr(storage.state_of(uri)).encode())
     return digest.hexdigest()[:16]
 
 
-def _read_json_lines(uri: str, config: CorpusConfig) -> Iterator[Document | Rejected]:
-    rows = json_rows(uri)
-    first = list(itertools.islice(rows, _ROWS_THAT_NAME_COLUMNS))
-    if not first:
-        return
+def _read_json_lines(uri: str, config: CorpusConfig, place: Place, span: Span | None) -> Iterator[Document | Rejected]:
+    rows = json_rows(uri, place, span)
+    first = list(itertools.islice(rows if span is None else json_rows(uri), _ROWS_THAT_NAME_COLUMNS))
     names = dict.fromkeys(name for _, row in first if isinstance(row, dict) for name in row)
     if any(
         isinstance(row, dict) for _, row in first
     ):  # a row without a column leaves it out; a file without it lacks it
         config = with_columns_of(config, list(names), uri)
-    for location, row in itertools.chain(first, rows):
+    for location, row in itertools.chain(first, rows) if span is None else rows:
         yield row if isinstance(row, Rejected) else to_document(row, location, config)
 
 
-def _read_parquet(uri: str, config: CorpusConfig) -> Iterator[Document | Rejected]:
-    name = uri.rpartition("/")[2]
+def _read_parquet(uri: str, config: CorpusConfig, place: Place, span: Span | None) -> Iterator[Document | Rejected]:
+    with parquet_file(uri) as file:
+        fitted = with_columns_of(config, file.schema_arrow.names, uri)
+        columns = [name for name in file.schema_arrow.names if name in columns_read(fitted)]
+        groups = range(*span) if span else range(file.num_row_groups)
+        for batch in file.iter_batches(
+            batch_size=256, row_groups=groups, columns=columns, use_threads=False
+        ):  # see storage.read_parquet
+            for row in _rows(batch):
+                place.number += 1
+                yield to_document(row, str(place), fitted)
+
+
+@contextmanager
+def parquet_file(uri: str) -> Iterator[pq.ParquetFile]:
+    """Yields a Parquet file. Raises UserError if it is none."""
     with opened(uri) as stream:
         try:
             file = pq.ParquetFile(stream)
         except pa.ArrowInvalid as error:
             raise UserError(f"'{uri}' is not a Parquet file: {error}") from None
-        fitted = with_columns_of(config, file.schema_arrow.names, uri)
-        number = 0
-        columns = [name for name in file.schema_arrow.names if name in columns_read(fitted)]
-        for batch in file.iter_batches(batch_size=256, columns=columns, use_threads=False):  # see storage.read_parquet
-            for row in _rows(batch):
-                number += 1
-                yield to_document(row, f"{name}:{number}", fitted)
+        yield file
 
 
 def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:

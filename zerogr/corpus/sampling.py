@@ -40,23 +40,38 @@ def judged_doc_ids(dataset: str, split: str | None = None) -> set[str]:
     return judged
 
 
+class Chosen:
+    """The best `num_documents` of the documents that were offered so far, whatever their order."""
+
+    def __init__(self, num_documents: int, *, judged: set[str], seed: int) -> None:
+        self._num_documents, self._judged, self._seed = num_documents, judged, seed
+        self._heap: list[tuple[bool, int, str]] = []
+        """Its root is the worst choice so far."""
+        self.members: dict[str, int] = {}
+        """doc_id -> where it was offered first."""
+
+    def offer(self, doc_id: str, position: int = 0) -> None:
+        """Takes a document if it is among the best; one that is there already is left alone."""
+        if doc_id in self.members:
+            return
+        entry = (doc_id in self._judged, -seed_of(self._seed, "sample", doc_id), doc_id)
+        if len(self._heap) < self._num_documents:
+            heapq.heappush(self._heap, entry)
+        elif entry > self._heap[0]:
+            del self.members[heapq.heappushpop(self._heap, entry)[2]]
+        else:
+            return
+        self.members[doc_id] = position
+
+
 def sample(
     read: Callable[[], Iterator[Document | Rejected]], num_documents: int, *, judged: set[str], seed: int
 ) -> Iterator[Document | Rejected]:
     """Yields `num_documents` documents of `read()` in their order, and its rejected rows; all of them if there are fewer."""
-    chosen: list[tuple[bool, int, str]] = []  # a heap whose root is the worst choice so far
-    members = set()
+    chosen = Chosen(num_documents, judged=judged, seed=seed)
     for row in read():
-        if isinstance(row, Rejected) or row.doc_id in members:
-            continue
-        entry = (row.doc_id in judged, -seed_of(seed, "sample", row.doc_id), row.doc_id)
-        if len(chosen) < num_documents:
-            heapq.heappush(chosen, entry)
-        elif entry > chosen[0]:
-            members.discard(heapq.heappushpop(chosen, entry)[2])
-        else:
-            continue
-        members.add(row.doc_id)
+        if isinstance(row, Document):
+            chosen.offer(row.doc_id)
     for row in read():
-        if isinstance(row, Rejected) or row.doc_id in members:
+        if isinstance(row, Rejected) or row.doc_id in chosen.members:
             yield row

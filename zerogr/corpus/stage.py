@@ -1,46 +1,36 @@
 """The corpus stage: the source becomes numbered Parquet shards, and the corpus' document frequencies are counted.
 
-One stream on one core: rows are read, checked, numbered and written, nothing but one shard and eight bytes per document is
-held in memory. A row is known by the 64-bit hash of its `doc_id`; two different ids among ten million share one with a
+Here it is one stream on one core: rows are read, checked, numbered and written, nothing but one shard and eight bytes per
+document is held in memory. A large source is cut and read by many (`splits`, `survey`, `numbering`, `assembly`); the shards are
+the same. A row is known by the 64-bit hash of its `doc_id`; two different ids among ten million share one with a
 chance of three in a million, and the second would be rejected, with its id, as a duplicate.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from zerogr.config.tree import Config
 from zerogr.corpus.document import Document, Rejected
+from zerogr.corpus.publishing import ShardWriter
 from zerogr.corpus.readers import detect_format, read_corpus, source_hash
 from zerogr.corpus.sampling import judged_doc_ids, sample
 from zerogr.errors import UserError
-from zerogr.index.index import Index, shards_in
+from zerogr.index.index import Index
 from zerogr.index.versions import Version, is_update, root_of
 from zerogr.progress import Progress
 from zerogr.store import storage
 from zerogr.text.terms import DocumentFrequency
-from zerogr.text.words import key_of, words
+from zerogr.text.words import key_of
 
 VERSION = 3
 _AT_ONCE = 4096
 FREQUENCY = "work/document_frequency.bin"
-SCHEMA = pa.schema(
-    [
-        ("row_id", pa.int64()),
-        ("doc_id", pa.string()),
-        ("title", pa.string()),
-        ("text", pa.string()),
-        ("kind", pa.string()),
-        ("metadata", pa.string()),
-    ]
-)
 
 
 def corpus_inputs(config: Config) -> dict[str, Any]:
@@ -50,13 +40,14 @@ def corpus_inputs(config: Config) -> dict[str, Any]:
         **{f"corpus.{key}": value for key, value in corpus.items()},
         "corpus.format": detect_format(config.corpus),
         "corpus.source": source_hash(config.corpus),
-        "corpus.keep_judged": hashlib.sha256("\n".join(sorted(_judged(config))).encode()).hexdigest()[:16],
+        "corpus.keep_judged": hashlib.sha256("\n".join(sorted(judged_of(config))).encode()).hexdigest()[:16],
         "seed": config.seed if config.corpus.max_documents else None,
         "version": VERSION,
     }
 
 
-def _judged(config: Config) -> set[str]:
+def judged_of(config: Config) -> set[str]:
+    """Returns the documents that a sample keeps first."""
     corpus = config.corpus
     return judged_doc_ids(corpus.keep_judged, corpus.keep_judged_split) if corpus.keep_judged else set()
 
@@ -76,63 +67,37 @@ def build_corpus(
     Raises:
         UserError: The source is unusable, has no document, or too many of its rows are rejected.
     """
-    num_rejected = 0
     rows = _without(checked_documents(config), held) if held else checked_documents(config)
     frequency = _frequency_before(index)
-    first_row = frequency.num_documents
-    done = set(shards_in(index.path("corpus")))
-    shard = 0
-    pending: list[dict[str, Any]] = []
-    rejected: list[Rejected] = []
+    writer = ShardWriter(config, index, first_row=frequency.num_documents)
     progress = Progress("corpus", unit="documents")
-
-    def publish() -> None:
-        nonlocal shard
-        if shard not in done:
-            table = pa.Table.from_pylist(pending, schema=SCHEMA)
-            index.publish_shard(
-                "corpus", "corpus", shard, table, [(row.doc_id, row.reason, row.detail) for row in rejected]
-            )
-        progress.advance(len(pending))
-        pending.clear()
-        rejected.clear()
-        shard += 1
-
+    first_rejected: Rejected | None = None
     for row in rows:
-        if isinstance(row, Rejected):
-            rejected.append(row)
-            num_rejected += 1
-            continue
-        frequency.add(words(f"{row.title}\n{row.text}"))
-        pending.append(_row(row, frequency.num_documents - 1))
-        if len(pending) == config.corpus.shard_size:
-            publish()
-    if frequency.num_documents == first_row:
-        first = f" (the first: {rejected[0].reason}, {rejected[0].detail})" if rejected else ""
-        raise UserError(
-            f"corpus.source '{config.corpus.source}' has no usable document; {num_rejected} rows were rejected{first}"
-        )
-    if pending or rejected:
-        publish()
+        if first_rejected is None and isinstance(row, Rejected):
+            first_rejected = row
+        if writer.add(row):
+            progress.advance(config.corpus.shard_size)
+    if not writer.frequency.num_documents:
+        raise no_document(config, writer.num_rejected, first_rejected)
+    writer.close()
+    frequency.add_counts(*writer.frequency.counts(), writer.frequency.num_documents)
     storage.write_bytes(index.path(FREQUENCY), frequency.to_bytes())
     progress.close()
-    return {
-        "rows": frequency.num_documents - first_row,
-        "rejected": num_rejected,
-        "rejected_reasons": index.num_rejected("corpus"),
-    }
+    return counts_of(index, writer.frequency.num_documents)
 
 
-def _row(document: Document, row_id: int) -> dict[str, Any]:
-    """Returns a document as corpus/ has it."""
-    return {
-        "row_id": row_id,
-        "doc_id": document.doc_id,
-        "title": document.title,
-        "text": document.text,
-        "kind": document.kind,
-        "metadata": json.dumps(document.metadata, ensure_ascii=False),
-    }
+def no_document(config: Config, num_rejected: int, first: Rejected | None) -> UserError:
+    """Returns what is said of a source without any usable document; `first` is its first rejected row."""
+    why = f" (the first: {first.reason}, {first.detail})" if first else ""
+    return UserError(
+        f"corpus.source '{config.corpus.source}' has no usable document; {num_rejected} rows were rejected{why}"
+    )
+
+
+def counts_of(index: Index, num_documents: int) -> dict[str, Any]:
+    """Returns the counts of a stage that has published everything."""
+    reasons = index.num_rejected("corpus")
+    return {"rows": num_documents, "rejected": sum(reasons.values()), "rejected_reasons": reasons}
 
 
 def _frequency_before(index: Index) -> DocumentFrequency:
@@ -170,18 +135,18 @@ def checked_documents(config: Config) -> Iterator[Document | Rejected]:
 
     rows = read()
     if config.corpus.max_documents:
-        judged = (
-            judged_doc_ids(config.corpus.keep_judged, config.corpus.keep_judged_split)
-            if config.corpus.keep_judged
-            else set()
-        )
-        rows = sample(read, config.corpus.max_documents, judged=judged, seed=config.seed)
+        rows = sample(read, config.corpus.max_documents, judged=judged_of(config), seed=config.seed)
     seen = _SeenIds()
     for row in rows:
         if isinstance(row, Document) and not seen.add(row.doc_id):
-            yield Rejected(row.doc_id, "duplicate_doc_id", "an earlier row has the same doc_id")
+            yield repeated(row)
         else:
             yield row
+
+
+def repeated(row: Document) -> Rejected:
+    """Returns what becomes of a document whose doc_id an earlier one has."""
+    return Rejected(row.doc_id, "duplicate_doc_id", "an earlier row has the same doc_id")
 
 
 class _SeenIds:

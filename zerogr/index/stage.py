@@ -62,6 +62,7 @@ CORPUS = Stage(
     command="corpus",
     help="read the corpus into numbered shards",
     folders=("corpus",),
+    work=("work/reading",),
     keeps=("work/document_frequency.bin",),
     shards="corpus",
 )

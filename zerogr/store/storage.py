@@ -118,6 +118,12 @@ def read_bytes(uri: str) -> bytes:
     return fs.cat_file(path)
 
 
+def read_range(uri: str, begin: int, end: int) -> bytes:
+    """Returns the bytes [begin, end) of a file. Raises FileNotFoundError if there is none."""
+    fs, path = filesystem(uri)
+    return fs.cat_file(path, start=begin, end=end)
+
+
 def write_bytes(uri: str, data: bytes) -> None:
     """Publishes `data` at `uri`, whole or not at all.
 
@@ -306,6 +312,13 @@ def version_tag(info: dict[str, Any]) -> str:
     else the time of the last change.
     """
     return str(next((info[key] for key in ("ETag", "etag", "blob_id", "xet_hash") if info.get(key)), info.get("mtime")))
+
+
+def state_of(uri: str) -> tuple[int, str]:
+    """Returns a file's size in bytes and its `version_tag`. Raises FileNotFoundError if there is none."""
+    fs, path = filesystem(uri)
+    info = fs.info(path)
+    return int(info["size"]), version_tag(info)
 
 
 @contextmanager

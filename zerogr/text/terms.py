@@ -35,6 +35,16 @@ class DocumentFrequency:
         self._counters[list(slots)] += 1
         self.num_documents += 1
 
+    def counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the counters that are not zero: their numbers (uint32 [n], ascending) and values (uint32 [n])."""
+        slots = np.flatnonzero(self._counters)
+        return slots.astype("<u4"), self._counters[slots]
+
+    def add_counts(self, slots: np.ndarray, values: np.ndarray, num_documents: int) -> None:
+        """Counts the documents of another table, given as its `counts`."""
+        self._counters[slots] += values
+        self.num_documents += num_documents
+
     def of(self, term: str) -> int:
         """Returns the number of documents that hold `term` (at least, if terms share a counter)."""
         return int(self._counters[self._slot(term)])
