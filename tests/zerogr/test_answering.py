@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,8 @@ import pytest
 
 from tests import tiny
 from zerogr import Retriever
-from zerogr.decoding import STRATEGIES
 from zerogr.errors import UserError
 from zerogr.search.answering import Answering
-from zerogr.search.record import Branch
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("one_thread")]
 
@@ -171,66 +168,3 @@ def test_what_it_has_is_answered_when_it_closes(retriever: Retriever) -> None:
     assert all(len(request.found.result(WAIT_S)) == 4 for request in requests)
     answering.join(WAIT_S)
     assert not any(thread.name == "answering" and thread is answering._thread for thread in threading.enumerate())
-
-
-def leaves(branch: Branch, path: tuple[Branch, ...] = ()) -> Iterator[tuple[Branch, ...]]:
-    """Yields the branches from the root's child down to each leaf that is kept."""
-    if branch.docid is not None:
-        yield path
-    for child in branch.children:
-        yield from leaves(child, (*path, child))
-
-
-@pytest.mark.parametrize("decoder", ["reference", "device"])
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_recorded_search_shows_what_the_model_thought(tiny_index: str, decoder: str, strategy: str) -> None:
-    retriever = Retriever.load(tiny_index, device="cpu", decoder=decoder)
-    answering = retriever.answering()
-    how = {"k": 5, "strategy": strategy, "deny": ["bread-1"], "fields": ["title"]}
-    plain, recorded = answering.ask(QUERIES[:2], **how), answering.ask(QUERIES[:2], is_recorded=True, **how)
-    plain.found.result(WAIT_S), recorded.found.result(WAIT_S)
-    explained = answering.explained(recorded)
-    answering.close()
-    assert names([each.hits for each in explained]) == names(answering.hits(plain))
-    restricted = retriever.restricted(deny=["bread-1"])
-    doc_ids = [[hit.doc_id for hit in each.hits] for each in explained]
-    for each, traces in zip(explained, restricted.trace(QUERIES[:2], doc_ids), strict=True):
-        assert each.tree is not None and each.parts is None and each.tree.strategy == strategy
-        assert each.tree.num_docids == 39 and each.tree.root.num_hits == 5
-        paths = {path[-1].docid: path for path in leaves(each.tree.root)}
-        assert [branch.best_rank for branch in paths[each.hits[0].docid]] == [1] * len(paths[each.hits[0].docid])
-        for rank, (hit, trace) in enumerate(zip(each.hits, traces, strict=True), 1):
-            path, steps = paths[hit.docid], trace.steps
-            assert path[-1].best_rank == rank
-            assert [branch.token for branch in path] == [
-                retriever.writer.token_text(step.token) for step in steps[: len(path)]
-            ]
-            assert [branch.log_prob for branch in path] == pytest.approx(
-                [step.log_prob for step in steps[: len(path)]], abs=1e-4
-            )
-            assert path[-1].path_log_prob == pytest.approx(hit.score, abs=1e-4)
-
-
-def test_a_recorded_search_by_sums_shows_the_parts(hybrid_index: str) -> None:
-    retriever = Retriever.load(hybrid_index, device="cpu")
-    answering = retriever.answering()
-    request = answering.ask(QUERIES[:1], is_recorded=True, k=4)
-    request.found.result(WAIT_S)
-    [explained] = answering.explained(request)
-    nothing = answering.ask(QUERIES[:1], is_recorded=True, allow=[])
-    nothing.found.result(WAIT_S)
-    answering.close()
-    assert explained.tree is None and explained.parts is not None and len(explained.parts) == 4
-    for hit, parts in zip(explained.hits, explained.parts, strict=True):
-        assert sum(part.score for part in parts) == pytest.approx(hit.score)
-    value = explained.as_json()
-    assert value["tree"] is None and value["hits"][0]["parts"][0].keys() == {"ranker", "text", "probability", "score"}
-    assert [each.hits for each in answering.explained(nothing)] == [[]]
-
-
-def test_a_recorded_search_that_may_find_nothing(retriever: Retriever) -> None:
-    answering = retriever.answering()
-    request = answering.ask(QUERIES[:2], is_recorded=True, allow=[])
-    request.found.result(WAIT_S)
-    answering.close()
-    assert [each.as_json() for each in answering.explained(request)] == [{"hits": [], "tree": None}] * 2

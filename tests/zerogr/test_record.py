@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests import tiny
+from tests.stages import build_index
 from tests.zerogr.test_decoding import (
     EOS,
     Docid,
@@ -20,11 +23,13 @@ from tests.zerogr.test_decoding import (
     path_log_probs,
     some_docids,
 )
+from zerogr import Retriever
+from zerogr.config.file import validate_config
 from zerogr.decoding import STRATEGIES, DecodedList
 from zerogr.decoding.decoder import Underway, policy
 from zerogr.decoding.scoring import CallableScorer
 from zerogr.decoding.tree import ScoredTree
-from zerogr.search.record import Branch, Record, Texts, record
+from zerogr.search.record import MOST_PARTS, Branch, Explained, Record, Texts, record
 from zerogr.trie import DocidTrie
 
 EVERYTHING = {"most_children": 100, "most_branches": 10_000}
@@ -164,3 +169,72 @@ def test_recording_leaves_the_tree_as_it_was(docids: list[Docid]) -> None:
     """What was never reached is looked up for the record, and must not count as reached in the next."""
     tree, found = searched(docids, 2, "beam", 0, "allowed")
     assert recorded(tree, found, **EVERYTHING) == recorded(tree, found, **EVERYTHING)
+
+
+QUERIES = ["what about the history of coffee", "the price of sailing"]
+WAIT_S = 300
+
+
+def explained(retriever: Retriever, **how: Any) -> list[Explained]:
+    answering = retriever.answering()
+    request = answering.ask(QUERIES, is_recorded=True, **how)
+    request.found.result(WAIT_S)
+    answering.close()
+    return answering.explained(request)
+
+
+def leaves(branch: Branch, path: tuple[Branch, ...] = ()) -> dict[str, tuple[Branch, ...]]:
+    """Returns docid -> the branches that lead to it, for every leaf that is kept."""
+    found = {branch.docid: path} if branch.docid is not None else {}
+    for child in branch.children:
+        found |= leaves(child, (*path, child))
+    return found
+
+
+@pytest.mark.usefixtures("one_thread")
+class TestAnIndex:
+    """What is explained is the search that anybody gets."""
+
+    @pytest.fixture(scope="class")
+    def uri(self, tmp_path_factory: pytest.TempPathFactory, collection: Path, tiny_model: Path) -> str:
+        uri = str(tmp_path_factory.mktemp("recorded") / "index")
+        build_index(validate_config(tiny.settings(uri, collection, tiny_model)))
+        return uri
+
+    @pytest.mark.parametrize("decoder", ["reference", "device"])
+    @pytest.mark.parametrize("strategy", STRATEGIES)
+    def test_a_tree_has_what_a_trace_has(self, uri: str, strategy: str, decoder: str) -> None:
+        retriever = Retriever.load(uri, device="cpu", decoder=decoder).restricted(deny=["bread-1"])
+        every = explained(retriever, k=5, strategy=strategy, fields=["title"])
+        searched = retriever.search(QUERIES, k=5, strategy=strategy, fields=["title"])
+        traced = retriever.trace(QUERIES, [[hit.doc_id for hit in each.hits] for each in every])
+        for each, expected, traces in zip(every, searched, traced, strict=True):
+            assert [(hit.doc_id, hit.title) for hit in each.hits] == [(hit.doc_id, hit.title) for hit in expected]
+            assert each.tree is not None and each.parts is None and each.tree.strategy == strategy
+            assert each.tree.num_docids == 39 and each.tree.root.num_hits == 5
+            paths = leaves(each.tree.root)
+            for rank, (hit, trace) in enumerate(zip(each.hits, traces, strict=True), 1):
+                path = paths[hit.docid]
+                steps = trace.steps[: len(path)]
+                assert (path[-1].best_rank, path[-1].num_hits) == (rank, 1)
+                assert [each.token for each in path] == [retriever.writer.token_text(step.token) for step in steps]
+                assert [each.log_prob for each in path] == pytest.approx([step.log_prob for step in steps], abs=1e-4)
+                assert path[-1].path_log_prob == pytest.approx(hit.score, abs=1e-4)
+                assert hit.docid.endswith((path[-1].rest or "").strip())
+
+    def test_documents_that_may_not_be_found(self, uri: str) -> None:
+        nothing = explained(Retriever.load(uri, device="cpu"), allow=[])
+        assert [each.as_json() for each in nothing] == [{"hits": [], "tree": None}] * 2
+
+    def test_sums_have_their_parts(self, tmp_path: Path, collection: Path, tiny_model: Path) -> None:
+        hybrid = {"docids__scheme": "terms", "ranking__name": "mix"}
+        build_index(validate_config(tiny.settings(str(tmp_path), collection, tiny_model, **hybrid)))
+        retriever = Retriever.load(str(tmp_path), device="cpu")
+        for each, expected in zip(explained(retriever, k=4), retriever.search(QUERIES, k=4), strict=True):
+            assert each.tree is None and each.parts is not None
+            assert [hit.doc_id for hit in each.hits] == [hit.doc_id for hit in expected]
+            for hit, parts, value in zip(each.hits, each.parts, each.as_json()["hits"], strict=True):
+                assert len(parts) <= MOST_PARTS
+                assert sum(part.score for part in parts) == pytest.approx(hit.score, rel=1e-3)
+                assert value["parts"][0] == dict(ranker=parts[0].ranker, text=parts[0].text,
+                    probability=parts[0].probability, score=parts[0].score)  # fmt: skip
