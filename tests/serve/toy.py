@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,6 +49,7 @@ class ToyBackend:
 
     def __init__(self) -> None:
         self.release = threading.Event()
+        """Lets the query `wait` be answered."""
         self.requests: list[tuple[str, SearchRequest]] = []
         self.failures: list[Exception] = []
         """What the next requests fail with."""
@@ -56,6 +58,8 @@ class ToyBackend:
 
     async def search(self, request: SearchRequest) -> tuple[list[list[dict[str, Any]]], str]:
         self.requests.append(("search", request))
+        if request.query == "wait":
+            await asyncio.to_thread(self.release.wait, 60)
         return [[hit.as_json() for hit in self._found(request, text)[2]] for text in request.texts], "toy-1"
 
     async def explain(self, request: ExplainRequest) -> tuple[dict[str, Any], str]:
@@ -85,18 +89,19 @@ class ToyBackend:
             raise self.failures.pop(0)
         if text == "a mistake":
             raise UserError("the index knows no such instruction")
-        rows = [] if text == "nothing" else None
-        tree = ScoredTree(self._trie.filter(allow=rows), END, "allowed")
+        tree = ScoredTree(self._trie, END, "allowed")
+        if text == "nothing":
+            return tree, DecodedList(), []
         strategy, k = request.strategy or "beam", request.k or 5
         underway = Underway(tree, policy(strategy)(tree, k, 0))
         scorer = CallableScorer(lambda prefixes: np.stack([self._logits(text, prefix) for prefix in prefixes]))
         while underway.requests:
             underway.resume(scorer.log_probs(underway.requests, "allowed"))
-        found = underway.documents(k, strategy) if rows is None else DecodedList()
+        found = underway.documents(k, strategy)
         hits = []
         for rank, each in enumerate(found, 1):
             title, said = DOCUMENTS[self._docid(each.tokens)]
-            shown = HTML if text == "markup" else title
+            shown = {"markup": HTML, "long": "w" * 300}.get(text, title)
             hits.append(Hit(f"report-{each.row}", self._docid(each.tokens), rank, each.score, shown, said))
         return tree, found, hits
 
@@ -113,11 +118,11 @@ class ToyBackend:
 
 
 @contextmanager
-def served(backend: Any) -> Iterator[str]:
-    """Serves a backend on loopback; yields its URL."""
+def served(backend: Any, around: Callable[[Any], Any] = lambda api: api) -> Iterator[str]:
+    """Serves a backend on loopback, with something around the API; yields its URL."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(create_api(backend), log_level="warning", lifespan="off"))
+        server = uvicorn.Server(uvicorn.Config(around(create_api(backend)), log_level="warning", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         while not server.started:
