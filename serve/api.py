@@ -231,6 +231,18 @@ def create_api(backend: SearchBackend) -> FastAPI:
         logger.info("search status=%d queries=%d ms=%.1f", response.status_code, num_queries, took_ms)
         return response
 
+    _add_explain(api, backend)
+
+    @api.exception_handler(HTTPException)
+    async def http_error(_request: Request, error: HTTPException) -> Response:
+        return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
+
+    return api
+
+
+def _add_explain(api: FastAPI, backend: SearchBackend) -> None:
+    """Adds POST /explain."""
+
     @api.post("/explain", openapi_extra=_described(ExplainRequest))
     async def explain(request: Request) -> Response:
         start = time.perf_counter()
@@ -242,12 +254,6 @@ def create_api(backend: SearchBackend) -> FastAPI:
             response = _failure(error)
         logger.info("explain status=%d ms=%.1f", response.status_code, (time.perf_counter() - start) * 1000)
         return response
-
-    @api.exception_handler(HTTPException)
-    async def http_error(_request: Request, error: HTTPException) -> Response:
-        return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
-
-    return api
 
 
 def _described(model: type[BaseModel]) -> dict[str, Any]:
