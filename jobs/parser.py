@@ -274,7 +274,15 @@ def _add_queries(commands: Commands) -> None:
         sub.add_argument("--seed", type=int, default=0, help="of the sampling strategies (default: 0)")
         return sub
 
-    sub = add("search", "answer a query", None)
+    sub = add("search", "answer a query, by an index or by a service", None)
+    sub.usage = "zerogr search [options] INDEX QUERY\n       zerogr search [options] --url URL QUERY"
+    for action in sub._positionals._group_actions:
+        action.required = False  # with --url the query stands alone; `jobs.search` says what is missing
+    sub.add_argument("--url", help="of a service that answers, such as http://127.0.0.1:8000, instead of an index")
+    sub.add_argument(
+        "--token-file", metavar="FILE",
+        help="holds the token that the service wants; without it the environment variable ZEROGR_TOKEN does, if it is set",
+    )  # fmt: skip
     sub.add_argument(
         "--rerank", action="store_true", help="order what is found by the score that training.loss ranknet teaches"
     )

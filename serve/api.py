@@ -2,6 +2,7 @@
 
     POST /search   {"query" | "queries", "instruction"?, "k"?, "strategy"?, "fields"?, "snippet_characters"?, "allow"?, "deny"?,
                    "filter"?} -> {"hits", "index_version", "took_ms"}
+    POST /explain  the same with one "query" -> {"hits", "tree", "index_version", "took_ms"}: how the hits were found
     GET  /index    summary of the manifest        GET /   the search page
     GET  /healthz  the process answers            GET /readyz   a model is loaded
     GET  /openapi.json   the same for programs, with bounds
@@ -19,19 +20,30 @@ import logging
 import re
 import time
 from importlib import resources
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, field_validator, model_validator
+from pydantic.json_schema import SkipJsonSchema
 from starlette.exceptions import HTTPException
 
-from serve.schemas import AT_ANY_TIME, ERRORS, FILTER, ONE_OR_SEVERAL, IndexAnswer, SearchAnswer, query_text
+from serve.schemas import (
+    AT_ANY_TIME,
+    ERRORS,
+    FILTER,
+    ONE_OR_SEVERAL,
+    ExplainAnswer,
+    IndexAnswer,
+    SearchAnswer,
+    query_text,
+)
 from zerogr.decoding import STRATEGIES
 from zerogr.errors import UserError
 from zerogr.search.contents import FIELDS
 from zerogr.trie.conditions import conditions_of
 
+Body = TypeVar("Body", bound=BaseModel)
 FieldName = Literal["title", "text", "kind", "metadata"]
 MAX_QUERIES = 64
 MAX_QUERY_CHARACTERS = 4096
@@ -149,11 +161,31 @@ class SearchRequest(BaseModel):
         return {name: value for name in ("allow", "deny", "filter") if (value := getattr(self, name)) is not None}
 
 
+class ExplainRequest(SearchRequest):
+    """The body of POST /explain: that of a search for one query."""
+
+    model_config = ConfigDict(json_schema_extra=None)
+
+    query: Annotated[str, WithJsonSchema(query_text(MAX_QUERY_CHARACTERS))] = Field(
+        max_length=MAX_QUERY_CHARACTERS, description="What is looked for."
+    )
+    queries: SkipJsonSchema[None] = None
+
+    @field_validator("queries", mode="before")
+    @classmethod
+    def _are_none(cls, value: Any) -> None:
+        if value is not None:
+            raise ValueError("one search at a time is explained; give one 'query'")
+
+
 class SearchBackend(Protocol):
-    """What the API needs behind it. `search` and `describe` raise Unavailable, TimeoutError or UserError."""
+    """What the API needs behind it. `search`, `explain` and `describe` raise Unavailable, TimeoutError or UserError."""
 
     async def search(self, request: SearchRequest) -> tuple[list[list[dict[str, Any]]], str]:
         """Returns the hits of every query, and the version of the index that gave them."""
+
+    async def explain(self, request: ExplainRequest) -> tuple[dict[str, Any], str]:
+        """Returns the hits and the tree of a search (`zerogr.search.record`), and the version of the index."""
 
     async def describe(self) -> dict[str, Any]:
         """Returns the answer to GET /index."""
@@ -200,14 +232,12 @@ def create_api(backend: SearchBackend) -> FastAPI:
         except Exception as error:
             return _failure(error)
 
-    body = {"content": {"application/json": {"schema": SearchRequest.model_json_schema()}}, "required": True}
-
-    @api.post("/search", response_model=SearchAnswer, responses=ERRORS, openapi_extra={"requestBody": body})
+    @api.post("/search", response_model=SearchAnswer, responses=ERRORS, openapi_extra=_described(SearchRequest))
     async def search(request: Request) -> Response:
         start = time.perf_counter()
         num_queries = 0
         try:
-            wanted = _parse(await _read_body(request))
+            wanted = _parse(await _read_body(request), SearchRequest)
             num_queries = len(wanted.texts)
             hits, index_version = await backend.search(wanted)
             took_ms = round((time.perf_counter() - start) * 1000, 1)
@@ -224,11 +254,35 @@ def create_api(backend: SearchBackend) -> FastAPI:
         logger.info("search status=%d queries=%d ms=%.1f", response.status_code, num_queries, took_ms)
         return response
 
+    _add_explain(api, backend)
+
     @api.exception_handler(HTTPException)
     async def http_error(_request: Request, error: HTTPException) -> Response:
         return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
 
     return api
+
+
+def _add_explain(api: FastAPI, backend: SearchBackend) -> None:
+    """Adds POST /explain."""
+
+    @api.post("/explain", response_model=ExplainAnswer, responses=ERRORS, openapi_extra=_described(ExplainRequest))
+    async def explain(request: Request) -> Response:
+        start = time.perf_counter()
+        try:
+            answer, index_version = await backend.explain(_parse(await _read_body(request), ExplainRequest))
+            took_ms = round((time.perf_counter() - start) * 1000, 1)
+            response: Response = JSONResponse({**answer, "index_version": index_version, "took_ms": took_ms})
+        except Exception as error:
+            response = _failure(error)
+        logger.info("explain status=%d ms=%.1f", response.status_code, (time.perf_counter() - start) * 1000)
+        return response
+
+
+def _described(model: type[BaseModel]) -> dict[str, Any]:
+    """Returns what /openapi.json says of a body."""
+    content = {"application/json": {"schema": model.model_json_schema()}}
+    return {"requestBody": {"content": content, "required": True}}
 
 
 async def _read_body(request: Request) -> bytes:
@@ -240,16 +294,18 @@ async def _read_body(request: Request) -> bytes:
     return bytes(body)
 
 
-def _parse(body: bytes) -> SearchRequest:
+def _parse(body: bytes, model: type[Body]) -> Body:
     try:
-        return SearchRequest.model_validate_json(body)
+        return model.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
     if first["type"] == "json_invalid":
         raise _Refused(400, f"the body is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}")
     path = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        raise _Refused(422, f"there is no field '{path}'; allowed: {', '.join(SearchRequest.model_fields)}")
+        raise _Refused(
+            422, f"there is no field '{path}'; allowed: {', '.join(model.model_json_schema()['properties'])}"
+        )
     reason = first["msg"].removeprefix("Value error, ")
     raise _Refused(422, f"{path}: {reason}" if path else reason)
 

@@ -33,7 +33,15 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 from ray.serve.metrics import Counter, Histogram
 
-from serve.api import MAX_K, MAX_SNIPPET_CHARACTERS, FieldName, SearchRequest, Unavailable, create_api
+from serve.api import (
+    MAX_K,
+    MAX_SNIPPET_CHARACTERS,
+    ExplainRequest,
+    FieldName,
+    SearchRequest,
+    Unavailable,
+    create_api,
+)
 from zerogr.decoding import STRATEGIES
 from zerogr.errors import UserError
 from zerogr.index.index import Index
@@ -47,6 +55,7 @@ if TYPE_CHECKING:
     from ray.serve import Application
 
     from zerogr.search.answer import Hit
+    from zerogr.search.record import Explained
 
 LATENCY_BOUNDARIES_MS = [10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1e3, 2.5e3, 5e3, 1e4, 3e4, 6e4]
 
@@ -101,6 +110,8 @@ class Answers(Protocol):
 
     def hits(self, request: Any) -> list[list[Hit]]: ...
 
+    def explained(self, request: Any) -> list[Explained]: ...
+
     def close(self) -> None: ...
 
 
@@ -153,6 +164,17 @@ class Searcher:
             timeout_s: It is given up after so long.
             how: Arguments of the retriever's `search` and `restricted`.
         """
+        return await self._answer(_hits, queries, timeout_s=timeout_s, **how)
+
+    async def explain(
+        self, queries: list[str], *, timeout_s: float, **how: Any
+    ) -> tuple[list[dict[str, Any]], str] | UserError:
+        """Returns the hits of every query and how they were found, decoded among the searches; otherwise as `search`."""
+        return await self._answer(_explained, queries, timeout_s=timeout_s, is_recorded=True, **how)
+
+    async def _answer(
+        self, read: Callable[[Answers, Any], list[Any]], queries: list[str], *, timeout_s: float, **how: Any
+    ) -> tuple[list[Any], str] | UserError:
         from zerogr.search.answering import ClosedError  # with torch, which the ingress does without
 
         while True:
@@ -164,13 +186,13 @@ class Searcher:
                 continue
         try:
             await asyncio.wrap_future(request.found)
-            results = await asyncio.get_running_loop().run_in_executor(self._reading_thread, answers.hits, request)
+            results = await asyncio.get_running_loop().run_in_executor(self._reading_thread, read, answers, request)
         except UserError as error:
             return UserError(str(error))
         except asyncio.CancelledError:
             request.drop()
             raise
-        return [[hit.as_json() for hit in hits] for hits in results], retriever.index_version
+        return results, retriever.index_version
 
     async def describe(self) -> dict[str, Any]:
         """Returns the summary of the index it serves."""
@@ -225,12 +247,21 @@ class Ingress:
         self._defaults = SearchDefaults.model_validate(user_config)
 
     async def search(self, request: SearchRequest) -> tuple[list[list[dict[str, Any]]], str]:
+        return await self._answer(self._searcher.search, request)
+
+    async def explain(self, request: ExplainRequest) -> tuple[dict[str, Any], str]:
+        [explained], index_version = await self._answer(self._searcher.explain, request)
+        return explained, index_version
+
+    async def _answer(self, method: Any, request: SearchRequest) -> tuple[list[Any], str]:
+        """Returns what a method of a searcher says to a request, with the defaults of the service."""
+
         def asked(name: str) -> Any:
             value = getattr(request, name)
             return value if value is not None else getattr(self._defaults, name)
 
         answer = await self._ask(
-            self._searcher.search.remote(
+            method.remote(
                 request.texts,
                 timeout_s=self._defaults.timeout_s,
                 instruction=request.instruction,
@@ -275,6 +306,14 @@ class Ingress:
         except (TimeoutError, asyncio.CancelledError):
             response.cancel()
             raise
+
+
+def _hits(answers: Answers, request: Any) -> list[list[dict[str, Any]]]:
+    return [[hit.as_json() for hit in hits] for hits in answers.hits(request)]
+
+
+def _explained(answers: Answers, request: Any) -> list[dict[str, Any]]:
+    return [each.as_json() for each in answers.explained(request)]
 
 
 def summarise(manifest: dict[str, Any], index_version: str) -> dict[str, Any]:

@@ -34,6 +34,27 @@ class SearchAnswer(BaseModel):
     took_ms: float
 
 
+class ExplainedHit(HitModel):
+    """A document that was found, with what its score is the sum of where it is one."""
+
+    model_config = ConfigDict(title="ExplainedHit")
+
+    parts: list[dict[str, Any]] = Field(default_factory=list, description="The largest, each with its score.")
+
+
+class ExplainAnswer(BaseModel):
+    """The answer to POST /explain."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    hits: list[ExplainedHit] = Field(description="Best first.")
+    tree: dict[str, Any] | None = Field(
+        description="The prefixes of docids that were considered, from `root` down; null where scores are sums."
+    )
+    index_version: str
+    took_ms: float
+
+
 class IndexAnswer(BaseModel):
     """The answer to GET /index: the manifest, without URIs and prompts."""
 

@@ -21,7 +21,7 @@ LAYERS = (
     "decoding teaching",
     "training",
     "search",
-    "retriever",
+    "retriever client",
     "editing mining",
     "evaluation doctor leftovers cost",
     "study",

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import httpx
 import pytest
 
-from serve.api import MAX_BODY_BYTES, FieldName, SearchRequest, Unavailable, create_api
+from serve.api import MAX_BODY_BYTES, ExplainRequest, FieldName, SearchRequest, Unavailable, create_api
 from serve.app import summarise
 from zerogr.decoding import STRATEGIES
 from zerogr.errors import UserError
@@ -54,6 +54,10 @@ class Backend:
             for text in request.texts
         ]
         return hits, "version-1"
+
+    async def explain(self, request: ExplainRequest) -> tuple[dict[str, Any], str]:
+        [hits], version = await self.search(request)
+        return {"hits": hits, "tree": {"strategy": request.strategy}}, version
 
     async def describe(self) -> dict[str, Any]:
         if self.failure:
@@ -172,6 +176,40 @@ class TestApi:
         assert response.json()["error"].startswith(reason)
         assert backend.observed == [(422, 0)]
 
+    def test_a_search_is_explained(self, call: Callable[..., httpx.Response], backend: Backend) -> None:
+        body = {"query": "wing", "instruction": "Find it.", "k": 1, "strategy": "beam", "filter": {"year": 2020}}
+        response = call("POST", "/explain", json=body)
+        assert response.status_code == 200
+        answer = response.json()
+        assert answer.keys() == {"hits", "tree", "index_version", "took_ms"}
+        assert answer["hits"] == [{"doc_id": "wing Find it. beam", "docid": "x", "rank": 1, "score": -1}]
+        assert (answer["tree"], answer["index_version"]) == ({"strategy": "beam"}, "version-1")
+        assert backend.restrictions == {"filter": {"year": 2020}}
+        assert backend.observed == [], "it is no search that somebody waits for"
+
+    @pytest.mark.parametrize(
+        ("body", "reason"),
+        [
+            ({}, "query: Field required"),
+            ({"query": None}, "query: Input should be a valid string"),
+            ({"query": " "}, "query: a query must not be empty"),
+            ({"query": "x" * 4097}, "query: String should have at most 4096 characters"),
+            ({"queries": ["a"]}, "query: Field required"),
+            ({"query": "a", "queries": ["b"]}, "queries: one search at a time is explained; give one 'query'"),
+            ({"query": "a", "k": 1001}, "k: Input should be less than or equal to 1000"),
+            ({"query": "a", "strategy": "magic"}, "strategy: unknown strategy; allowed: "),
+            ({"query": "a", "filter": {"year": None}}, "filter.year is None; it must be a value"),
+            ({"query": "a", "depth": 3}, "there is no field 'depth'; allowed: query, instruction, k, strategy, rerank"),
+        ],
+    )
+    def test_wrong_fields_of_an_explanation(
+        self, call: Callable[..., httpx.Response], body: dict[str, Any], reason: str
+    ) -> None:
+        response = call("POST", "/explain", json=body)
+        assert response.status_code == 422
+        assert response.json().keys() == {"error"}
+        assert response.json()["error"].startswith(reason)
+
     def test_what_may_be_found(self, call: Callable[..., httpx.Response], backend: Backend) -> None:
         """Values keep their kinds on the way: 2020 is not "2020", and true is not 1."""
         wanted = {
@@ -189,13 +227,14 @@ class TestApi:
     def test_the_fields_are_those_of_a_hit(self) -> None:
         assert get_args(FieldName) == FIELDS
 
-    def test_every_field_is_documented_and_bounded(self, call: Callable[..., httpx.Response]) -> None:
-        described = call("GET", "/openapi.json").json()["paths"]["/search"]["post"]["requestBody"]
+    @pytest.mark.parametrize("path", ["/search", "/explain"])
+    def test_every_field_is_documented_and_bounded(self, call: Callable[..., httpx.Response], path: str) -> None:
+        described = call("GET", "/openapi.json").json()["paths"][path]["post"]["requestBody"]
         fields = described["content"]["application/json"]["schema"]["properties"]
-        assert fields.keys() == SearchRequest.model_fields.keys()
+        assert fields.keys() == SearchRequest.model_fields.keys() - ({"queries"} if path == "/explain" else set())
         for name, field in fields.items():
             assert field["description"], name
-            kinds = [kind for kind in field["anyOf"] if kind["type"] != "null"]
+            kinds = [kind for kind in field.get("anyOf", [field]) if kind["type"] != "null"]
             limits = {"maxLength", "maxItems", "maximum"}
             assert name in ("strategy", "rerank", "filter") or all(limits & kind.keys() for kind in kinds), name
 
@@ -228,6 +267,7 @@ class TestApi:
         backend.failure = failure
         for method, path, body in (
             ("POST", "/search", {"query": "wing"}),
+            ("POST", "/explain", {"query": "wing"}),
             ("GET", "/index", None),
             ("GET", "/readyz", None),
         ):
@@ -243,10 +283,12 @@ class TestApi:
         with caplog.at_level("DEBUG", logger="ray.serve.zerogr"):
             call("POST", "/search", json={"query": "private words"})
             call("POST", "/search", json={"query": "private words", "k": 0})
+            call("POST", "/explain", json={"query": "private words"})
         lines = [record.getMessage() for record in caplog.records if record.name == "ray.serve.zerogr"]
         assert [re.sub(r"ms=[\d.]+", "ms=", line) for line in lines] == [
             "search status=200 queries=1 ms=",
             "search status=422 queries=0 ms=",
+            "explain status=200 ms=",
         ]
 
     def test_probes(self, call: Callable[..., httpx.Response], backend: Backend) -> None:

@@ -28,9 +28,11 @@ from zerogr.decoding import STRATEGIES
 from zerogr.errors import UserError
 from zerogr.index.index import Index
 from zerogr.index.versions import name_of
+from zerogr.ranking.ranker import Part
 from zerogr.retriever import Retriever
 from zerogr.search.answer import Hit
 from zerogr.search.answering import ClosedError
+from zerogr.search.record import Explained
 from zerogr.store import storage
 
 HTML_DOCID = "<img src=x onerror=alert(1)>"
@@ -103,7 +105,7 @@ class AnswersDouble:
     def __init__(self, retriever: RetrieverDouble) -> None:
         self._retriever, self._thread, self._is_closed = retriever, ThreadPoolExecutor(1), False
 
-    def ask(self, queries: list[str], *, timeout_s: float, **how: Any) -> AskedDouble:
+    def ask(self, queries: list[str], *, timeout_s: float, is_recorded: bool = False, **how: Any) -> AskedDouble:
         if self._is_closed:
             raise ClosedError
         restrictions = {name: how.pop(name) for name in ("allow", "deny", "filter") if name in how}
@@ -117,6 +119,9 @@ class AnswersDouble:
     def hits(self, request: AskedDouble) -> list[list[Hit]]:
         found: list[list[Hit]] = request.found.result()
         return found
+
+    def explained(self, request: AskedDouble) -> list[Explained]:
+        return [Explained(hits, None, [[Part("terms", "wing", 0.5, 1.0)] for _ in hits]) for hits in self.hits(request)]
 
     def close(self) -> None:
         self._is_closed = True
@@ -282,6 +287,14 @@ class TestService:
         assert [len(each) for each in hits] == [3, 3]
         assert {hit["doc_id"] for hit in hits[1]} == {"lift None greedy"}
 
+    def test_an_explanation(self, service: Service) -> None:
+        answer = service.client.post("/explain", json={"query": "wing", "filter": {"year": 1}}).json()
+        assert answer.keys() == {"hits", "tree", "index_version", "took_ms"}
+        assert [hit["rank"] for hit in answer["hits"]] == [1, 2, 3] and answer["index_version"] == "version-1"
+        assert answer["hits"][0]["parts"] == [{"ranker": "terms", "text": "wing", "probability": 0.5, "score": 1.0}]
+        response = service.client.post("/explain", json={"query": "a mistake"})
+        assert (response.status_code, response.json()) == (422, {"error": "the index knows no such instruction"})
+
     def test_bad_input(self, service: Service) -> None:
         for body, status in (({"query": "wing", "k": 0}, 422), ({"query": "a mistake"}, 422), ("{", 400)):
             response = service.client.post(
@@ -338,6 +351,7 @@ def test_a_real_index(place: str, tiny_index: str, service: Service, request: py
     )
     body = {"query": "open a file", "k": 3, "deny": ["coffee-1"], "snippet_characters": 40}
     answer = service.client.post("/real/search", json=body).json()
+    explained = service.client.post("/real/explain", json=body).json()
     refused = service.client.post("/real/search", json={**body, "filter": {"year": 2020}})
     stop()
     tenant = Retriever.load(tiny_index).restricted(deny=["coffee-1"])
@@ -345,4 +359,6 @@ def test_a_real_index(place: str, tiny_index: str, service: Service, request: py
     for hit, other in zip(answer["hits"], expected, strict=True):
         assert hit == {**other.as_json(), "score": pytest.approx(other.score, abs=1e-4)}
         assert 0 < len(hit["text"]) <= 42
+    assert [hit["doc_id"] for hit in explained["hits"]] == [hit.doc_id for hit in expected]
+    assert explained["tree"]["num_docids"] == 39 and explained["tree"]["root"]["best_rank"] == 1
     assert refused.status_code == 422 and "has no keys to filter by" in refused.json()["error"]

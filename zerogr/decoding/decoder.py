@@ -37,6 +37,8 @@ class DecodedList(list[Decoded]):
     """Prefixes the model has scored."""
     num_rounds: int = 0
     """Calls of the model."""
+    tree: ScoredTree | None = None
+    """The prefixes that were visited, where they are kept (`zerogr.decoding.stream`)."""
 
 
 def decode(

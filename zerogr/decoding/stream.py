@@ -33,6 +33,8 @@ class Search:
     seed: int = 0
     normalise: str = "allowed"
     options: dict[str, Any] = field(default_factory=dict)
+    keeps_tree: bool = False
+    """Whether what is found comes with the tree of prefixes."""
 
 
 class Stream:
@@ -107,7 +109,9 @@ class Stream:
             each.resume([next(answers) for _ in each.requests])
             if not each.requests:
                 self.leave(search)
-                yield search, each.documents(search.k, search.strategy)
+                documents = each.documents(search.k, search.strategy)
+                documents.tree = each.tree if search.keeps_tree else None
+                yield search, documents
 
     def _shrink(self) -> None:
         if not self._searches and self._scorer.num_slots_held > self._most_slots:

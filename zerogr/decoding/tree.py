@@ -108,7 +108,8 @@ class ScoredTree:
 
     def __init__(self, trie: Trie, eos_token_id: int, normalise: str, query: int = 0):
         self._trie = trie
-        self._eos_token_id = eos_token_id
+        self.eos_token_id = eos_token_id
+        """Ends a docid."""
         self._normalise = normalise
         self._query = query
         self.num_scored = 0
@@ -121,14 +122,18 @@ class ScoredTree:
         """The node behind `node.tokens[option]`; `node` must be evaluated."""
         successor = node.successors.get(option)
         if successor is None:
-            token, trie_node = int(node.tokens[option]), int(node.trie_nodes[option])
-            path, score = (*node.path, token), node.score + float(node.known_log_probs[option])
-            if token == self._eos_token_id:
-                successor = self._make_leaf(path, trie_node, score, node.docid, tail=())
-            else:
-                successor = self._make(path, trie_node, score)
-            node.successors[option] = successor
+            successor = node.successors[option] = self.peek(node, option)
         return successor
+
+    def peek(self, node: Node, option: int) -> Node:
+        """The same, but a node that no walk has reached is not kept."""
+        if option in node.successors:
+            return node.successors[option]
+        token, trie_node = int(node.tokens[option]), int(node.trie_nodes[option])
+        path, score = (*node.path, token), node.score + float(node.known_log_probs[option])
+        if token == self.eos_token_id:
+            return self._make_leaf(path, trie_node, score, node.docid, tail=())
+        return self._make(path, trie_node, score)
 
     def requests(self, ask: Ask) -> tuple[list[Node], list[Request]]:
         """What is not yet known about the nodes: the requests to the model, and the node that each is for."""
@@ -167,14 +172,14 @@ class ScoredTree:
     def _make(self, path: Prefix, trie_node: int, score: float) -> Node:
         first, num_docids = self._trie.docids_below(trie_node)
         if num_docids == 1:
-            tail = (*self._trie.tail(trie_node).tolist(), self._eos_token_id)
+            tail = (*self._trie.tail(trie_node).tolist(), self.eos_token_id)
             return self._make_leaf(path, trie_node, score, first, tail)
         node = Node(path, trie_node, score, first, num_docids)
         tokens, trie_nodes = self._trie.children(trie_node)
         node.tokens, node.trie_nodes = tokens.astype(np.int64), trie_nodes
         if len(self._trie.ends(trie_node)):
-            place = int(np.searchsorted(node.tokens, self._eos_token_id))
-            node.tokens = np.insert(node.tokens, place, self._eos_token_id)
+            place = int(np.searchsorted(node.tokens, self.eos_token_id))
+            node.tokens = np.insert(node.tokens, place, self.eos_token_id)
             node.trie_nodes = np.insert(node.trie_nodes, place, trie_node)
         if len(node.tokens) == 1 and self._normalise == "allowed":
             node.log_probs = np.zeros(1)

@@ -23,10 +23,12 @@ from typing import Any
 
 import numpy as np
 
+from zerogr.decoding.decoder import DecodedList
 from zerogr.decoding.stream import Search, Stream
-from zerogr.ranking.ranker import Leaves, Ranking
+from zerogr.ranking.ranker import Leaves, Part, Ranking
 from zerogr.search.answer import Documents, Hit
 from zerogr.search.planning import Plan
+from zerogr.search.record import MOST_PARTS, Explained, Record, record
 from zerogr.search.writer import Prompt, Writer
 
 MOST_QUERIES = 32
@@ -55,6 +57,12 @@ class Request:
     leaves: dict[int, Leaves] = field(default_factory=dict)
     """What was written, by the number of the query."""
     is_dropped: bool = False
+    is_recorded: bool = False
+    """Whether it is kept how its documents were found."""
+    decoded: dict[int, DecodedList] = field(default_factory=dict)
+    """What was written, with the trees, where it is recorded."""
+    records: list[tuple[Record | None, list[list[Part]] | None]] = field(default_factory=list)
+    """Of each query, where it is recorded: the tree or the parts."""
 
     def drop(self) -> None:
         """Says that nobody waits for the answer any more."""
@@ -108,16 +116,22 @@ class Answering:
         return len(self._searches)
 
     def ask(
-        self, queries: Sequence[str], *, instruction: str | None = None, timeout_s: float = 60.0, **how: Any
+        self,
+        queries: Sequence[str],
+        *,
+        instruction: str | None = None,
+        timeout_s: float = 60.0,
+        is_recorded: bool = False,
+        **how: Any,
     ) -> Request:
-        """Returns a request, whose future holds the ranking of each query.
+        """Returns a request, whose future holds the ranking of each query; of a recorded one `explained` has more.
 
         The future raises UserError or ValueError for a mistake in the request, and TimeoutError when its time is over.
 
         Raises:
             ClosedError: It was closed.
         """
-        request = Request(queries, how, instruction, time.monotonic() + timeout_s)
+        request = Request(queries, how, instruction, time.monotonic() + timeout_s, is_recorded=is_recorded)
         with self._changed:
             if self._is_closing:
                 raise ClosedError("nothing is answered any more")
@@ -129,6 +143,10 @@ class Answering:
         """Returns the answer of a request whose future is done, with what it wants of the documents; reads the corpus."""
         assert request.plan is not None
         return self._documents.answers(request.queries, request.found.result(), request.plan.wanted)
+
+    def explained(self, request: Request) -> list[Explained]:
+        """Returns the answer of a recorded request whose future is done, and how it came about; reads the corpus."""
+        return [Explained(hits, *how) for hits, how in zip(self.hits(request), request.records, strict=True)]
 
     def close(self) -> None:
         """Takes no more requests; those that it has are answered, then the thread ends."""
@@ -170,7 +188,7 @@ class Answering:
                 if request.plan is None:
                     request.plan = self._plan(**request.how)
                     self._prepare(request)
-                if self._is_batch(request.plan):
+                if self._is_batch(request):
                     self._waiting.popleft()
                     self._write([request, *self._alike(request)])
                     continue
@@ -208,7 +226,16 @@ class Answering:
         writer = plan.writer
         if self._stream is None:
             self._stream = Stream(writer.model, eos_token_id=writer.chat.end_token_id, most_slots=self._most_slots)
-        search = Search(request.prompts[number], writer.trie, plan.num_leaves, strategy, seed, normalise, options)
+        search = Search(
+            request.prompts[number],
+            writer.trie,
+            plan.num_leaves,
+            strategy,
+            seed,
+            normalise,
+            options,
+            request.is_recorded,
+        )
         self._stream.enter(search)
         self._searches[search] = (request, number)
 
@@ -229,6 +256,8 @@ class Answering:
         for search, documents in done:
             request, number = self._searches.pop(search)
             assert request.plan is not None
+            if request.is_recorded:
+                request.decoded[number] = documents
             self._written(request, number, request.plan.writer.leaves_of(documents))
 
     def _written(self, request: Request, number: int, leaves: Leaves) -> None:
@@ -242,11 +271,29 @@ class Answering:
         leaves = [request.leaves[number] for number in range(len(request.queries))]
         try:
             found = request.plan.rankings(self._documents, request.queries, request.prompts, leaves)
+            if request.is_recorded:
+                request.records = [self._record(request, number, ranking) for number, ranking in enumerate(found)]
+                request.decoded.clear()
         except Exception as error:  # without a score to re-rank by, for one
             _fail(request, error)
             return
         with contextlib.suppress(InvalidStateError):  # whoever asked has left this moment
             request.found.set_result(found)
+
+    def _record(self, request: Request, number: int, ranking: Ranking) -> tuple[Record | None, list[list[Part]] | None]:
+        """Returns the tree of a query's search, or where scores are sums the parts of its hits.
+
+        In the thread that decodes: the tokenizer and the tree are this thread's. It takes milliseconds.
+        """
+        assert request.plan is not None
+        plan, rows = request.plan, ranking.rows.tolist()
+        if plan.ranker.num_traced:
+            query, leaves = request.queries[number], request.leaves[number]
+            return None, [plan.ranker.parts(query, leaves, row)[:MOST_PARTS] for row in rows]
+        decoded = request.decoded[number]
+        if decoded.tree is None:  # nothing may be found
+            return None, None
+        return record(decoded.tree, decoded, rows, plan.writer.texts, strategy=plan.options["strategy"]), None
 
     def _forget(self, request: Request) -> None:
         """Lets the queries of a request go."""
@@ -255,8 +302,10 @@ class Answering:
             self._stream.leave(search)
             del self._searches[search]
 
-    def _is_batch(self, plan: Plan) -> bool:
-        return plan.writer.is_on_device and plan.num_leaves > 0
+    def _is_batch(self, request: Request) -> bool:
+        """Whether array programs decode it; they leave no tree behind."""
+        assert request.plan is not None
+        return request.plan.writer.is_on_device and request.plan.num_leaves > 0 and not request.is_recorded
 
     def _alike(self, first: Request) -> list[Request]:
         """Takes those requests out of the queue that are decoded in one batch with another, as many as there is room for."""
@@ -265,7 +314,7 @@ class Answering:
         for request in list(self._waiting):
             if room < len(request.queries):
                 break
-            if request.how.keys() == first.how.keys() and request.how == first.how:
+            if not request.is_recorded and request.how.keys() == first.how.keys() and request.how == first.how:
                 request.plan = first.plan
                 self._prepare(request)
                 chosen.append(request)

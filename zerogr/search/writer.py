@@ -18,6 +18,7 @@ from zerogr.decoding.trace import Step, trace_batch
 from zerogr.errors import UserError
 from zerogr.llm.chat import ChatFormat
 from zerogr.ranking.ranker import Filter, Leaves
+from zerogr.search.record import Texts
 from zerogr.trie.grown import GrownTrie
 
 Prompt = tuple[list[int], list[int]]
@@ -170,6 +171,14 @@ class Writer:
     def token_text(self, token: int) -> str:
         """Returns a token as text; the one that ends a docid is `<end>`."""
         return "<end>" if token == self.chat.end_token_id else str(self.chat.tokenizer.decode([token]))
+
+    @property
+    def texts(self) -> Texts:
+        """How tokens are read."""
+        return Texts(self.token_text, self._tokens_text, self.chat.codec.decode)
+
+    def _tokens_text(self, tokens: Sequence[int]) -> str:
+        return str(self.chat.tokenizer.decode([token for token in tokens if token != self.chat.end_token_id]))
 
     def _text_of(self, found: Sequence[Decoded], leaf: int) -> str:
         return self.chat.codec.decode(found[leaf].tokens)

@@ -143,6 +143,26 @@ def read_filter(texts: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+def as_json(wanted: Conditions) -> dict[str, Any]:
+    """Returns a filter that a command line spells with values that JSON has.
+
+    Where nobody knows what kinds of values a key has, what spells a number is one, and so are `true` and `false` truth values.
+    """
+
+    def plain(value: Any) -> Any:
+        if not isinstance(value, Text):
+            return value
+        kinds: tuple[Kind, ...] = ("number", "boolean", "string")
+        return next(found for kind in kinds if (found := as_kind(value, kind)) is not None)
+
+    return {
+        key: {end: plain(each) for end, each in value.items()}
+        if isinstance(value, Mapping)
+        else [plain(e) for e in value]
+        for key, value in wanted.items()
+    }
+
+
 def _values(text: str, listed: str) -> list[str]:
     try:
         return next(csv.reader([listed])) or [""]
