@@ -13,13 +13,14 @@ are put together by kind. The oldest request goes first; one whose time is over 
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,6 +35,32 @@ MOST_QUERIES = 32
 MOST_SLOTS = 2**18
 """Keys and values of tokens that are held at a time before the next query has to wait."""
 
+logger = logging.getLogger(__name__)
+
+
+class Cost(NamedTuple):
+    """What a query has cost."""
+
+    num_together: int
+    """Queries that were decoded together when it was done."""
+    num_rounds: int | None = None
+    """Calls of the model that it took part in; this and what follows is None where array programs decode."""
+    num_prefixes: int | None = None
+    """That the model has scored for it."""
+
+
+class Work(NamedTuple):
+    """What a request has cost."""
+
+    queue_s: float
+    """Until it was taken up."""
+    prompt_s: float
+    """Its plan, and the tokens of its prompts."""
+    decoding_s: float
+    """All rounds until its last query was done, and ranking."""
+    costs: list[Cost]
+    """Of its queries, in the order in which they were done."""
+
 
 @dataclass(eq=False)
 class Request:
@@ -47,14 +74,26 @@ class Request:
     """By `time.monotonic`."""
     found: Future[list[Ranking]] = field(default_factory=Future)
     asked_at: float = field(default_factory=time.monotonic)
+    taken_at: float = 0.0
+    """When its plan was made."""
     begun_at: float = 0.0
     """When its first query was decoded."""
+    found_at: float = 0.0
+    """When its last query was ranked."""
+    costs: list[Cost] = field(default_factory=list)
     plan: Plan | None = None
     prompts: list[Prompt] = field(default_factory=list)
     num_entered: int = 0
     leaves: dict[int, Leaves] = field(default_factory=dict)
     """What was written, by the number of the query."""
     is_dropped: bool = False
+
+    @property
+    def work(self) -> Work:
+        """What it has cost; once `found` is done."""
+        return Work(
+            self.taken_at - self.asked_at, self.begun_at - self.taken_at, self.found_at - self.begun_at, self.costs
+        )
 
     def drop(self) -> None:
         """Says that nobody waits for the answer any more."""
@@ -63,6 +102,10 @@ class Request:
 
 class ClosedError(RuntimeError):
     """Nothing is answered any more."""
+
+
+class LostError(RuntimeError):
+    """The thread has ended by a fault, and answers nothing any more."""
 
 
 class Answering:
@@ -92,6 +135,7 @@ class Answering:
         self._changed = threading.Condition()
         self._waiting: deque[Request] = deque()
         self._is_closing = False
+        self._loss = ""
         self._stream: Stream | None = None
         self._searches: dict[Search, tuple[Request, int]] = {}
         self._thread = threading.Thread(target=self._run, name="answering", daemon=True)
@@ -107,18 +151,32 @@ class Answering:
         """Queries that are being decoded."""
         return len(self._searches)
 
+    @property
+    def num_slots(self) -> int:
+        """Slots of the cache that hold keys and values."""
+        stream = self._stream
+        return 0 if stream is None else stream.num_slots
+
+    def check(self) -> None:
+        """Raises LostError if the thread has ended by a fault."""
+        if self._loss:
+            raise LostError(self._loss)
+
     def ask(
         self, queries: Sequence[str], *, instruction: str | None = None, timeout_s: float = 60.0, **how: Any
     ) -> Request:
         """Returns a request, whose future holds the ranking of each query.
 
-        The future raises UserError or ValueError for a mistake in the request, and TimeoutError when its time is over.
+        The future raises UserError or ValueError for a mistake in the request, TimeoutError when its time is over, and
+        LostError when the thread ends by a fault.
 
         Raises:
             ClosedError: It was closed.
+            LostError: The thread has ended by a fault.
         """
         request = Request(queries, how, instruction, time.monotonic() + timeout_s)
         with self._changed:
+            self.check()
             if self._is_closing:
                 raise ClosedError("nothing is answered any more")
             self._waiting.append(request)
@@ -141,6 +199,18 @@ class Answering:
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
+        try:
+            self._answer()
+        except BaseException as fault:  # outside a plan and a round, where nobody would notice: whoever waits is told
+            logger.critical("the answering thread has ended by a fault", exc_info=fault)
+            with self._changed:
+                self._loss = f"the answering thread has ended by {type(fault).__name__}: {fault}"
+                left = {*self._waiting, *(request for request, _ in self._searches.values())}
+                self._waiting.clear()
+            for request in left:
+                _fail(request, LostError(self._loss))
+
+    def _answer(self) -> None:
         while True:
             with self._changed:
                 while not self._waiting and not self._searches:
@@ -168,6 +238,7 @@ class Answering:
             request = self._waiting[0]
             try:
                 if request.plan is None:
+                    request.taken_at = time.monotonic()
                     request.plan = self._plan(**request.how)
                     self._prepare(request)
                 if self._is_batch(request.plan):
@@ -201,7 +272,9 @@ class Answering:
         assert plan is not None
         request.num_entered += 1
         if not plan.num_leaves:
-            self._written(request, number, Leaves(np.empty(0, np.int64), np.empty(0), str))
+            self._written(
+                request, number, Leaves(np.empty(0, np.int64), np.empty(0), str), Cost(len(self._searches), 0, 0)
+            )
             return
         options = dict(plan.options)
         strategy, seed, normalise = options.pop("strategy"), options.pop("seed"), options.pop("normalise")
@@ -226,13 +299,16 @@ class Answering:
             with self._changed:
                 self._waiting = deque(request for request in self._waiting if request not in requests)
             return
+        num_together = len(self._searches)
         for search, documents in done:
             request, number = self._searches.pop(search)
             assert request.plan is not None
-            self._written(request, number, request.plan.writer.leaves_of(documents))
+            cost = Cost(num_together, documents.num_rounds, documents.num_scored)
+            self._written(request, number, request.plan.writer.leaves_of(documents), cost)
 
-    def _written(self, request: Request, number: int, leaves: Leaves) -> None:
+    def _written(self, request: Request, number: int, leaves: Leaves, cost: Cost) -> None:
         request.leaves[number] = leaves
+        request.costs.append(cost)
         if len(request.leaves) == len(request.queries):
             self._finish(request)
 
@@ -245,6 +321,7 @@ class Answering:
         except Exception as error:  # without a score to re-rank by, for one
             _fail(request, error)
             return
+        request.found_at = time.monotonic()
         with contextlib.suppress(InvalidStateError):  # whoever asked has left this moment
             request.found.set_result(found)
 
@@ -266,7 +343,7 @@ class Answering:
             if room < len(request.queries):
                 break
             if request.how.keys() == first.how.keys() and request.how == first.how:
-                request.plan = first.plan
+                request.taken_at, request.plan = time.monotonic(), first.plan
                 self._prepare(request)
                 chosen.append(request)
                 room -= len(request.queries)
@@ -287,7 +364,7 @@ class Answering:
             return
         for request in requests:
             for number in range(len(request.queries)):
-                self._written(request, number, next(written))
+                self._written(request, number, next(written), Cost(len(prompts)))
 
 
 def _fail(request: Request, error: Exception) -> None:
