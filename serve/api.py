@@ -3,30 +3,32 @@
     POST /search   {"query" | "queries", "instruction"?, "k"?, "strategy"?, "fields"?, "snippet_characters"?, "allow"?, "deny"?,
                    "filter"?} -> {"hits", "index_version", "took_ms"}
     GET  /index    summary of the manifest        GET /   the search page
-    GET  /healthz  the process answers            GET /readyz   a model is loaded
+    GET  /healthz  the process answers            GET /readyz   a model is loaded, and has decoded
+    GET  /metrics  for Prometheus                 POST /admin/rollback   the version before is served again
     GET  /openapi.json   the same for programs, with bounds
 
 `query` gives one list of hits, `queries` a list of such lists. Every error is {"error": one sentence}: 400 no JSON,
-413 body too large, 422 a wrong field, 404 and 405 as usual, 503 with Retry-After when overloaded or still loading, 504
-too slow, 500 anything else (the traceback goes to the log, never to the client). Texts of queries are never logged.
+413 body too large, 422 a wrong field, 404 and 405 as usual, 401 and 403 without the token, 409 nothing to go back to, 503 with
+Retry-After when overloaded or still loading, 504 too slow, 500 anything else (the traceback goes to the log, never to the
+client). Texts of queries are logged where the backend's `log_queries` asks for it, and never else.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import logging
-import re
 import time
-from importlib import resources
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, field_validator, model_validator
 from starlette.exceptions import HTTPException
 
+from serve.logs import RequestIds, logger
+from serve.metrics import Spent
+from serve.page import add_page
 from serve.schemas import AT_ANY_TIME, ERRORS, FILTER, ONE_OR_SEVERAL, IndexAnswer, SearchAnswer, query_text
+from serve.tokens import Guard
 from zerogr.decoding import STRATEGIES
 from zerogr.errors import UserError
 from zerogr.search.contents import FIELDS
@@ -44,12 +46,13 @@ MAX_FILTER_VALUES = 1000
 MAX_BODY_BYTES = 4 * 2**20
 """More than MAX_QUERIES of the longest queries take, escaped as JSON."""
 
-# A child of Serve's own logger, so that the lines reach the replica's log file.
-logger = logging.getLogger("ray.serve.zerogr")
-
 
 class Unavailable(Exception):
-    """The request was not served, and may be sent again: too many are waiting, or no model is loaded."""
+    """The request was not served, and may be sent again: too many are waiting (`busy`), or the searcher is gone (`lost`)."""
+
+    def __init__(self, message: str, reason: str = "busy") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class SearchRequest(BaseModel):
@@ -149,11 +152,25 @@ class SearchRequest(BaseModel):
         return {name: value for name in ("allow", "deny", "filter") if (value := getattr(self, name)) is not None}
 
 
-class SearchBackend(Protocol):
-    """What the API needs behind it. `search` and `describe` raise Unavailable, TimeoutError or UserError."""
+class Answered(NamedTuple):
+    """The answer to a search."""
 
-    async def search(self, request: SearchRequest) -> tuple[list[list[dict[str, Any]]], str]:
-        """Returns the hits of every query, and the version of the index that gave them."""
+    hits: list[list[dict[str, Any]]]
+    """Of every query."""
+    index_version: str
+    """That gave them."""
+    spent: Spent | None = None
+    """By the searcher; None where that is not known."""
+
+
+class SearchBackend(Protocol):
+    """What the API needs behind it. All that is awaited raises Unavailable, TimeoutError or UserError."""
+
+    log_queries: bool
+    """Whether the log may have the texts of queries."""
+
+    async def search(self, request: SearchRequest) -> Answered:
+        """Returns the hits of every query."""
 
     async def describe(self) -> dict[str, Any]:
         """Returns the answer to GET /index."""
@@ -161,8 +178,17 @@ class SearchBackend(Protocol):
     async def is_ready(self) -> bool:
         """Whether a model is loaded."""
 
-    def observe(self, status: int, num_queries: int, took_ms: float) -> None:
+    async def roll_back(self) -> dict[str, Any]:
+        """Serves the version before the current one again; returns the answer to POST /admin/rollback."""
+
+    def observe(self, status: int, num_queries: int, took_ms: float, spent: Spent | None) -> None:
         """Counts a finished POST /search."""
+
+    def refused(self, reason: str) -> None:
+        """Counts a request that was not served, by a reason in one word."""
+
+    def metrics(self) -> bytes:
+        """Returns what was counted, in Prometheus' text format."""
 
 
 class _Refused(Exception):
@@ -171,15 +197,31 @@ class _Refused(Exception):
         self.status = status
 
 
-def create_api(backend: SearchBackend) -> FastAPI:
-    """Returns the ASGI application in front of `backend`."""
+def create_api(backend: SearchBackend, *, token: str | None = None, behind_proxy: bool = False) -> FastAPI:
+    """Returns the ASGI application in front of `backend`.
+
+    Args:
+        backend: What answers.
+        token: That clients must send; None = none, and the admin routes are closed.
+        behind_proxy: Whether Ray Serve's proxy stands before it, which gives request ids back by itself.
+    """
     # FastAPI's own documentation pages load scripts from elsewhere; the description that they would show does not.
     api = FastAPI(title="ZeroGR", docs_url=None, redoc_url=None)
-    page, page_headers = _load_page()
+    api.add_middleware(Guard, token=token, refused=backend.refused)
+    api.add_middleware(RequestIds, behind_proxy=behind_proxy)  # the one added last comes first
+    add_page(api)
+    _add_operations(api, backend)
+    _add_search(api, backend)
 
-    @api.get("/", include_in_schema=False)
-    async def show_page() -> Response:
-        return HTMLResponse(page, headers=page_headers)
+    @api.exception_handler(HTTPException)
+    async def http_error(_request: Request, error: HTTPException) -> Response:
+        return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
+
+    return api
+
+
+def _add_operations(api: FastAPI, backend: SearchBackend) -> None:
+    """Adds what those who run a service ask for."""
 
     @api.api_route("/healthz", methods=["GET", "HEAD"], include_in_schema=False)
     async def healthz() -> Response:
@@ -190,26 +232,44 @@ def create_api(backend: SearchBackend) -> FastAPI:
         try:
             ready = await backend.is_ready()
         except Exception as error:
-            return _failure(error)
+            return _failed(backend, error)
         return JSONResponse({"status": "ready"}) if ready else _error(503, "no model is loaded yet; try again soon")
+
+    @api.get("/metrics", include_in_schema=False)
+    async def metrics() -> Response:
+        return Response(backend.metrics(), media_type=CONTENT_TYPE_LATEST)
+
+    @api.post("/admin/rollback", include_in_schema=False)
+    async def roll_back() -> Response:
+        try:
+            return JSONResponse(await backend.roll_back())
+        except UserError as error:
+            return _error(409, str(error))
+        except Exception as error:
+            return _failed(backend, error)
+
+
+def _add_search(api: FastAPI, backend: SearchBackend) -> None:
+    """Adds what those who search ask for."""
 
     @api.get("/index", response_model=IndexAnswer, responses=AT_ANY_TIME)
     async def describe_index() -> Response:
         try:
             return JSONResponse(await backend.describe())
         except Exception as error:
-            return _failure(error)
+            return _failed(backend, error)
 
     body = {"content": {"application/json": {"schema": SearchRequest.model_json_schema()}}, "required": True}
 
     @api.post("/search", response_model=SearchAnswer, responses=ERRORS, openapi_extra={"requestBody": body})
     async def search(request: Request) -> Response:
         start = time.perf_counter()
-        num_queries = 0
+        texts: list[str] = []
+        spent = None
         try:
             wanted = _parse(await _read_body(request))
-            num_queries = len(wanted.texts)
-            hits, index_version = await backend.search(wanted)
+            texts = wanted.texts
+            hits, index_version, spent = await backend.search(wanted)
             took_ms = round((time.perf_counter() - start) * 1000, 1)
             answer = {
                 "hits": hits if wanted.query is None else hits[0],
@@ -218,17 +278,21 @@ def create_api(backend: SearchBackend) -> FastAPI:
             }
             response: Response = JSONResponse(answer)
         except Exception as error:
-            response = _failure(error)
+            response = _failed(backend, error)
             took_ms = round((time.perf_counter() - start) * 1000, 1)
-        backend.observe(response.status_code, num_queries, took_ms)
-        logger.info("search status=%d queries=%d ms=%.1f", response.status_code, num_queries, took_ms)
+        backend.observe(response.status_code, len(texts), took_ms, spent)
+        said = {"status": response.status_code, "num_queries": len(texts), "took_ms": took_ms}
+        if backend.log_queries:
+            said["texts"] = texts
+        logger.info("search status=%d queries=%d ms=%.1f", response.status_code, len(texts), took_ms, extra=said)
         return response
 
-    @api.exception_handler(HTTPException)
-    async def http_error(_request: Request, error: HTTPException) -> Response:
-        return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
 
-    return api
+def _failed(backend: SearchBackend, error: Exception) -> Response:
+    """Returns the answer to a request that failed, and counts it."""
+    response, reason = _failure(error)
+    backend.refused(reason)
+    return response
 
 
 async def _read_body(request: Request) -> bytes:
@@ -254,39 +318,20 @@ def _parse(body: bytes) -> SearchRequest:
     raise _Refused(422, f"{path}: {reason}" if path else reason)
 
 
-def _failure(error: Exception) -> JSONResponse:
-    """Returns the answer to a request that failed; what nobody foresaw is logged with its traceback."""
+def _failure(error: Exception) -> tuple[JSONResponse, str]:
+    """Returns the answer to a request that failed, and why in a word; what nobody foresaw is logged with its traceback."""
     if isinstance(error, _Refused):
-        return _error(error.status, str(error))
+        return _error(error.status, str(error)), "invalid"
     if isinstance(error, UserError):
-        return _error(422, str(error))
+        return _error(422, str(error)), "invalid"
     if isinstance(error, Unavailable):
-        return _error(503, str(error))
+        return _error(503, str(error)), error.reason
     if isinstance(error, TimeoutError):
-        return _error(504, "the search took too long and was cancelled; ask for fewer queries or a smaller k")
+        reason = "the search took too long and was cancelled; ask for fewer queries or a smaller k"
+        return _error(504, reason), "timeout"
     logger.error("a request failed", exc_info=error)
-    return _error(500, "internal error; the server's log says more")
+    return _error(500, "internal error; the server's log says more"), "error"
 
 
 def _error(status: int, reason: str) -> JSONResponse:
     return JSONResponse({"error": reason}, status, headers={"Retry-After": "1"} if status == 503 else None)
-
-
-def _load_page() -> tuple[str, dict[str, str]]:
-    """Returns the search page and headers that allow its own inline script and style, by hash, and nothing else."""
-    page = resources.files("serve").joinpath("page.html").read_text(encoding="utf-8")
-
-    def hashes(tag: str) -> str:
-        blocks = re.findall(rf"<{tag}>(.*?)</{tag}>", page, flags=re.DOTALL)
-        digests = (base64.b64encode(hashlib.sha256(block.encode()).digest()).decode() for block in blocks)
-        return " ".join(f"'sha256-{digest}'" for digest in digests)
-
-    policy = (
-        f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; connect-src 'self'; "
-        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-    return page, {
-        "Content-Security-Policy": policy,
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
-    }

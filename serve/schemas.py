@@ -45,6 +45,9 @@ class IndexAnswer(BaseModel):
     strategies: list[str]
     k: int | None = None
     strategy: str | None = None
+    versions: dict[str, str | None] = Field(
+        description="Of the index: `current` and `previous`, which the searcher that answers has loaded, and `refused`."
+    )
 
 
 class ErrorAnswer(BaseModel):
@@ -59,6 +62,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": description}
     for status, description in {
         400: "The body is not JSON.",
+        401: "The token is missing or wrong, where the service has one.",
         413: "The body is too large.",
         422: "A field is wrong.",
         500: "Anything else; the server's log says more.",
@@ -67,7 +71,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 """Of POST /search."""
-AT_ANY_TIME: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (500, 503, 504)}
+AT_ANY_TIME: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (401, 500, 503, 504)}
 """Of requests that cannot be wrong."""
 
 _STRING, _NUMBER = (

@@ -208,11 +208,7 @@ class ServingConfig(Section):
         description="Keys of the documents' metadata that searches may filter by: [year, language]. A table beside the trie "
         "holds their values; a change needs --rebuild trie.",
     )
-    stored_query: bool = Field(
-        True,
-        description="`zerogr index` asks the finished index a query and stores hashes and answer, which a service compares "
-        "before it answers. Loads the model on the driver's machine.",
-    )
+    stored_query: bool = Field(True, description="Whether `zerogr index` stores an answer for services to compare.")
 
     @model_validator(mode="after")
     def _no_key_twice(self) -> ServingConfig:
