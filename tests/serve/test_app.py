@@ -408,7 +408,7 @@ class TestService:
         text = "".join(file.read_text() for file in folder.glob("replica_zerogr_*.log"))
         lines = [json.loads(line) for line in text.splitlines()]
         [line] = [line for line in lines if line.get("request_id") == "followed-1"]
-        assert (line["status"], line["num_queries"], line["deployment"]) == (200, 1, "Ingress")
+        assert (line["status"], line["num_queries"], line["deployment"]) == (200, 1, "zerogr_Ingress")
         assert "private wing" not in text
 
     def test_a_searcher_whose_thread_is_dead_is_replaced(self, service: Service) -> None:
