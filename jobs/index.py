@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import logging
+import time
 from collections.abc import Sequence
 
 from jobs.cluster import ray_session
@@ -16,6 +18,11 @@ from jobs.tables import print_comparison, print_stages
 from zerogr.config.tree import Config
 from zerogr.index.index import Index, StageRecord
 from zerogr.index.stage import EVALUATION, INDEX
+from zerogr.index.versions import Version
+from zerogr.progress import duration
+from zerogr.search.check import queries_of, read_check, write_check
+
+logger = logging.getLogger(__name__)
 
 
 def run(config: Config, *, forget: Sequence[str] = (), wait: bool = False) -> dict[str, StageRecord]:
@@ -41,7 +48,22 @@ def run(config: Config, *, forget: Sequence[str] = (), wait: bool = False) -> di
             if stage is EVALUATION:
                 session.close()  # the decoder wants the machine for itself
             records[stage.name] = importlib.import_module(f"jobs.{stage.command}").run(config)
+        if config.serving.stored_query:
+            session.close()
+            _write_check(index)
     return records
+
+
+def _write_check(index: Index) -> None:
+    """Writes what a service compares before it answers with the version that the index began with, if that is missing."""
+    manifest = index.manifest()
+    if Version.of(manifest).number or read_check(index, manifest):
+        return
+    from zerogr.retriever import Retriever
+
+    start = time.monotonic()
+    check = write_check(index, Retriever.load(index.uri), queries_of(index))
+    logger.info("check: %d files and a query in %s", len(check.files), duration(time.monotonic() - start))
 
 
 def command(options: argparse.Namespace) -> None:

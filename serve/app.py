@@ -8,8 +8,10 @@ hits are read in a third thread. Requests beyond `max_ongoing_requests` wait in 
 are refused beyond it: the refusal reaches the ingress as BackPressureError and the client as JSON. When a client leaves, Serve
 cancels its request, and its place is free at the next round.
 
-A searcher looks every `follow_s` seconds whether the index has another version (`zerogr update`), loads it beside the old one
-and asks it whatever comes from then on, while the old one finishes what it has; every answer says which version gave it.
+A searcher looks every `follow_s` seconds whether the index has another version (`zerogr update`), loads it beside the old one,
+checks it and asks it whatever comes from then on, while the old one finishes what it has (`serve.versions`); every answer says
+which version gave it. It counts as running once it has decoded. When its answering thread ends by a fault, its requests are
+refused and its health check fails, so that Serve starts another.
 
 `serve/config.yaml` holds the deployments' options (replicas, limits) and the defaults of a search, which may change
 while the application runs. Cost beyond decoding: two hops between processes, about 13 ms on two shared cores.
@@ -18,115 +20,38 @@ while the application runs. Cost beyond decoding: two hops between processes, ab
 from __future__ import annotations
 
 import asyncio
-import logging
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Protocol
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 from ray.serve.metrics import Counter, Histogram
 
-from serve.api import (
-    MAX_K,
-    MAX_SNIPPET_CHARACTERS,
-    ExplainRequest,
-    FieldName,
-    SearchRequest,
-    Unavailable,
-    create_api,
-)
+from serve.api import Answered, Unavailable, create_api
+from serve.logs import LOGGING_CONFIG, answer_as, logger, request_id
+from serve.metrics import Metrics, Spent
+from serve.requests import ExplainRequest, SearchRequest
+from serve.settings import SearchDefaults, ServeArguments
+from serve.terminal import replica_name, tell
+from serve.tokens import read_token
+from serve.versions import Answers, LoadedRetriever, Loader, Versions, roll_back
 from zerogr.decoding import STRATEGIES
-from zerogr.errors import UserError
-from zerogr.index.index import Index
-from zerogr.index.versions import name_of
-from zerogr.search.contents import SNIPPET_CHARACTERS
+from zerogr.errors import Fault, UserError
 from zerogr.trie.metadata import keys_of
-
-logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from ray.serve import Application
 
-    from zerogr.search.answer import Hit
-    from zerogr.search.record import Explained
-
 LATENCY_BOUNDARIES_MS = [10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1e3, 2.5e3, 5e3, 1e4, 3e4, 6e4]
-
-
-class ServeArguments(BaseModel):
-    """What a searcher loads; `args` in the config file."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    index: str = Field(min_length=1, description="URI of a finished index; every node must reach it.")
-    device: str | None = Field(None, description="cuda, cpu, ...; null = the GPU where there is one.")
-    dtype: str | None = Field(None, description="Of the weights, such as bfloat16; null = the retriever's choice.")
-    num_threads: int | None = Field(None, ge=1, description="CPU threads of one searcher; null = one per reserved CPU.")
-    most_queries: int = Field(32, ge=1, le=4096, description="Queries that a searcher decodes together.")
-    follow_s: float | None = Field(
-        30,
-        gt=0,
-        description="Seconds between two looks whether the index has another version; null = it is never loaded.",
-    )
-
-
-class SearchDefaults(BaseModel):
-    """What a search does unless its request says otherwise; `user_config` of Ingress, changeable while running."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    k: int | None = Field(None, ge=1, le=MAX_K, description="Documents per query; null = the index's own.")
-    strategy: str | None = Field(None, description="Decoding strategy; null = the index's own.")
-    rerank: bool = Field(False, description="Order what is found by the score that training.loss ranknet teaches.")
-    fields: list[FieldName] = Field(
-        default_factory=lambda: list[FieldName](["title", "text"]),
-        description="What hits say of their documents besides; [] reads nothing of the corpus.",
-    )
-    snippet_characters: int = Field(
-        SNIPPET_CHARACTERS, ge=0, le=MAX_SNIPPET_CHARACTERS, description="Of the field text, at most; 0 = no text."
-    )
-    timeout_s: float = Field(60, gt=0, description="A search, waiting included, is cancelled after this long.")
-
-
-class Asked(Protocol):
-    """A request that is being answered."""
-
-    found: Future[Any]
-
-    def drop(self) -> None: ...
-
-
-class Answers(Protocol):
-    """The part of `zerogr.search.answering.Answering` that serving uses."""
-
-    def ask(self, queries: list[str], *, timeout_s: float, **how: Any) -> Asked: ...
-
-    def hits(self, request: Any) -> list[list[Hit]]: ...
-
-    def explained(self, request: Any) -> list[Explained]: ...
-
-    def close(self) -> None: ...
-
-
-class LoadedRetriever(Protocol):
-    """The part of `zerogr.retriever.Retriever` that serving uses."""
-
-    @property
-    def manifest(self) -> dict[str, Any]: ...
-
-    @property
-    def index_version(self) -> str: ...
-
-    def search(self, queries: list[str], *, k: int) -> list[list[Hit]]: ...
-
-    def answering(self, *, most_queries: int) -> Answers: ...
+LOST = "the searcher was lost; try again soon"
+UNREADABLE = "what the documents say cannot be read from storage now; try again soon, or ask for no fields"
+SAY_EVERY_S = 60.0
+"""Between two lines that say that searches are refused."""
 
 
 def load_retriever(arguments: ServeArguments) -> LoadedRetriever:
@@ -137,87 +62,105 @@ def load_retriever(arguments: ServeArguments) -> LoadedRetriever:
 
     if arguments.num_threads is not None:
         torch.set_num_threads(arguments.num_threads)
-    return Retriever.load(arguments.index, device=arguments.device, dtype=arguments.dtype)
+    return Retriever.load(arguments.index, device=arguments.device, dtype=arguments.dtype, version=arguments.version)
 
 
 @serve.deployment(name="Searcher")
 class Searcher:
     """Holds one model and answers with it."""
 
-    def __init__(self, arguments: ServeArguments, loader: Callable[[ServeArguments], LoadedRetriever]) -> None:
-        self._most_queries = arguments.most_queries
-        retriever = loader(arguments)
-        self._served = (retriever, retriever.answering(most_queries=self._most_queries))
-        if arguments.follow_s is not None:
-            threading.Thread(target=self._follow, args=(arguments, loader), name="follow", daemon=True).start()
+    def __init__(self, arguments: ServeArguments, loader: Loader) -> None:
+        self._name = replica_name()
+        self._versions = Versions(arguments, loader, tell)
+        if arguments.follows:
+            assert arguments.follow_s is not None
+            self._versions.follow(arguments.follow_s)
         self._reading_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reading")
 
     async def search(
-        self, queries: list[str], *, timeout_s: float, **how: Any
-    ) -> tuple[list[list[dict[str, Any]]], str] | UserError:
-        """Returns the hits of every query and the index's version, or the mistake in the request.
+        self, queries: list[str], *, timeout_s: float, asked_as: str | None = None, **how: Any
+    ) -> Answered | UserError | Unavailable:
+        """Returns the hits of every query with the index's version, or why there are none.
 
-        The mistake is returned, not raised: an exception crosses the process boundary with its traceback as its text.
+        That is returned, not raised: an exception crosses the process boundary with its traceback as its text.
 
         Args:
             queries: Of one request.
             timeout_s: It is given up after so long.
+            asked_as: The request's id, for the log.
             how: Arguments of the retriever's `search` and `restricted`.
         """
-        return await self._answer(_hits, queries, timeout_s=timeout_s, **how)
+        return await self._answer(_hits, queries, timeout_s=timeout_s, asked_as=asked_as, **how)
 
     async def explain(
-        self, queries: list[str], *, timeout_s: float, **how: Any
-    ) -> tuple[list[dict[str, Any]], str] | UserError:
+        self, queries: list[str], *, timeout_s: float, asked_as: str | None = None, **how: Any
+    ) -> Answered | UserError | Unavailable:
         """Returns the hits of every query and how they were found, decoded among the searches; otherwise as `search`."""
-        return await self._answer(_explained, queries, timeout_s=timeout_s, is_recorded=True, **how)
+        return await self._answer(_explained, queries, timeout_s=timeout_s, asked_as=asked_as, is_recorded=True, **how)
 
     async def _answer(
-        self, read: Callable[[Answers, Any], list[Any]], queries: list[str], *, timeout_s: float, **how: Any
-    ) -> tuple[list[Any], str] | UserError:
-        from zerogr.search.answering import ClosedError  # with torch, which the ingress does without
+        self,
+        read: Callable[[Answers, Any], list[Any]],
+        queries: list[str],
+        *,
+        timeout_s: float,
+        asked_as: str | None,
+        **how: Any,
+    ) -> Answered | UserError | Unavailable:
+        """Returns what `read` makes of a request that was decoded; otherwise as `search`."""
+        from zerogr.search.answering import ClosedError, LostError  # with torch, which the ingress does without
 
-        while True:
-            retriever, answers = self._served
-            try:
-                request = answers.ask(queries, timeout_s=timeout_s, **how)
-                break
-            except ClosedError:  # another version has taken its place this moment
-                continue
+        answer_as(asked_as)
+        start = time.perf_counter()
         try:
-            await asyncio.wrap_future(request.found)
-            results = await asyncio.get_running_loop().run_in_executor(self._reading_thread, read, answers, request)
+            while True:
+                loaded = self._versions.current
+                try:
+                    request = loaded.answers.ask(queries, timeout_s=timeout_s, **how)
+                    break
+                except ClosedError:  # another version has taken its place this moment
+                    continue
+            try:
+                await asyncio.wrap_future(request.found)
+                loop, reading = asyncio.get_running_loop(), time.perf_counter()
+                results = await loop.run_in_executor(self._reading_thread, read, loaded.answers, request)
+            except asyncio.CancelledError:
+                request.drop()
+                raise
         except UserError as error:
             return UserError(str(error))
-        except asyncio.CancelledError:
-            request.drop()
-            raise
-        return results, retriever.index_version
+        except LostError as error:
+            logger.error("%s", error)
+            return Unavailable(LOST, "lost")
+        except (OSError, Fault) as error:  # found, but storage does not say what stands in the documents
+            logger.error("the corpus cannot be read: %s", error)
+            return Unavailable(UNREADABLE, "storage")
+        end, version, work = time.perf_counter(), loaded.retriever.index_version, request.work
+        spent = Spent(
+            searcher=self._name,
+            version=version,
+            queue_s=work.queue_s,
+            prompt_s=work.prompt_s,
+            decoding_s=work.decoding_s,
+            reading_s=end - reading,
+            total_s=end - start,
+            num_slots=loaded.answers.num_slots,
+            costs=[tuple(cost) for cost in work.costs],
+        )
+        return Answered(results, version, spent)
 
     async def describe(self) -> dict[str, Any]:
         """Returns the summary of the index it serves."""
-        retriever, _ = self._served
-        return summarise(retriever.manifest, retriever.index_version)
+        retriever = self._versions.current.retriever
+        return {**summarise(retriever.manifest, retriever.index_version), "versions": self._versions.describe()}
 
-    def _follow(self, arguments: ServeArguments, loader: Callable[[ServeArguments], LoadedRetriever]) -> None:
-        """Loads every new version beside the old one, searches once, and lets it answer what comes; never returns."""
-        index, seen = Index(arguments.index), self._served[0].index_version
-        assert arguments.follow_s is not None
-        while True:
-            time.sleep(arguments.follow_s)
-            try:
-                if (current := name_of(index.manifest())) == seen:
-                    continue
-                retriever = loader(arguments)
-                retriever.search(["what is it about?"], k=1)
-            except Exception:
-                # Whatever keeps the new version from being served, the old one goes on.
-                logger.exception("another version of %s cannot be loaded; it is tried again", arguments.index)
-                continue
-            logger.info("version %s of %s takes the place of %s", current, arguments.index, seen)
-            _, before = self._served
-            self._served, seen = (retriever, retriever.answering(most_queries=self._most_queries)), current
-            before.close()
+    async def look(self) -> None:
+        """Looks now whether the index has another version."""
+        await asyncio.to_thread(self._versions.look)
+
+    def check_health(self) -> None:
+        """Raises LostError if nothing is answered any more; the third time Ray Serve starts another replica."""
+        self._versions.current.answers.check()
 
 
 @serve.deployment(name="Ingress")
@@ -225,9 +168,12 @@ class Searcher:
 class Ingress:
     """Speaks HTTP for the searchers; `serve.api` says how."""
 
-    def __init__(self, searcher: DeploymentHandle) -> None:
-        self._searcher = searcher
+    def __init__(self, searcher: DeploymentHandle, arguments: ServeArguments) -> None:
+        self._searcher, self._arguments = searcher, arguments
+        self._token = read_token(arguments.token_file) if arguments.token_file is not None else None
         self._defaults = SearchDefaults()
+        self._metrics = Metrics()
+        self._said_at = float("-inf")
         self._requests = Counter(
             "zerogr_search_requests", description="Searches answered, by HTTP status.", tag_keys=("status",)
         )
@@ -240,20 +186,23 @@ class Ingress:
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_api(self)
+        return create_api(self, token=self._token, behind_proxy=True)
+
+    @property
+    def log_queries(self) -> bool:
+        return self._defaults.log_queries
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Takes over new defaults without a restart; Ray Serve calls it."""
         self._defaults = SearchDefaults.model_validate(user_config)
 
-    async def search(self, request: SearchRequest) -> tuple[list[list[dict[str, Any]]], str]:
+    async def search(self, request: SearchRequest) -> Answered:
         return await self._answer(self._searcher.search, request)
 
-    async def explain(self, request: ExplainRequest) -> tuple[dict[str, Any], str]:
-        [explained], index_version = await self._answer(self._searcher.explain, request)
-        return explained, index_version
+    async def explain(self, request: ExplainRequest) -> Answered:
+        return await self._answer(self._searcher.explain, request)
 
-    async def _answer(self, method: Any, request: SearchRequest) -> tuple[list[Any], str]:
+    async def _answer(self, method: Any, request: SearchRequest) -> Answered:
         """Returns what a method of a searcher says to a request, with the defaults of the service."""
 
         def asked(name: str) -> Any:
@@ -264,13 +213,14 @@ class Ingress:
             method.remote(
                 request.texts,
                 timeout_s=self._defaults.timeout_s,
+                asked_as=request_id(),
                 instruction=request.instruction,
                 **request.restrictions,
                 **{name: asked(name) for name in ("k", "strategy", "fields", "snippet_characters")},
                 **({"rerank": True} if asked("rerank") else {}),
             )
         )
-        if isinstance(answer, UserError):
+        if isinstance(answer, UserError | Unavailable):
             raise answer
         return answer
 
@@ -283,11 +233,32 @@ class Ingress:
         application = (await asyncio.to_thread(serve.status)).applications[serve.get_replica_context().app_name]
         return application.deployments["Searcher"].replica_states.get("RUNNING", 0) > 0
 
-    def observe(self, status: int, num_queries: int, took_ms: float) -> None:
+    async def roll_back(self) -> dict[str, Any]:
+        if not self._arguments.follows:
+            raise UserError(
+                "this service follows no other version (args.version, args.follow_s); change its config file"
+            )
+        version, left = await asyncio.to_thread(roll_back, self._arguments.index)
+        self._searcher.look.remote()  # one of them need not wait for its next look
+        tell(f"rolled back from version {left} to {version}; searchers follow within {self._arguments.follow_s:g} s")
+        return {"index_version": version, "left": left, "within_s": self._arguments.follow_s}
+
+    def observe(self, status: int, num_queries: int, took_ms: float, spent: Spent | None) -> None:
         self._requests.inc(tags={"status": str(status)})
         self._latency.observe(took_ms, tags={"status": str(status)})
         if status == 200:
             self._queries.inc(num_queries)
+        self._metrics.observe(status, num_queries, took_ms / 1000, spent)
+
+    def refused(self, reason: str) -> None:
+        self._metrics.refused(reason)
+        if reason in ("busy", "lost") and time.monotonic() - self._said_at > SAY_EVERY_S:
+            self._said_at = time.monotonic()
+            cause = "too many are waiting" if reason == "busy" else "a searcher was lost"
+            tell(f"searches are refused: {cause}")
+
+    def metrics(self) -> bytes:
+        return self._metrics.text()
 
     async def _ask(self, response: DeploymentResponse) -> Any:
         """Returns a searcher's answer.
@@ -302,7 +273,7 @@ class Ingress:
         except BackPressureError:
             raise Unavailable("too many searches are waiting; try again soon") from None
         except (DeploymentUnavailableError, RayActorError):
-            raise Unavailable("the searcher was lost; try again soon") from None
+            raise Unavailable(LOST, "lost") from None
         except (TimeoutError, asyncio.CancelledError):
             response.cancel()
             raise
@@ -340,7 +311,7 @@ def build(arguments: ServeArguments) -> Application:
 def application(
     arguments: ServeArguments,
     *,
-    loader: Callable[[ServeArguments], LoadedRetriever] = load_retriever,
+    loader: Loader = load_retriever,
     options: dict[str, dict[str, Any]] | None = None,
 ) -> Application:
     """Returns the application.
@@ -350,6 +321,6 @@ def application(
         loader: Makes a searcher's retriever; runs in the searcher's process.
         options: Deployment name -> options of Ray Serve's `Deployment.options`, for `Ingress` and `Searcher`.
     """
-    options = options or {}
-    searcher = Searcher.options(**options.get("Searcher", {})).bind(arguments, loader)
-    return Ingress.options(**options.get("Ingress", {})).bind(searcher)
+    of = {name: {"logging_config": LOGGING_CONFIG, **(options or {}).get(name, {})} for name in ("Ingress", "Searcher")}
+    searcher = Searcher.options(**of["Searcher"]).bind(arguments, loader)
+    return Ingress.options(**of["Ingress"]).bind(searcher, arguments)

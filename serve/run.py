@@ -27,7 +27,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from serve.app import LoadedRetriever, ServeArguments, application, load_retriever
+from serve.app import application, load_retriever
+from serve.settings import ServeArguments
+from serve.terminal import open_events, show
+from serve.tokens import read_token
+from serve.versions import Loader
 from zerogr.errors import UserError
 from zerogr.index.index import Index
 from zerogr.network import check_ray_address
@@ -62,9 +66,11 @@ def serve_index(
     config_file: str | None = None,
     address: str | None = None,
     blocking: bool = True,
-    loader: Callable[[ServeArguments], LoadedRetriever] = load_retriever,
+    loader: Loader = load_retriever,
 ) -> Callable[[], None]:
     """Serves an index, prints one line with the URL when a model is loaded, and returns a function that stops it.
+
+    While it blocks, it prints a line for each event that a person cares about.
 
     Args:
         index_uri: A finished index.
@@ -78,7 +84,7 @@ def serve_index(
         loader: Makes a searcher's retriever; runs in the searcher's process.
 
     Raises:
-        UserError: The index is not finished, the config file is wrong, or the port is taken.
+        UserError: The index is not finished, the config file or the token's file is wrong, or the port is taken.
         RuntimeError: The application could not be deployed; Ray Serve's message says why.
     """
     index_uri = _absolute(index_uri)
@@ -87,21 +93,17 @@ def serve_index(
         index.require(stage)
     config = load_serve_config(config_file)
     http_options = {**config.http_options, **_given(host=host, port=port)}
+    arguments = _arguments(config, index_uri)
 
     import ray
 
     with contextlib.ExitStack() as cleanup:
         is_ours = _join_ray(address, http_options, num_replicas or 1, cleanup)
-        arguments = ServeArguments.model_validate({**config.args, "index": index_uri})
         if is_ours and arguments.num_threads is None:
             threads = max(1, len(os.sched_getaffinity(0)) // (num_replicas or 1))
             arguments = arguments.model_copy(update={"num_threads": threads})
-        searcher = config.options.setdefault("Searcher", {})
-        if config_file is None and ray.cluster_resources().get("GPU", 0) > 0:
-            searcher["ray_actor_options"] = {**searcher.get("ray_actor_options", {}), "num_gpus": 1}
-        if num_replicas is not None:
-            searcher.pop("autoscaling_config", None)
-            searcher["num_replicas"] = num_replicas
+        _size_searchers(config, num_replicas, on_gpus=config_file is None and ray.cluster_resources().get("GPU", 0) > 0)
+        events = open_events(config.name) if blocking else None
         _deploy(config, http_options, arguments, loader, cleanup)
         url = _url(http_options["host"], http_options["port"], config.route_prefix)
         print(f"Serving {index_uri} at {url}", flush=True)
@@ -109,17 +111,26 @@ def serve_index(
     if not blocking:
         return stop
     try:
-        _wait_for_signal()
+        _show_until_signal(config.name, events)
     finally:
         stop()
     return lambda: None
+
+
+def _size_searchers(config: ServeConfig, num_replicas: int | None, *, on_gpus: bool) -> None:
+    searcher = config.options.setdefault("Searcher", {})
+    if on_gpus:
+        searcher["ray_actor_options"] = {**searcher.get("ray_actor_options", {}), "num_gpus": 1}
+    if num_replicas is not None:
+        searcher.pop("autoscaling_config", None)
+        searcher["num_replicas"] = num_replicas
 
 
 def _deploy(
     config: ServeConfig,
     http_options: dict[str, Any],
     arguments: ServeArguments,
-    loader: Callable[[ServeArguments], LoadedRetriever],
+    loader: Loader,
     cleanup: contextlib.ExitStack,
 ) -> None:
     """Starts the application and returns when it answers; `cleanup` deletes it."""
@@ -180,6 +191,20 @@ def load_serve_config(path: str | None = None) -> ServeConfig:
     )
 
 
+def _arguments(config: ServeConfig, index_uri: str) -> ServeArguments:
+    """Returns what is served, checked as far as it can be before anything starts."""
+    try:
+        arguments = ServeArguments.model_validate({**config.args, "index": index_uri})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise UserError(f"args.{'.'.join(map(str, first['loc']))} of the config file: {first['msg']}") from error
+    if arguments.token_file is None:
+        return arguments
+    file = os.path.abspath(arguments.token_file)  # a replica's working directory is not ours
+    read_token(file)
+    return arguments.model_copy(update={"token_file": file})
+
+
 def _refuse_others(name: str, given: Any, known: tuple[str, ...]) -> None:
     for key in given:
         if key not in known:
@@ -199,7 +224,7 @@ def _join_ray(
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address != "local":
         check_ray_address(address)
-        ray.init(address=address)
+        ray.init(address=address, log_to_driver=False)
         cleanup.callback(ray.shutdown)
         return False
     _check_port(http_options["host"], http_options["port"])
@@ -211,6 +236,7 @@ def _join_ray(
         num_cpus=num_cpus + 1,
         object_store_memory=OBJECT_STORE_BYTES,
         logging_level=logging.WARNING,
+        log_to_driver=False,  # events come by themselves, the rest is in the log
     )
     cleanup.callback(ray.shutdown)
     return True
@@ -252,10 +278,11 @@ def _wait_for_answer(url: str, timeout_s: float = 30) -> None:
         time.sleep(0.1)
 
 
-def _wait_for_signal() -> None:
+def _show_until_signal(app_name: str, events: Any) -> None:
+    """Prints events until SIGINT or SIGTERM comes."""
     told = threading.Event()
     with _handlers({signal.SIGINT, signal.SIGTERM}, lambda *_: told.set()):
-        told.wait()
+        show(app_name, events, told, lambda line: print(line, flush=True))
 
 
 @contextlib.contextmanager

@@ -66,6 +66,9 @@ class IndexAnswer(BaseModel):
     strategies: list[str]
     k: int | None = None
     strategy: str | None = None
+    versions: dict[str, str | None] = Field(
+        description="Of the index: `current` and `previous`, which the searcher that answers has loaded, and `refused`."
+    )
 
 
 class ErrorAnswer(BaseModel):
@@ -80,6 +83,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": description}
     for status, description in {
         400: "The body is not JSON.",
+        401: "The token is missing or wrong, where the service has one.",
         413: "The body is too large.",
         422: "A field is wrong.",
         500: "Anything else; the server's log says more.",
@@ -88,7 +92,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 """Of POST /search."""
-AT_ANY_TIME: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (500, 503, 504)}
+AT_ANY_TIME: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (401, 500, 503, 504)}
 """Of requests that cannot be wrong."""
 
 _STRING, _NUMBER = (
@@ -125,4 +129,4 @@ ONE_OR_SEVERAL: dict[str, Any] = {
 
 def query_text(most: int) -> dict[str, Any]:
     """Returns what a query must be: no more than so many characters, one of them no space."""
-    return {"type": "string", "maxLength": most, "pattern": r"\S"}
+    return {"type": "string", "maxLength": most, "pattern": r"[^\s\x1c-\x1f]"}

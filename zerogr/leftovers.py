@@ -13,14 +13,14 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from zerogr.index.index import VERSIONS, Index
+from zerogr.index.index import CHECK, VERSIONS, Index
 from zerogr.index.stage import STAGES
 from zerogr.index.versions import MANIFEST, REMOVED, Version, folder_of, manifest_of
 from zerogr.store import storage
 from zerogr.store.uploads import Upload, abort_upload, unfinished_uploads
 from zerogr.training.checkpoints import ATTEMPTS, CHECKPOINTS, superseded
 
-_STATE = ("trie", "lexical", "retriever", "statistics", "states", REMOVED)
+_STATE = ("trie", "lexical", "retriever", "statistics", "states", REMOVED, CHECK)
 """What a version's folder has besides its manifest and the documents that it adds; samples of old queries belong to it, too."""
 _SAMPLE = re.compile(r"kept-\d+\.parquet")
 

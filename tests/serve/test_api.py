@@ -11,8 +11,10 @@ from typing import Any, get_args
 import httpx
 import pytest
 
-from serve.api import MAX_BODY_BYTES, ExplainRequest, FieldName, SearchRequest, Unavailable, create_api
+from serve.api import MAX_BODY_BYTES, Answered, Unavailable, create_api
 from serve.app import summarise
+from serve.metrics import Metrics, Spent
+from serve.requests import ExplainRequest, FieldName, SearchRequest
 from zerogr.decoding import STRATEGIES
 from zerogr.errors import UserError
 from zerogr.search.contents import FIELDS
@@ -34,10 +36,12 @@ class Backend:
     def __init__(self) -> None:
         self.failure: Exception | None = None
         self.ready = True
+        self.log_queries = False
         self.observed: list[tuple[int, int]] = []
+        self.refusals: list[str] = []
         self.restrictions: dict[str, Any] = {}
 
-    async def search(self, request: SearchRequest) -> tuple[list[list[dict[str, Any]]], str]:
+    async def search(self, request: SearchRequest) -> Answered:
         if self.failure:
             raise self.failure
         self.restrictions = request.restrictions
@@ -53,11 +57,11 @@ class Backend:
             ]
             for text in request.texts
         ]
-        return hits, "version-1"
+        return Answered(hits, "version-1")
 
-    async def explain(self, request: ExplainRequest) -> tuple[dict[str, Any], str]:
-        [hits], version = await self.search(request)
-        return {"hits": hits, "tree": {"strategy": request.strategy}}, version
+    async def explain(self, request: ExplainRequest) -> Answered:
+        [hits], version, _ = await self.search(request)
+        return Answered([{"hits": hits, "tree": {"strategy": request.strategy}}], version)
 
     async def describe(self) -> dict[str, Any]:
         if self.failure:
@@ -69,8 +73,19 @@ class Backend:
             raise self.failure
         return self.ready
 
-    def observe(self, status: int, num_queries: int, took_ms: float) -> None:
+    async def roll_back(self) -> dict[str, Any]:
+        if self.failure:
+            raise self.failure
+        return {"index_version": "version-0", "left": "version-1", "within_s": 30}
+
+    def observe(self, status: int, num_queries: int, took_ms: float, spent: Spent | None) -> None:
         self.observed.append((status, num_queries))
+
+    def refused(self, reason: str) -> None:
+        self.refusals.append(reason)
+
+    def metrics(self) -> bytes:
+        return Metrics().text()
 
 
 @pytest.fixture
@@ -80,9 +95,11 @@ def backend() -> Backend:
 
 @pytest.fixture
 def call(backend: Backend) -> Callable[..., httpx.Response]:
-    def send(method: str, path: str, **arguments: Any) -> httpx.Response:
+    def send(
+        method: str, path: str, *, token: str | None = None, behind_proxy: bool = False, **arguments: Any
+    ) -> httpx.Response:
         async def request() -> httpx.Response:
-            transport = httpx.ASGITransport(create_api(backend))
+            transport = httpx.ASGITransport(create_api(backend, token=token, behind_proxy=behind_proxy))
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
                 return await client.request(method, path, **arguments)
 
@@ -175,6 +192,7 @@ class TestApi:
         assert response.json().keys() == {"error"}
         assert response.json()["error"].startswith(reason)
         assert backend.observed == [(422, 0)]
+        assert backend.refusals == ["invalid"]
 
     def test_a_search_is_explained(self, call: Callable[..., httpx.Response], backend: Backend) -> None:
         body = {"query": "wing", "instruction": "Find it.", "k": 1, "strategy": "beam", "filter": {"year": 2020}}
@@ -253,16 +271,28 @@ class TestApi:
         assert "bytes; send fewer queries or doc_ids at once" in response.json()["error"]
 
     @pytest.mark.parametrize(
-        ("failure", "status", "reason"),
+        ("failure", "status", "reason", "counted"),
         [
-            (Unavailable("too many searches are waiting; try again soon"), 503, "too many searches are waiting"),
-            (TimeoutError(), 504, "the search took too long"),
-            (UserError("no such instruction"), 422, "no such instruction"),
-            (RuntimeError(SECRET), 500, "internal error"),
+            (
+                Unavailable("too many searches are waiting; try again soon"),
+                503,
+                "too many searches are waiting",
+                "busy",
+            ),
+            (Unavailable("the searcher was lost; try again soon", "lost"), 503, "the searcher was lost", "lost"),
+            (TimeoutError(), 504, "the search took too long", "timeout"),
+            (UserError("no such instruction"), 422, "no such instruction", "invalid"),
+            (RuntimeError(SECRET), 500, "internal error", "error"),
         ],
     )
     def test_failures(
-        self, call: Callable[..., httpx.Response], backend: Backend, failure: Exception, status: int, reason: str
+        self,
+        call: Callable[..., httpx.Response],
+        backend: Backend,
+        failure: Exception,
+        status: int,
+        reason: str,
+        counted: str,
     ) -> None:
         backend.failure = failure
         for method, path, body in (
@@ -276,8 +306,9 @@ class TestApi:
             assert response.json()["error"].startswith(reason)
             assert SECRET not in response.text
             assert ("retry-after" in response.headers) == (status == 503)
+        assert backend.refusals == [counted] * 4
 
-    def test_queries_are_never_logged(
+    def test_queries_are_not_logged(
         self, call: Callable[..., httpx.Response], caplog: pytest.LogCaptureFixture
     ) -> None:
         with caplog.at_level("DEBUG", logger="ray.serve.zerogr"):
@@ -290,6 +321,64 @@ class TestApi:
             "search status=422 queries=0 ms=",
             "explain status=200 ms=",
         ]
+        assert "private words" not in "".join(str(record.__dict__) for record in caplog.records)
+
+    def test_queries_are_logged_for_whoever_asks_for_it(
+        self, call: Callable[..., httpx.Response], backend: Backend, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        backend.log_queries = True
+        with caplog.at_level("INFO", logger="ray.serve.zerogr"):
+            call("POST", "/search", json={"queries": ["a wing", "lift"]}, headers={"x-request-id": "id-7"})
+        [record] = [record for record in caplog.records if record.name == "ray.serve.zerogr"]
+        said = {name: getattr(record, name) for name in ("texts", "request_id", "status", "num_queries")}
+        assert said == {"texts": ["a wing", "lift"], "request_id": "id-7", "status": 200, "num_queries": 2}
+        assert record.took_ms >= 0  # type: ignore[attr-defined]
+
+    @pytest.mark.parametrize("given", ["a-1", "0:B_c.9", "x" * 128])
+    def test_a_sane_request_id_is_given_back(self, call: Callable[..., httpx.Response], given: str) -> None:
+        for path in ("/healthz", "/nothing", "/search"):
+            assert call("GET", path, headers={"x-request-id": given}).headers["x-request-id"] == given
+
+    @pytest.mark.parametrize("given", ["", " ", "a b", "x" * 129, '"}{', "idé", "a	b"])
+    def test_another_one_is_replaced(self, call: Callable[..., httpx.Response], given: str) -> None:
+        made = [call("GET", "/healthz", headers={"x-request-id": given.encode()}).headers["x-request-id"] for _ in "ab"]
+        assert all(re.fullmatch("[0-9a-f]{32}", each) for each in made)
+        assert made[0] != made[1] and given not in made
+
+    def test_behind_the_proxy_no_id_is_given_back_twice(self, call: Callable[..., httpx.Response]) -> None:
+        response = call("GET", "/healthz", headers={"x-request-id": "a-1"}, behind_proxy=True)
+        assert "x-request-id" not in response.headers
+        assert "x-request-id" in call("GET", "/healthz", headers={"x-request-id": "a b"}, behind_proxy=True).headers
+
+    def test_a_token_is_asked_for_before_anything_else(
+        self, call: Callable[..., httpx.Response], backend: Backend
+    ) -> None:
+        for path in ("/search", "/index", "/metrics", "/admin/rollback", "/openapi.json", "/nothing"):
+            response = call("POST", path, token="secret", json={"query": "wing"})
+            assert (response.status_code, response.headers["www-authenticate"]) == (401, 'Bearer realm="zerogr"')
+            assert response.json().keys() == {"error"} and "x-request-id" in response.headers
+        assert backend.refusals == ["token"] * 6 and not backend.observed
+        right = {"authorization": "Bearer secret"}
+        assert call("POST", "/search", token="secret", json={"query": "wing"}, headers=right).status_code == 200
+        assert all(call("GET", path, token="secret").status_code == 200 for path in ("/", "/healthz", "/readyz"))
+
+    def test_going_back(self, call: Callable[..., httpx.Response], backend: Backend) -> None:
+        right: dict[str, Any] = {"token": "secret", "headers": {"authorization": "Bearer secret"}}
+        answer = call("POST", "/admin/rollback", **right)
+        assert answer.json() == {"index_version": "version-0", "left": "version-1", "within_s": 30}
+        assert call("GET", "/admin/rollback", **right).status_code == 405
+        backend.failure = UserError("there is no version before this one")
+        refused = call("POST", "/admin/rollback", **right)
+        assert (refused.status_code, refused.json()) == (409, {"error": "there is no version before this one"})
+        backend.failure = RuntimeError(SECRET)
+        assert call("POST", "/admin/rollback", **right).status_code == 500
+        closed = call("POST", "/admin/rollback", headers=right["headers"])
+        assert closed.status_code == 403 and "token_file" in closed.json()["error"]
+
+    def test_metrics_are_what_prometheus_reads(self, call: Callable[..., httpx.Response]) -> None:
+        response = call("GET", "/metrics")
+        assert response.headers["content-type"].startswith("text/plain; version=")
+        assert "# TYPE zerogr_search_seconds histogram" in response.text
 
     def test_probes(self, call: Callable[..., httpx.Response], backend: Backend) -> None:
         assert call("GET", "/readyz").json() == {"status": "ready"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import json
 import sys
 import threading
 import time
@@ -22,31 +23,34 @@ import httpx
 import pytest
 import yaml
 
-from serve.app import Searcher, ServeArguments
+from serve.api import Unavailable
+from serve.app import Searcher
 from serve.run import serve_index
+from serve.settings import ServeArguments
 from zerogr.decoding import STRATEGIES
 from zerogr.errors import UserError
 from zerogr.index.index import Index
-from zerogr.index.versions import name_of
+from zerogr.index.versions import Version, name_of
 from zerogr.ranking.ranker import Part
 from zerogr.retriever import Retriever
 from zerogr.search.answer import Hit
-from zerogr.search.answering import ClosedError
+from zerogr.search.answering import ClosedError, LostError
 from zerogr.search.record import Explained
+from zerogr.search.request import Cost, Work
 from zerogr.store import storage
 
 HTML_DOCID = "<img src=x onerror=alert(1)>"
 SECRET = "a secret that only the log may hold"
+TOKEN = "0123456789abcdef"
 
 
 class RetrieverDouble:
     """Answers with k numbered documents; some queries wait for a file, or fail."""
 
-    index_version = "version-1"
     restrictions = ""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.index_version = folder, "f-f"
         self.manifest: dict[str, Any] = {"format": 2, "config": {"instruction": "Find it."}, "stages": {}}
 
     def restricted(self, **restrictions: Any) -> RetrieverDouble:
@@ -92,6 +96,8 @@ class RetrieverDouble:
 class AskedDouble:
     """A request to the double."""
 
+    work = Work(0.5, 0.25, 1.0, [Cost(2, 3, 7)])
+
     def __init__(self, found: Future[Any]) -> None:
         self.found = found
 
@@ -104,8 +110,12 @@ class AnswersDouble:
 
     def __init__(self, retriever: RetrieverDouble) -> None:
         self._retriever, self._thread, self._is_closed = retriever, ThreadPoolExecutor(1), False
+        self.num_slots, self.loss = 11, ""
 
     def ask(self, queries: list[str], *, timeout_s: float, is_recorded: bool = False, **how: Any) -> AskedDouble:
+        if "the end of the thread" in queries:
+            self.loss = "the answering thread has ended by MemoryError: "
+        self.check()
         if self._is_closed:
             raise ClosedError
         restrictions = {name: how.pop(name) for name in ("allow", "deny", "filter") if name in how}
@@ -120,11 +130,18 @@ class AnswersDouble:
         found: list[list[Hit]] = request.found.result()
         return found
 
+    def check(self) -> None:
+        if self.loss:
+            raise LostError(self.loss)
+
     def explained(self, request: AskedDouble) -> list[Explained]:
         return [Explained(hits, None, [[Part("terms", "wing", 0.5, 1.0)] for _ in hits]) for hits in self.hits(request)]
 
     def close(self) -> None:
         self._is_closed = True
+
+    def join(self) -> None:
+        self._thread.shutdown()
 
 
 def load_double(_arguments: ServeArguments, folder: str) -> RetrieverDouble:
@@ -140,6 +157,8 @@ class TestSearcher:
 
         class Blocking(RetrieverDouble):
             def search(self, queries: list[str], **_options: Any) -> list[list[Hit]]:
+                if queries[0] == "what is it about?":  # when it was loaded
+                    return [[]]
                 started.append(queries[0])
                 running.set()
                 assert release.wait(10)
@@ -157,11 +176,43 @@ class TestSearcher:
             second.cancel()
             await asyncio.sleep(0)
             release.set()
-            assert await first == await third == ([[]], "version-1")
+            assert (await first)[:2] == (await third)[:2] == ([[]], "f-f")
             assert second.cancelled()
 
         asyncio.run(scenario())
         assert started == ["first", "third"]
+
+    def test_it_says_what_it_has_spent(self) -> None:
+        searcher = Searcher.func_or_class(
+            ServeArguments(index="index", follow_s=None), lambda _arguments: RetrieverDouble(Path())
+        )
+        answer = asyncio.run(searcher.search(["wing"], timeout_s=60, k=1))
+        spent = answer.spent
+        assert (spent.version, spent.num_slots, spent.costs) == ("f-f", 11, [(2, 3, 7)])
+        assert (spent.queue_s, spent.prompt_s, spent.decoding_s) == (0.5, 0.25, 1.0)
+        assert 0 <= spent.reading_s <= spent.total_s
+
+    def test_a_dead_thread_is_unhealthy_and_refuses(self) -> None:
+        """Otherwise the replica would stay, and every request would wait until its time is over."""
+        retriever = RetrieverDouble(Path())
+        answers = AnswersDouble(retriever)
+        retriever.answering = lambda **_: answers  # type: ignore[method-assign]
+        searcher = Searcher.func_or_class(ServeArguments(index="index", follow_s=None), lambda _arguments: retriever)
+        searcher.check_health()
+        answers.loss = "the answering thread has ended by MemoryError: "
+        with pytest.raises(LostError, match="has ended by MemoryError"):
+            searcher.check_health()
+        answer = asyncio.run(searcher.search(["wing"], timeout_s=60, k=1))
+        assert isinstance(answer, Unavailable) and answer.reason == "lost"
+
+    def test_nothing_counts_as_loaded_that_cannot_decode(self) -> None:
+        class Broken(RetrieverDouble):
+            def search(self, queries: list[str], **_options: Any) -> list[list[Hit]]:
+                raise RuntimeError("no kernel for this device")
+
+        arguments = ServeArguments(index="index", follow_s=None)
+        with pytest.raises(RuntimeError, match="no kernel for this device"):
+            Searcher.func_or_class(arguments, lambda _arguments: Broken(Path()))
 
 
 class TestFollowing:
@@ -184,11 +235,12 @@ class TestFollowing:
 
         def publish(number: int) -> None:
             manifest = storage.read_json(f"{uri}/index.json")
-            storage.write_json(f"{uri}/index.json", {**manifest, "version": {"number": number}})
+            version = Version.of({**manifest, "version": {"number": number, "last": number, "layers": []}})
+            storage.write_json(f"{uri}/index.json", {**manifest, "version": version.as_json()})
 
         async def version_of(searcher: Any) -> str:
-            _, version = await searcher.search(["a query"], timeout_s=60, instruction=None, k=1, strategy=None)
-            return str(version)
+            answer = await searcher.search(["a query"], timeout_s=60, instruction=None, k=1, strategy=None)
+            return str(answer.index_version)
 
         async def scenario() -> None:
             arguments = ServeArguments(index=uri, follow_s=0.02)
@@ -200,7 +252,7 @@ class TestFollowing:
                     await asyncio.sleep(0.02)
 
         asyncio.run(asyncio.wait_for(scenario(), 60))
-        assert loaded == ["f-f", "f-f+1", "f-f+1", "f-f+2", "f-f+1"]
+        assert loaded == ["f-f", "f-f+1", "f-f+1", "f-f+2"], "the version before is still there"
 
 
 def finished_index(folder: Path) -> str:
@@ -219,7 +271,7 @@ class Service:
 
 @pytest.fixture(scope="module")
 def service(local_ray: None, serve_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """The application with a queue of one and a default k of 3."""
+    """The application with a token, a queue of one and a default k of 3."""
     import ray
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a replica cannot import a test module by name
@@ -229,18 +281,25 @@ def service(local_ray: None, serve_port: int, tmp_path_factory: pytest.TempPathF
             {
                 "name": "zerogr",
                 "import_path": "serve.app:build",
+                "args": {"token_file": str(folder / "token"), "follow_s": 0.5},
                 "deployments": [
                     {
                         "name": "Ingress",
                         "ray_actor_options": {"num_cpus": 0.1},
                         "user_config": {"k": 3, "strategy": "beam"},
                     },
-                    {"name": "Searcher", "max_ongoing_requests": 1, "max_queued_requests": 1},
+                    {
+                        "name": "Searcher",
+                        "max_ongoing_requests": 1,
+                        "max_queued_requests": 1,
+                        "health_check_period_s": 0.5,
+                    },
                 ],
             }
         ]
     }
     (folder / "serve.yaml").write_text(yaml.safe_dump(config))
+    (folder / "token").write_text(f"{TOKEN}\n")
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         stop = serve_index(
             finished_index(folder),
@@ -249,7 +308,8 @@ def service(local_ray: None, serve_port: int, tmp_path_factory: pytest.TempPathF
             blocking=False,
             loader=partial(load_double, folder=str(folder)),
         )
-    with httpx.Client(base_url=f"http://127.0.0.1:{serve_port}", timeout=30) as client:
+    sent = {"authorization": f"Bearer {TOKEN}"}
+    with httpx.Client(base_url=f"http://127.0.0.1:{serve_port}", timeout=30, headers=sent) as client:
         yield Service(client, folder, printed.getvalue())
     stop()
 
@@ -315,7 +375,8 @@ class TestService:
         assert service.client.get("/healthz").json() == {"status": "alive"}
         assert service.client.get("/readyz").json() == {"status": "ready"}
         summary = service.client.get("/index").json()
-        assert summary["index_version"] == "version-1"
+        assert summary["index_version"] == summary["versions"]["current"] == "f-f"
+        assert (summary["versions"]["previous"], summary["versions"]["refused"]) == (None, None)
         assert summary["strategies"] == list(STRATEGIES)
         assert (summary["k"], summary["strategy"]) == (3, "beam")
 
@@ -338,6 +399,37 @@ class TestService:
         assert refused.json() == {"error": "too many searches are waiting; try again soon"}
         assert refused.headers["retry-after"] == "1"
         assert service.client.post("/search", json={"query": "wait"}).status_code == 200
+
+    def test_only_the_token_opens_it(self, service: Service) -> None:
+        for path, status in (("/index", 401), ("/metrics", 401), ("/healthz", 200), ("/readyz", 200), ("/", 200)):
+            assert httpx.get(service.client.base_url.join(path)).status_code == status, path
+        assert httpx.post(service.client.base_url.join("/admin/rollback")).status_code == 401
+
+    def test_there_is_nothing_to_go_back_to(self, service: Service) -> None:
+        response = service.client.post("/admin/rollback")
+        assert response.status_code == 409 and "has no version before this one" in response.json()["error"]
+
+    def test_a_request_can_be_followed_through_log_and_metrics(self, service: Service) -> None:
+        import ray
+
+        answer = service.client.post("/search", json={"query": "private wing"}, headers={"x-request-id": "followed-1"})
+        assert answer.headers["x-request-id"] == "followed-1", "once, and not by the proxy as well"
+        metrics = service.client.get("/metrics").text
+        assert 'zerogr_search_seconds_count{phase="overhead"}' in metrics and "zerogr_cache_slots{searcher=" in metrics
+        folder = Path(ray._private.worker.global_worker.node.get_logs_dir_path()) / "serve"
+        text = "".join(file.read_text() for file in folder.glob("replica_zerogr_*.log"))
+        lines = [json.loads(line) for line in text.splitlines()]
+        [line] = [line for line in lines if line.get("request_id") == "followed-1"]
+        assert (line["status"], line["num_queries"], line["deployment"]) == (200, 1, "zerogr_Ingress")
+        assert "private wing" not in text
+
+    def test_a_searcher_whose_thread_is_dead_is_replaced(self, service: Service) -> None:
+        response = service.client.post("/search", json={"query": "the end of the thread"})
+        assert (response.status_code, response.json()) == (503, {"error": "the searcher was lost; try again soon"})
+        deadline = time.monotonic() + 120
+        while (status := service.client.post("/search", json={"query": "wing"}).status_code) != 200:
+            assert status == 503 and time.monotonic() < deadline
+            time.sleep(0.2)
 
 
 @pytest.mark.parametrize("place", ["tiny_index", "remote_index"])

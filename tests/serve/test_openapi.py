@@ -16,7 +16,9 @@ class Describing(Backend):
     """Says of the index what the application does."""
 
     async def describe(self) -> dict[str, Any]:
-        return {**await super().describe(), "strategies": list(STRATEGIES), "k": None, "strategy": None}
+        versions = {"current": "b", "previous": "a", "refused": None}
+        known = {"strategies": list(STRATEGIES), "k": None, "strategy": None, "versions": versions}
+        return {**await super().describe(), **known}
 
 
 schema = schemathesis.openapi.from_asgi("/openapi.json", create_api(Describing()))

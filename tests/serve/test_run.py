@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from serve.app import SearchDefaults, ServeArguments
 from serve.run import load_serve_config, serve_index
+from serve.settings import SearchDefaults, ServeArguments
 from zerogr.errors import UserError
 from zerogr.store import storage
 
@@ -67,6 +67,25 @@ class TestConfigFile:
     def test_an_unfinished_index_is_refused_before_ray_starts(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="has no finished stage 'trie'"):
             serve_index(str(tmp_path))
+
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            ("{token_file: absent}", "token_file '.*absent' cannot be read .No such file or directory."),
+            ("{token_file: empty}", "token_file '.*empty' is empty; write the token into it"),
+            ("{token_file: ''}", "args.token_file of the config file: String should have at least 1"),
+            ("{most_queries: 0}", "args.most_queries of the config file: Input should be greater than or equal to 1"),
+            ("{tokens: a}", "args.tokens of the config file: Extra inputs are not permitted"),
+        ],
+    )
+    def test_wrong_arguments_are_refused_before_ray_starts(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: str, message: str
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        Path("empty").touch()
+        Path("serve.yaml").write_text(f"applications: [{{import_path: serve.app:build, args: {args}}}]")
+        with pytest.raises(UserError, match=message):
+            serve_index(finished_index(tmp_path), config_file="serve.yaml")
 
     def test_a_taken_port_is_refused_before_ray_starts(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(

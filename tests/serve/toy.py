@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import uvicorn
 
-from serve.api import ExplainRequest, SearchRequest, create_api
+from serve.api import Answered, create_api
+from serve.requests import ExplainRequest, SearchRequest
 from zerogr.decoding import STRATEGIES, DecodedList
 from zerogr.decoding.decoder import Underway, policy
 from zerogr.decoding.scoring import CallableScorer
@@ -56,21 +57,23 @@ class ToyBackend:
         self._words = ["", *sorted({word for docid in DOCUMENTS for word in docid.split()})]
         self._trie = DocidTrie.build([[self._words.index(word) for word in docid.split()] for docid in DOCUMENTS])
 
-    async def search(self, request: SearchRequest) -> tuple[list[list[dict[str, Any]]], str]:
+    log_queries = False
+
+    async def search(self, request: SearchRequest) -> Answered:
         self.requests.append(("search", request))
         if request.query == "wait":
             await asyncio.to_thread(self.release.wait, 60)
-        return [[hit.as_json() for hit in self._found(request, text)[2]] for text in request.texts], "toy-1"
+        return Answered([[hit.as_json() for hit in self._found(request, text)[2]] for text in request.texts], "toy-1")
 
-    async def explain(self, request: ExplainRequest) -> tuple[dict[str, Any], str]:
+    async def explain(self, request: ExplainRequest) -> Answered:
         self.requests.append(("explain", request))
         tree, found, hits = self._found(request, request.query)
         if request.query == "sums":
             parts = [[Part("terms", "wing", 0.5, 1.5), Part("lexical", HTML, None, 0.25)] for _ in hits]
-            return Explained(hits, None, parts).as_json(), "toy-1"
+            return Answered([Explained(hits, None, parts).as_json()], "toy-1")
         texts = Texts(self._token, lambda tokens: "".join(map(self._token, filter(None, tokens))), self._docid)
         kept = record(tree, found, [each.row for each in found], texts, strategy=request.strategy or "beam")
-        return Explained(hits, kept if hits else None, None).as_json(), "toy-1"
+        return Answered([Explained(hits, kept if hits else None, None).as_json()], "toy-1")
 
     async def describe(self) -> dict[str, Any]:
         return {
@@ -81,8 +84,17 @@ class ToyBackend:
     async def is_ready(self) -> bool:
         return not self.failures
 
-    def observe(self, status: int, num_queries: int, took_ms: float) -> None:
+    async def roll_back(self) -> dict[str, Any]:
+        raise UserError("there is one version of the toy")
+
+    def observe(self, status: int, num_queries: int, took_ms: float, spent: Any) -> None:
         """Counts nothing."""
+
+    def refused(self, reason: str) -> None:
+        """Counts nothing."""
+
+    def metrics(self) -> bytes:
+        return b""
 
     def _found(self, request: SearchRequest, text: str) -> tuple[ScoredTree, DecodedList, list[Hit]]:
         if self.failures:

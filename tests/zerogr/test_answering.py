@@ -12,7 +12,7 @@ import pytest
 from tests import tiny
 from zerogr import Retriever
 from zerogr.errors import UserError
-from zerogr.search.answering import Answering
+from zerogr.search.answering import Answering, LostError
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("one_thread")]
 
@@ -168,3 +168,42 @@ def test_what_it_has_is_answered_when_it_closes(retriever: Retriever) -> None:
     assert all(len(request.found.result(WAIT_S)) == 4 for request in requests)
     answering.join(WAIT_S)
     assert not any(thread.name == "answering" and thread is answering._thread for thread in threading.enumerate())
+
+
+def test_a_fault_of_the_thread_is_told_and_seen(retriever: Retriever, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise every request would wait until its time is over, and nobody would know why."""
+    answering = retriever.answering(most_queries=1)
+    answering.check()
+    underway = answering.ask(QUERIES * 50, k=40, strategy="best_first")
+    while not answering.num_decoding:
+        time.sleep(0.01)
+
+    def fault(*_: Any) -> None:
+        raise MemoryError("no room for a list")
+
+    monkeypatch.setattr(answering, "_give_up", fault)
+    with pytest.raises(LostError, match="has ended by MemoryError: no room for a list"):
+        underway.found.result(WAIT_S)
+    answering.join(WAIT_S)
+    for ask_or_check in (lambda: answering.ask(QUERIES), answering.check):
+        with pytest.raises(LostError, match="has ended by MemoryError"):
+            ask_or_check()
+
+
+@pytest.mark.parametrize("decoder", ["reference", "device"])
+def test_a_request_knows_what_it_has_cost(tiny_index: str, decoder: str) -> None:
+    retriever = Retriever.load(tiny_index, device="cpu", decoder=decoder)
+    answering = retriever.answering(most_queries=2)
+    before = time.monotonic()
+    request = answering.ask(QUERIES, k=3, strategy="beam")
+    request.found.result(WAIT_S)
+    took_s, work = time.monotonic() - before, request.work
+    parts = (work.queue_s, work.prompt_s, work.decoding_s)
+    assert min(parts) >= 0 and sum(parts) <= took_s
+    assert len(work.costs) == len(QUERIES)
+    if decoder == "device":
+        assert [tuple(cost) for cost in work.costs] == [(4, None, None)] * 4
+    else:
+        assert max(cost.num_together for cost in work.costs) == 2
+        assert all(cost.num_prefixes >= cost.num_rounds > 0 for cost in work.costs)
+    answering.close()

@@ -205,9 +205,9 @@ class ServingConfig(Section):
     filter_keys: list[Annotated[str, Field(min_length=1)]] = Field(
         default_factory=list,
         max_length=64,
-        description="Keys of the documents' metadata that searches may filter by: [year, language]. A table beside the trie "
-        "holds their values; a change needs --rebuild trie.",
+        description="Keys of documents' metadata that searches may filter by, such as [year]; a change needs --rebuild trie.",
     )
+    stored_query: bool = Field(True, description="Whether `zerogr index` stores an answer for services to compare.")
 
     @model_validator(mode="after")
     def _no_key_twice(self) -> ServingConfig:

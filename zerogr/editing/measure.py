@@ -9,6 +9,7 @@ from zerogr.editing.rehearsal import Known
 from zerogr.editing.update import Update
 from zerogr.index.versions import folder_of
 from zerogr.retriever import Retriever
+from zerogr.search.check import Asked, write_check
 from zerogr.store import storage
 
 FILE = "measured.json"
@@ -32,7 +33,7 @@ class Measured:
 
 
 def measure(update: Update, old: Sequence[Known], new: Sequence[Known]) -> Measured:
-    """Measures a proposed version, and keeps the figures in its folder.
+    """Measures a proposed version, and keeps the figures in its folder, and its check for whoever serves it.
 
     Args:
         update: Whose version can be opened by its number.
@@ -44,7 +45,10 @@ def measure(update: Update, old: Sequence[Known], new: Sequence[Known]) -> Measu
         return Measured(**storage.read_json(file)["measured"])
     first_of_each = list({known.doc_id: known for known in reversed(new)}.values())[: len(old)]
     before = _known_before(update, old)
-    after = hits_of(Retriever.load(update.root.uri, version=update.number), [*old, *first_of_each])
+    retriever = Retriever.load(update.root.uri, version=update.number)
+    after = hits_of(retriever, [*old, *first_of_each])
+    asked = [Asked(known.example.query, known.example.instruction) for known in [*first_of_each, *old]]
+    write_check(update.root, retriever, asked)
     found = Measured(
         num_old=len(old),
         old_before=_share(before),

@@ -31,6 +31,8 @@ VERSIONS = "versions"
 """Folder of what updates have added; see `zerogr.index.versions`."""
 RUNS = "work/runs"
 """What the runs of each stage cost (`zerogr.index.ledger`)."""
+CHECK = "check.json"
+"""What a version must be, for whoever serves it (`zerogr.search.check`)."""
 
 REJECTED_SCHEMA = pa.schema(
     [("doc_id", pa.string()), ("stage", pa.string()), ("reason", pa.string()), ("detail", pa.string())]
@@ -242,11 +244,14 @@ class Index:
             if name != stage and not inputs[name].keys().isdisjoint(doomed):
                 doomed.append(name)
         manifest["stages"] = {name: entry for name, entry in manifest["stages"].items() if name not in doomed}
-        is_updated = "version" in manifest and not set(doomed) <= {EVALUATION.name, STATISTICS.name}
+        is_served = not set(doomed) <= {EVALUATION.name, STATISTICS.name}
+        is_updated = "version" in manifest and is_served
         if is_updated:
             del manifest["version"]
         if storage.exists(self.path("index.json")):
             storage.write_json(self.path("index.json"), manifest)
+        if is_served:  # a stage made again from the same inputs need not have the same bytes
+            storage.delete(self.path(CHECK))
         if is_updated:  # updates were made from what is forgotten
             storage.delete(self.path(VERSIONS))
         for name in doomed:

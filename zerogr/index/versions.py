@@ -97,7 +97,8 @@ def name_of(manifest: dict[str, Any]) -> str:
     """Returns a short name of what a manifest describes; it changes whenever what is found does."""
     stages = manifest.get("stages", {})
     name = "-".join(stages[stage]["fingerprint"][:8] for stage in ("trie", "retriever") if stage in stages)
-    return f"{name}+{manifest['version']['number']}" if "version" in manifest else name
+    number = manifest.get("version", {}).get("number", 0)
+    return f"{name}+{number}" if number else name
 
 
 def folder_of(number: int) -> str:
@@ -132,6 +133,13 @@ def manifest_of(index: Index, number: int | None = None) -> dict[str, Any]:
         raise UserError(
             f"'{index.uri}' has no version {number}; the current one is {Version.of(current).number}"
         ) from None
+
+
+def number_before(index: Index, number: int) -> int | None:
+    """Returns the version that an update was made from; None for the one that the index began with."""
+    if number == 0:
+        return None
+    return int(storage.read_json(index.path(folder_of(number), REQUEST))["before"])
 
 
 class Live:

@@ -80,7 +80,11 @@ class Documents:
         cls, table: pa.Table, denied: np.ndarray, corpus: Lookup | None = None, metadata: Metadata | None = None
     ) -> Documents:
         """Returns the documents of a table with columns row_id, doc_id and docid."""
-        row_ids, doc_ids, docids = (table.column(name).combine_chunks() for name in ("row_id", "doc_id", "docid"))
+        # In one piece already where they are mapped, and then not copied into memory.
+        columns = (table.column(name) for name in ("row_id", "doc_id", "docid"))
+        row_ids, doc_ids, docids = (
+            each.chunk(0) if each.num_chunks == 1 else each.combine_chunks() for each in columns
+        )
         return cls(doc_ids, docids, denied, row_ids, corpus, metadata)
 
     def __len__(self) -> int:

@@ -13,64 +13,38 @@ are put together by kind. The oldest request goes first; one whose time is over 
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field
+from concurrent.futures import InvalidStateError
 from typing import Any
 
 import numpy as np
 
-from zerogr.decoding.decoder import DecodedList
 from zerogr.decoding.stream import Search, Stream
 from zerogr.ranking.ranker import Leaves, Part, Ranking
 from zerogr.search.answer import Documents, Hit
 from zerogr.search.planning import Plan
 from zerogr.search.record import MOST_PARTS, Explained, Record, record
-from zerogr.search.writer import Prompt, Writer
+from zerogr.search.request import Cost, Request
+from zerogr.search.writer import Writer
 
 MOST_QUERIES = 32
 """That are decoded together."""
 MOST_SLOTS = 2**18
 """Keys and values of tokens that are held at a time before the next query has to wait."""
 
-
-@dataclass(eq=False)
-class Request:
-    """Queries that are answered together."""
-
-    queries: Sequence[str]
-    how: dict[str, Any]
-    """Of the plan."""
-    instruction: str | None
-    deadline: float
-    """By `time.monotonic`."""
-    found: Future[list[Ranking]] = field(default_factory=Future)
-    asked_at: float = field(default_factory=time.monotonic)
-    begun_at: float = 0.0
-    """When its first query was decoded."""
-    plan: Plan | None = None
-    prompts: list[Prompt] = field(default_factory=list)
-    num_entered: int = 0
-    leaves: dict[int, Leaves] = field(default_factory=dict)
-    """What was written, by the number of the query."""
-    is_dropped: bool = False
-    is_recorded: bool = False
-    """Whether it is kept how its documents were found."""
-    decoded: dict[int, DecodedList] = field(default_factory=dict)
-    """What was written, with the trees, where it is recorded."""
-    records: list[tuple[Record | None, list[list[Part]] | None]] = field(default_factory=list)
-    """Of each query, where it is recorded: the tree or the parts."""
-
-    def drop(self) -> None:
-        """Says that nobody waits for the answer any more."""
-        self.is_dropped = True
+logger = logging.getLogger(__name__)
 
 
 class ClosedError(RuntimeError):
     """Nothing is answered any more."""
+
+
+class LostError(RuntimeError):
+    """The thread has ended by a fault, and answers nothing any more."""
 
 
 class Answering:
@@ -100,6 +74,7 @@ class Answering:
         self._changed = threading.Condition()
         self._waiting: deque[Request] = deque()
         self._is_closing = False
+        self._loss = ""
         self._stream: Stream | None = None
         self._searches: dict[Search, tuple[Request, int]] = {}
         self._thread = threading.Thread(target=self._run, name="answering", daemon=True)
@@ -115,6 +90,17 @@ class Answering:
         """Queries that are being decoded."""
         return len(self._searches)
 
+    @property
+    def num_slots(self) -> int:
+        """Slots of the cache that hold keys and values."""
+        stream = self._stream
+        return 0 if stream is None else stream.num_slots
+
+    def check(self) -> None:
+        """Raises LostError if the thread has ended by a fault."""
+        if self._loss:
+            raise LostError(self._loss)
+
     def ask(
         self,
         queries: Sequence[str],
@@ -126,13 +112,16 @@ class Answering:
     ) -> Request:
         """Returns a request, whose future holds the ranking of each query; of a recorded one `explained` has more.
 
-        The future raises UserError or ValueError for a mistake in the request, and TimeoutError when its time is over.
+        The future raises UserError or ValueError for a mistake in the request, TimeoutError when its time is over, and
+        LostError when the thread ends by a fault.
 
         Raises:
             ClosedError: It was closed.
+            LostError: The thread has ended by a fault.
         """
         request = Request(queries, how, instruction, time.monotonic() + timeout_s, is_recorded=is_recorded)
         with self._changed:
+            self.check()
             if self._is_closing:
                 raise ClosedError("nothing is answered any more")
             self._waiting.append(request)
@@ -159,6 +148,18 @@ class Answering:
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
+        try:
+            self._answer()
+        except BaseException as fault:  # outside a plan and a round, where nobody would notice: whoever waits is told
+            logger.critical("the answering thread has ended by a fault", exc_info=fault)
+            with self._changed:
+                self._loss = f"the answering thread has ended by {type(fault).__name__}: {fault}"
+                left = {*self._waiting, *(request for request, _ in self._searches.values())}
+                self._waiting.clear()
+            for request in left:
+                _fail(request, LostError(self._loss))
+
+    def _answer(self) -> None:
         while True:
             with self._changed:
                 while not self._waiting and not self._searches:
@@ -186,6 +187,7 @@ class Answering:
             request = self._waiting[0]
             try:
                 if request.plan is None:
+                    request.taken_at = time.monotonic()
                     request.plan = self._plan(**request.how)
                     self._prepare(request)
                 if self._is_batch(request):
@@ -219,7 +221,9 @@ class Answering:
         assert plan is not None
         request.num_entered += 1
         if not plan.num_leaves:
-            self._written(request, number, Leaves(np.empty(0, np.int64), np.empty(0), str))
+            self._written(
+                request, number, Leaves(np.empty(0, np.int64), np.empty(0), str), Cost(len(self._searches), 0, 0)
+            )
             return
         options = dict(plan.options)
         strategy, seed, normalise = options.pop("strategy"), options.pop("seed"), options.pop("normalise")
@@ -253,15 +257,18 @@ class Answering:
             with self._changed:
                 self._waiting = deque(request for request in self._waiting if request not in requests)
             return
+        num_together = len(self._searches)
         for search, documents in done:
             request, number = self._searches.pop(search)
             assert request.plan is not None
             if request.is_recorded:
                 request.decoded[number] = documents
-            self._written(request, number, request.plan.writer.leaves_of(documents))
+            cost = Cost(num_together, documents.num_rounds, documents.num_scored)
+            self._written(request, number, request.plan.writer.leaves_of(documents), cost)
 
-    def _written(self, request: Request, number: int, leaves: Leaves) -> None:
+    def _written(self, request: Request, number: int, leaves: Leaves, cost: Cost) -> None:
         request.leaves[number] = leaves
+        request.costs.append(cost)
         if len(request.leaves) == len(request.queries):
             self._finish(request)
 
@@ -277,6 +284,7 @@ class Answering:
         except Exception as error:  # without a score to re-rank by, for one
             _fail(request, error)
             return
+        request.found_at = time.monotonic()
         with contextlib.suppress(InvalidStateError):  # whoever asked has left this moment
             request.found.set_result(found)
 
@@ -315,7 +323,7 @@ class Answering:
             if room < len(request.queries):
                 break
             if not request.is_recorded and request.how.keys() == first.how.keys() and request.how == first.how:
-                request.plan = first.plan
+                request.taken_at, request.plan = time.monotonic(), first.plan
                 self._prepare(request)
                 chosen.append(request)
                 room -= len(request.queries)
@@ -336,7 +344,7 @@ class Answering:
             return
         for request in requests:
             for number in range(len(request.queries)):
-                self._written(request, number, next(written))
+                self._written(request, number, next(written), Cost(len(prompts)))
 
 
 def _fail(request: Request, error: Exception) -> None:

@@ -21,7 +21,7 @@ from zerogr.search.changes import apply_changes
 from zerogr.search.writer import Writer
 from zerogr.store import cache
 from zerogr.trie.metadata import open_metadata
-from zerogr.trie.opened import open_trie, read_documents
+from zerogr.trie.opened import map_documents, open_trie
 
 
 def open_index(
@@ -37,7 +37,7 @@ def open_index(
         index.require(stage)
     chosen = Version.of(manifest)
     lexical_folder = cache.local_folder(index.path(chosen.base, "lexical")) if ranking.needs_lexical else None
-    opened, table = open_trie(index, chosen), read_documents(index, chosen)
+    opened, table = open_trie(index, chosen), map_documents(index, chosen)
     data = Data(opened.folder, lexical_folder)
     if (data.owners.num_rows if data.has_owners else opened.num_rows) != len(table):
         raise UserError(
