@@ -10,6 +10,7 @@ Shape suffixes: N texts, L tokens, Z latents of a text, H hidden size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,7 @@ class LatentModel:
 
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.model, self._tokenizer = load_model(str(folder), device=device, dtype=dtype or fastest_dtype(device))
+        self._chat = ChatFormat.of(self._tokenizer)
         self._num_latents, self.is_on_gpu = num_latents, torch.device(device).type == "cuda"
         self._bridge = new_bridge(self.model)
         self._bridge.load_state_dict(load_file(folder / BRIDGE))
@@ -96,7 +98,7 @@ class LatentModel:
     @torch.inference_mode()
     def read(self, texts: list[str], *, max_tokens: int) -> torch.Tensor:
         """Returns the latents of documents, fp32 [N, Z * H] on the host; each is read to its `max_tokens`-th token."""
-        chat = ChatFormat.of(self._tokenizer, max_query_tokens=max_tokens)
+        chat = replace(self._chat, max_query_tokens=max_tokens)
         closed = closed_texts(chat, DOCUMENT, texts, self._num_latents)
         lengths = torch.tensor([len(tokens) for tokens in closed])
         padded = torch.zeros(len(closed), int(lengths.max()), dtype=torch.int64)
@@ -122,7 +124,7 @@ class LatentModel:
 
         weight = self._bridge.weight
         prompts = self._bridge(latents.to(weight).view(len(latents), self._num_latents, -1))
-        end = ChatFormat.of(self._tokenizer).end_token_id
+        end = self._chat.end_token_id
         settings = GenerationConfig(
             max_new_tokens=max_tokens, num_beams=num_beams, num_return_sequences=num_beams, do_sample=False,
             eos_token_id=end, pad_token_id=end,

@@ -90,7 +90,7 @@ class Outputs(NamedTuple):
     """What a model makes of a batch."""
 
     logits: torch.Tensor
-    """Of the predicting positions, as the normalisation has them; of a loss's own reader its log-probabilities."""
+    """Of the predicting positions, as the normalisation has them."""
     states: torch.Tensor
     """[R * L, H]: the last hidden states."""
 
@@ -280,8 +280,8 @@ class Learner:
         accuracy = {"evaluation_acc@1": round(num_hits / len(ids), 4)} if choices else {}
         return {"evaluation_loss": round(total / num_targets, 4), **accuracy}
 
-    def _summed_loss(self, outputs: Outputs, batch: PackedBatch) -> torch.Tensor:
-        log_probs, states = outputs
+    def _summed_loss(self, outputs: tuple[torch.Tensor, torch.Tensor], batch: PackedBatch) -> torch.Tensor:
+        log_probs, states = outputs  # of the loss's reader; `Outputs` begin with logits
         if not self._has_reader:
             log_probs = self.normalisation.log_probs(log_probs, batch)
         loss: torch.Tensor = self._loss(Seen(batch, log_probs, states, self.progress))
