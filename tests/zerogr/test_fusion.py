@@ -22,7 +22,7 @@ from zerogr.config.tree import Config
 from zerogr.corpus.stage import build_corpus
 from zerogr.docids.scheme import FITTED, Proposal
 from zerogr.docids.schemes.fusion import Fusion, FusionSettings, on_sphere
-from zerogr.docids.stage import FOLDER, DocidProposer, assign_docids
+from zerogr.docids.stage import FOLDER, DocidProposer, assign_docids, docids_inputs
 from zerogr.errors import UserError
 from zerogr.index.index import Index, shards_in
 from zerogr.llm.chat import ChatFormat
@@ -511,6 +511,28 @@ class TestWriting:
         together = model.write(model.read(texts, max_tokens=64), num_beams=3, max_tokens=10)
         alone = [model.write(model.read([text], max_tokens=64), num_beams=3, max_tokens=10)[0] for text in texts]
         assert together == alone and all(len(beams) == 3 for beams in together)
+
+    def test_every_document_is_named_and_the_same_way_again(self, published: Config) -> None:
+        index = Index(published.index)
+
+        def named() -> list[dict[str, Any]]:
+            proposer = DocidProposer(published, index, None)
+            for shard in index.pending_shards(FOLDER):
+                proposer(shard)
+            assert assign_docids(published, index)["rows"] == 40
+            return [
+                row
+                for shard in shards_in(index.path("docids"))
+                for row in storage.read_parquet(index.shard("docids", shard)).to_pylist()
+            ]
+
+        rows = named()
+        assert len({row["docid"] for row in rows}) == 40
+        assert {row["source"] for row in rows} <= {"lm", "repaired", "resolved"}
+        storage.delete(index.path(FOLDER))
+        assert named() == rows
+        index.finish("scheme", {"corpus": "x"}, config={}, counts={}, seconds=0.0)
+        assert docids_inputs(published, index)["scheme"] == index.require("scheme").fingerprint
 
     def test_examples_are_deleted_when_it_is_trained(self, published: Config) -> None:
         recipe = RECIPES["scheme"](published)
