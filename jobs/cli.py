@@ -13,6 +13,7 @@ COMMANDS = {
     "index": "jobs.index",
     "corpus": "jobs.corpus",
     "embeddings": "jobs.embeddings",
+    "scheme": "jobs.scheme",
     "docids": "jobs.docids",
     "queries": "jobs.queries",
     "lexical": "jobs.lexical",

@@ -12,7 +12,7 @@ from jobs.stages import run_stage, stage_command
 from zerogr.config.base import EngineConfig
 from zerogr.config.tree import Config
 from zerogr.docids.scheme import Taken
-from zerogr.docids.stage import FOLDER, DocidProposer, assign_docids, docids_inputs, fit_scheme
+from zerogr.docids.stage import FOLDER, DocidProposer, assign_docids, docids_inputs
 from zerogr.index.index import Index, StageRecord
 from zerogr.index.stage import DOCIDS
 from zerogr.index.versions import is_update
@@ -25,7 +25,6 @@ def run(config: Config) -> StageRecord:
 
 
 def _build(config: Config, index: Index) -> dict[str, Any]:
-    fit_scheme(config, index)
     run_shards(
         "docids", index, FOLDER, partial(make_worker, config), config.compute, needs_engine=config.docids.needs_engine
     )

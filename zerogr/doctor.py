@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
-from zerogr.config.base import EncoderConfig, EngineConfig
+from zerogr.config.base import EncoderConfig, EngineConfig, TunedConfig
 from zerogr.config.tree import Config
 from zerogr.corpus.document import Rejected
 from zerogr.corpus.readers import detect_format, read_corpus
@@ -116,6 +116,8 @@ def _models(config: Config) -> Iterator[Finding]:
         for section, settings in generating.items()
         if isinstance(settings, EngineConfig) and settings.engine != "fake" and ":" not in settings.engine
     }
+    if isinstance(config.docids, TunedConfig):
+        named["docids"] = config.docids.model
     named["retriever"] = config.retriever.model
     for model in dict.fromkeys(named.values()):
         finding = _model(model)

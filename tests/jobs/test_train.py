@@ -9,6 +9,7 @@ import shutil
 import socket
 import sys
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from jobs.cli import main
 from tests.examples import example
 from zerogr.config.owned import LOSS, settings_of
+from zerogr.docids.schemes.fusion import FusionSettings
 from zerogr.index.index import Index
 from zerogr.llm.chat import ChatFormat
 from zerogr.llm.models import load_model
@@ -29,6 +31,8 @@ from zerogr.training.examples import Examples, Relevant, TextExample
 from zerogr.training.learner import Learner, TrainingSettings
 from zerogr.training.loop import train
 from zerogr.training.loss import load_loss
+from zerogr.training.losses.fusion import FusionLossSettings
+from zerogr.training.recipes.fusion import examples_of
 
 pytestmark = pytest.mark.integration
 
@@ -100,10 +104,11 @@ def test_two_ranks_in_the_default_precision(tiny_model: Path, tmp_path: Path) ->
     assert together[-1]["loss"] < 0.97 * together[0]["loss"]
 
 
-@pytest.mark.parametrize("name", ["graded", "ranknet"])
+@pytest.mark.parametrize("name", ["graded", "ranknet", "fusion"])
 def test_two_ranks_train_what_a_loss_brings_along(tiny_model: Path, tmp_path: Path, name: str) -> None:
     """Its parameters are trained, kept in checkpoints and gathered like the model's."""
-    changes = {"loss": settings_of(LOSS, name).model_validate({"name": name}), "num_epochs": 1}
+    loss = FusionLossSettings() if name == "fusion" else settings_of(LOSS, name).model_validate({"name": name})
+    changes = {"loss": loss, "num_epochs": 1}
     _train_on_two_ranks(tiny_model, [tmp_path / "two"], **changes)
     shutil.copytree(tmp_path / "two", tmp_path / "one")
     _train_here(tiny_model, tmp_path / "one", **changes)  # from the checkpoint of two
@@ -118,7 +123,8 @@ def test_two_ranks_train_what_a_loss_brings_along(tiny_model: Path, tmp_path: Pa
     assert together[-1]["loss"] == pytest.approx(reports[-1]["loss"], rel=1e-3)
     torch.manual_seed(0)
     untrained = load_loss(changes["loss"], load_model(str(tiny_model), device="cpu", dtype=torch.float32)[0])
-    before = dict((untrained.scorer if name == "ranknet" else untrained.layer).named_parameters())
+    layers = {"graded": "layer", "ranknet": "scorer", "fusion": "reader.model.of_loss"}
+    before = dict(attrgetter(layers[name])(untrained).named_parameters())
     assert any(not torch.equal(before[key.removeprefix("of_loss.")], alone[key]) for key in own)
 
 
@@ -182,7 +188,11 @@ def _train_here(
     reports: list[dict[str, Any]] = []
     checkpointer = StorageCheckpointer(str(folder / "checkpoints"), rank=rank, num_ranks=num_ranks)
     settings = replace(SETTINGS, **changes)
-    examples = _examples(ChatFormat.of(tokenizer), graded=settings.loss.needs_negatives)
+    if settings.loss.has_reader:
+        groups = [[(f"{i} coffee {j} beans", f"beans {i}") for j in range(2 + i % 3)] for i in range(31)]
+        examples = examples_of(groups, tokenizer, FusionSettings(num_latents=settings.loss.num_latents))
+    else:
+        examples = _examples(ChatFormat.of(tokenizer), graded=settings.loss.needs_negatives)
     train(
         model, examples, settings, checkpointer=checkpointer, report=reports.append, rank=rank, num_ranks=num_ranks
     )  # fmt: skip

@@ -60,7 +60,7 @@ class TestValues:
                 "docids",
                 "scheme",
                 "numbers",
-                "must be one of keywords, kmeans, random, terms, tfidf, title, or package.module:Class",
+                "must be one of fusion, keywords, kmeans, random, terms, tfidf, title, or package.module:Class",
             ),
             ("decoding", "strategy", "magic", "'greedy', 'beam'"),
             ("corpus", "source", "", "at least 1 character"),

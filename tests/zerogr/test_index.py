@@ -127,6 +127,7 @@ class TestRebuild:
                 {
                     "corpus",
                     "embeddings",
+                    "scheme",
                     "docids",
                     "queries",
                     "lexical",
@@ -138,6 +139,7 @@ class TestRebuild:
                 },
             ),
             ("embeddings", {"embeddings"}),
+            ("scheme", {"scheme"}),
             ("docids", {"docids", "lexical", "negatives", "trie", "retriever", "statistics", "evaluation"}),
             ("queries", {"queries", "negatives", "retriever", "statistics", "evaluation"}),
             ("trie", {"trie", "evaluation"}),
@@ -177,7 +179,7 @@ class TestRebuild:
             patch.setattr(storage, "delete", die)
             with pytest.raises(ConnectionError):
                 index.rebuild("docids")
-        assert set(index.manifest()["stages"]) == {"corpus", "embeddings", "queries"}
+        assert set(index.manifest()["stages"]) == {"corpus", "embeddings", "scheme", "queries"}
         fallen = {"docids", "lexical", "negatives", "trie", "retriever", "statistics", "evaluation"}
         assert set(index.rebuild("docids")) == fallen
         assert storage.list_files(index.path("docids")) == {}

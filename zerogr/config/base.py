@@ -113,6 +113,16 @@ class EncoderConfig(Section):
     )
 
 
+class TunedConfig(Section):
+    """A language model that a scheme trains on the corpus."""
+
+    model: str = Field(EMBEDDED_MODEL, min_length=1, description="Causal LM that the scheme's own model begins with.")
+    judged: str | None = Field(
+        None, description="A BEIR folder whose judged queries it learns from, beside the documents' own words."
+    )
+    judged_split: str = Field("train", description="Of those, qrels/<split>.tsv; never the one to be evaluated on.")
+
+
 class SchemeSettings(Section):
     """What every docid scheme has; its own settings are in its own file."""
 
@@ -121,7 +131,9 @@ class SchemeSettings(Section):
     needs_embeddings: ClassVar[bool] = False
     """Whether it reads documents' vectors; its settings then say whose (`EncoderConfig`)."""
     has_fit: ClassVar[bool] = False
-    """Whether something is made of the whole corpus, once, before any document is identified."""
+    """Whether something is made of the whole corpus, once, before any document is identified (stage `scheme`)."""
+    recipe: ClassVar[str | None] = None
+    """What trains it, `package.module:Class` (`zerogr.training.recipes`); None = the scheme's `fit` makes it."""
     codec: ClassVar[Literal["text", "codes"]] = "text"
     """How the retriever writes its identifiers; see `zerogr.llm.codec`."""
     has_shared: ClassVar[bool] = False
@@ -153,8 +165,10 @@ class LossSettings(Section):
     """Whether it reads the hidden states of queries and docids."""
     needs_whole_docids: ClassVar[bool] = False
     """Whether docids go through the model to their end, also behind their last choice."""
-    has_scorer: ClassVar[bool] = False
-    """Whether it leaves a score of query and docid beside the model, for re-ranking."""
+    has_reader: ClassVar[bool] = False
+    """Whether it takes batches through the model in a way of its own, `zerogr.training.loss.Reading`."""
+    kept_as: ClassVar[str | None] = None
+    """The file beside the model that keeps the loss's own parameters; None = they end with the training."""
 
     name: str = Field(description="What is minimised: the name of a loss, or package.module:Class.")
 

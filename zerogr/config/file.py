@@ -11,7 +11,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from zerogr.config.base import EncoderConfig, EngineConfig, SchemeSettings, Section
+from zerogr.config.base import EncoderConfig, EngineConfig, SchemeSettings, Section, TunedConfig
 from zerogr.config.owned import LOSS, METHOD, RANKER, SCHEME, OwnedError, UnknownOwnerError, settings_of
 from zerogr.config.teaching import PretrainingConfig, TuningConfig
 from zerogr.config.tree import Config, RetrieverConfig
@@ -92,9 +92,10 @@ def _with_absolute_paths(config: Config) -> Config:
         return changed(section, "model") if os.path.isdir(os.path.expanduser(section.model)) else section
 
     def with_models(scheme: SchemeSettings) -> Section:
-        kinds = {EngineConfig: "model", EncoderConfig: "encoder"}
+        kinds = {EngineConfig: "model", EncoderConfig: "encoder", TunedConfig: "model"}
         keys = [key for kind, key in kinds.items() if isinstance(scheme, kind)]
-        return changed(scheme, *[key for key in keys if os.path.isdir(os.path.expanduser(getattr(scheme, key)))])
+        folders = [key for key in keys if os.path.isdir(os.path.expanduser(getattr(scheme, key)))]
+        return changed(scheme, *folders, *(["judged"] if isinstance(scheme, TunedConfig) else []))
 
     teacher = {
         "out": absolute(config.distil.out),

@@ -22,13 +22,13 @@ from zerogr.docids.embeddings import read_vectors
 from zerogr.docids.resolve import Assignment, Read, content_of, gather, map_shards, pick, resolve_shards
 from zerogr.docids.scheme import FITTED, Context, Proposal, Scheme, Taken, scheme_class
 from zerogr.index.index import Index, shards_in
-from zerogr.index.versions import is_update
+from zerogr.index.versions import root_of
 from zerogr.llm.engines.engine import Engine
 from zerogr.llm.generation import Rejection, ShardReport, publish_rows, read_counts
 from zerogr.store import storage
 from zerogr.text.words import key_of
 
-VERSION = 5
+VERSION, FIT_VERSION = 5, 1
 SPARE_CODES = 8
 """Of every level but the first, and on one level more: ordinals begin at 2."""
 FOLDER = "work/docids"
@@ -62,12 +62,26 @@ SHARED_SCHEMA = SCHEMA.append(pa.field("identifiers", IDENTIFIERS))
 """Where the scheme has shared identifiers."""
 
 
+def scheme_inputs(config: Config, index: Index) -> dict[str, Any]:
+    """Returns what the scheme's `fit` makes its part of the index from."""
+    settings = config.docids
+    return {
+        "corpus": index.require("corpus").fingerprint,
+        **({"embeddings": index.require("embeddings").fingerprint} if settings.needs_embeddings else {}),
+        "seed": config.seed,
+        "version": FIT_VERSION,
+        **{f"docids.{key}": value for key, value in settings.model_dump(mode="json").items()},
+        **scheme_class(settings).inputs(settings),
+    }
+
+
 def docids_inputs(config: Config, index: Index) -> dict[str, Any]:
     """Returns what the docid stage is made from."""
     settings = config.docids
     return {
         "corpus": index.require("corpus").fingerprint,
         **({"embeddings": index.require("embeddings").fingerprint} if settings.needs_embeddings else {}),
+        **({"scheme": root_of(index).require("scheme").fingerprint} if settings.has_fit else {}),
         "seed": config.seed,
         "version": VERSION,
         **{f"docids.{key}": value for key, value in settings.model_dump(mode="json").items()},
@@ -81,11 +95,12 @@ def load_scheme(config: Config, index: Index, engine: Engine | None = None) -> S
     return scheme
 
 
-def fit_scheme(config: Config, index: Index) -> None:
-    """Makes and publishes what the scheme needs to know of the whole corpus, unless it is there."""
-    if config.docids.has_fit and not is_update(index) and not storage.list_files(index.path(FITTED)):
+def fit_scheme(config: Config, index: Index) -> dict[str, Any]:
+    """Makes and publishes what the scheme needs to know of the whole corpus, unless it is there; returns the counts."""
+    if not storage.list_files(index.path(FITTED)):
         with storage.staging_folder(index.path(FITTED)) as folder:
             scheme_class(config.docids).fit(config.docids, Context(index, config.seed), folder)
+    return {}
 
 
 class DocidProposer:

@@ -77,15 +77,29 @@ EMBEDDINGS = Stage(
     is_wanted=lambda config: config.docids.needs_embeddings,
     uses_ray=True,
 )
+SCHEME = Stage(
+    name="scheme",
+    command="scheme",
+    help="make what the docid scheme has to know of the whole corpus, or train its model, where it wants one",
+    folders=("scheme",),
+    work=("work/scheme",),
+    upstream=lambda config: ("corpus", "embeddings") if config.docids.needs_embeddings else ("corpus",),
+    is_wanted=lambda config: config.docids.has_fit,
+    uses_ray=True,
+)
 DOCIDS = Stage(
     name="docids",
     command="docids",
     help="give every document its docid",
-    folders=("docids", "scheme"),
+    folders=("docids",),
     work=("work/docids",),
     shards="work/docids",
     follows_corpus=True,
-    upstream=lambda config: ("corpus", "embeddings") if config.docids.needs_embeddings else ("corpus",),
+    upstream=lambda config: (
+        "corpus",
+        *(("embeddings",) if config.docids.needs_embeddings else ()),
+        *(("scheme",) if config.docids.has_fit else ()),
+    ),
     uses_ray=True,
 )
 QUERIES = Stage(
@@ -191,7 +205,7 @@ INDEX = FolderKind(
     name="an index",
     key="index",
     place=lambda config: config.index,
-    stages=(CORPUS, EMBEDDINGS, DOCIDS, QUERIES, LEXICAL, NEGATIVES, TRIE, RETRIEVER, STATISTICS, EVALUATION),
+    stages=(CORPUS, EMBEDDINGS, SCHEME, DOCIDS, QUERIES, LEXICAL, NEGATIVES, TRIE, RETRIEVER, STATISTICS, EVALUATION),
 )
 TEACHER_DATA = FolderKind(
     name="teacher data", key="distil.out", place=lambda config: config.distil.out, stages=(DISTIL,)

@@ -107,6 +107,17 @@ class Examples:
         return cls._of(examples, lambda: [[]])
 
     @classmethod
+    def of_groups(cls, asked: list[int], groups: Iterable[Sequence[Sequence[tuple[list[int], float]]]]) -> Examples:
+        """Returns examples that all ask the same.
+
+        Args:
+            asked: Its tokens.
+            groups: Of each example its documents, of each document its answers: tokens, and the weight of each token.
+        """
+        examples = (_Example(asked, [_Document(1.0, [*answers], 0.0) for answers in group], 0) for group in groups)
+        return cls._of(examples, lambda: [[]])
+
+    @classmethod
     def _of(cls, examples: Iterable[_Example], prefixes: Callable[[], list[list[int]]]) -> Examples:
         """Returns the examples as arrays; `prefixes` is asked when all are read."""
         examples = list(examples)

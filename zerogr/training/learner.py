@@ -138,11 +138,15 @@ class Learner:
         self.normalisation, self.progress = NORMALISATIONS[settings.normalise], 0.0
         """`progress`: the share of all steps that are done, for losses that change on the way."""
         self._attention = model.config._attn_implementation
+        self._has_reader = settings.loss.has_reader
         by_blocks = settings.block_attention and self._device.type == "cuda" and self._attention == "sdpa"
+        by_blocks = by_blocks and not self._has_reader  # which has no packed rows
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)  # every rank draws the same
             self._loss = load_loss(settings.loss, model)
-        self._module = SelectedTargets(model.to(device).train(), self.normalisation, by_blocks=by_blocks)
+        self._module: Any = SelectedTargets(model.to(device).train(), self.normalisation, by_blocks=by_blocks)
+        if self._has_reader:
+            self._module = self._loss.reader.train()
         if by_blocks or (
             self._device.type == "cpu" and self._attention == "sdpa"
         ):  # a model that needs another kind keeps it
@@ -270,15 +274,18 @@ class Learner:
                 num_targets += work.num_targets
         if self._num_ranks > 1:
             # Without a backward pass FSDP leaves the root's parameters gathered: plain tensors the optimiser has never seen.
-            self._module.reshard()  # type: ignore[operator]
+            self._module.reshard()
         self._module.train()
         total, num_hits = self._sum_over_ranks(total, num_hits)
         accuracy = {"evaluation_acc@1": round(num_hits / len(ids), 4)} if choices else {}
         return {"evaluation_loss": round(total / num_targets, 4), **accuracy}
 
-    def _summed_loss(self, outputs: Outputs, batch: PackedBatch) -> torch.Tensor:
-        log_probs = self.normalisation.log_probs(outputs.logits, batch)
-        return self._loss(Seen(batch, log_probs, outputs.states, self.progress))
+    def _summed_loss(self, outputs: tuple[torch.Tensor, torch.Tensor], batch: PackedBatch) -> torch.Tensor:
+        log_probs, states = outputs  # of the loss's reader; `Outputs` begin with logits
+        if not self._has_reader:
+            log_probs = self.normalisation.log_probs(log_probs, batch)
+        loss: torch.Tensor = self._loss(Seen(batch, log_probs, states, self.progress))
+        return loss
 
     def use_weights(self) -> None:
         """Makes the model compute with `weights`; to be called when they were changed from outside."""

@@ -25,9 +25,9 @@ class Seen:
 
     batch: PackedBatch
     log_probs: torch.Tensor
-    """fp32 [M]: of the targets, natural logarithms."""
+    """fp32 [M]: of the targets, natural logarithms; or what a reader has for them."""
     states: torch.Tensor
-    """[R * L, H]: the model's last hidden states."""
+    """[R * L, H]: the model's last hidden states; or what a reader has for them."""
     progress: float
     """The share of all steps that are done, from 0 to 1."""
 
@@ -88,7 +88,14 @@ class Loss(Protocol):
         """Returns the loss of a batch, summed over its targets; the learner divides by the weighted number of targets."""
 
 
-def load_loss(settings: LossSettings, model: Any) -> Loss:
-    """Returns the loss that these settings choose."""
+class Reading(Loss, Protocol):
+    """A loss that takes batches through the model in a way of its own (`LossSettings.has_reader`)."""
+
+    reader: Any
+    """A module with the causal LM for its `model`. Of a batch it returns (`log_probs`, `states`) of `Seen`."""
+
+
+def load_loss(settings: LossSettings, model: Any) -> Any:
+    """Returns the loss that these settings choose: a `Loss`, or a `Reading` one."""
     loss: Loss = load_class(settings.name, LOSS.package)(settings, model)
     return loss

@@ -30,7 +30,7 @@ class RanknetSettings(LossSettings):
     needs_negatives = True
     needs_states = True
     needs_whole_docids = True
-    has_scorer = True
+    kept_as = "scorer.safetensors"
 
     name: str = Field("ranknet", description="Cross-entropy, and a score of query and docid for re-ranking (RankNet).")
     weight: float = Field(1.0, gt=0, description="Of the ranking, beside the cross-entropy.")

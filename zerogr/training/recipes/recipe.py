@@ -12,7 +12,6 @@ from torch import nn
 from zerogr.config.tree import Config
 from zerogr.errors import UserError
 from zerogr.index.index import RUNS, Index
-from zerogr.llm.chat import SCORER
 from zerogr.llm.codec import extend, extend_embeddings
 from zerogr.llm.models import load_model, model_hash, resolve_model
 from zerogr.store import storage
@@ -147,7 +146,7 @@ def publish_model(recipe: Recipe, model: nn.Module, *, rank: int = 0) -> None:
     if rank:
         return
     merged, tokenizer = load_base(recipe)
-    scorer = {name: tensors.pop(name) for name in list(tensors) if name.startswith("of_loss.")}
+    of_loss = {name: tensors.pop(name) for name in list(tensors) if name.startswith("of_loss.")}
     # Tied and frozen weights are missing there; a name that is foreign to the model would be a mistake of ours.
     loaded = merged.load_state_dict(tensors, strict=False)
     assert not loaded.unexpected_keys, loaded.unexpected_keys
@@ -158,8 +157,8 @@ def publish_model(recipe: Recipe, model: nn.Module, *, rank: int = 0) -> None:
         merged.to(dtype).save_pretrained(folder, safe_serialization=True)
         tokenizer.save_pretrained(folder)
         recipe.write_settings(folder)
-        if recipe.settings.loss.has_scorer:
-            save_tensors({name.removeprefix("of_loss."): scorer[name] for name in scorer}, folder / SCORER)
+        if kept_as := recipe.settings.loss.kept_as:
+            save_tensors({name.removeprefix("of_loss."): tensor for name, tensor in of_loss.items()}, folder / kept_as)
 
 
 def settings_of(config: Config, **changes: Any) -> TrainingSettings:
