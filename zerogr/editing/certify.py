@@ -18,7 +18,10 @@ from zerogr.editing.rehearsal import Known
 MAX_ITERATIONS = 30
 """IncDSI's."""
 MOST_GATES = 4
-"""At a choice: the first for all of a document's queries, each other for those that are not won yet."""
+"""At a choice, for several queries: the first for all of a document's, each other for those that are not won yet. Those that
+are then left get a gate each."""
+LEAST_MARGIN = 0.1
+"""By which a gate leaves others' queries to their own tokens, in logits, whatever it costs its own."""
 MOST_BELOW = 256
 """Queries of other documents that are looked at below the root, at each node."""
 _AT_ONCE = 64
@@ -136,13 +139,26 @@ class Certifier:
         cost = max(-float(rivals.room(margins.rival).min()), 0.0) if choice.is_new and len(rivals.score) else 0.0
         if cost:
             put(torch.tensor([0.0] * (own.shape[1] + 1) + [cost]))
-        for number in range(MOST_GATES):
-            bar = self._bar(choice, own)
-            is_lost = bar > (margins.own if number else 0)
-            if not bool(is_lost.any()):
-                return
-            room = rivals.room(margins.rival).clamp(min=0)
-            put(torch.cat([_gate(own[is_lost], bar[is_lost], rivals.states, room, margins), torch.zeros(1)]))
+
+        def gate(asked: torch.Tensor) -> bool:
+            """Puts a gate for some of the own queries, if it wins any; returns whether it does."""
+            bar = self._bar(choice, own)[asked]
+            found = _gate(own[asked], bar, rivals.states, rivals.room(margins.rival).clamp(min=0), margins)
+            found = _harmless(found, rivals.states, rivals.room(LEAST_MARGIN).clamp(min=0))
+            term = torch.cat([found, torch.zeros(1)])
+            wins = bool((gates(term[None], own[asked])[:, 0] >= bar - margins.own).any())
+            if wins:
+                put(term)
+            return wins
+
+        lost = self._bar(choice, own) > 0
+        for _ in range(MOST_GATES):
+            if not bool(lost.any()) or not gate(lost):
+                break
+            lost = self._bar(choice, own) > margins.own
+        for number in torch.nonzero(lost)[:, 0].tolist():
+            if float(self._bar(choice, own)[number]) > margins.own:  # the gate of one before may have won it too
+                gate(torch.tensor([number]))
 
     def _bar(self, choice: _Choice, own: torch.Tensor) -> torch.Tensor:
         """Returns what the score of a choice's token lacks for each of its own queries, [n]; the margin is part of it."""
@@ -264,3 +280,14 @@ def _gate(
     with torch.enable_grad():
         solver.step(loss)  # type: ignore[no-untyped-call]
     return term.detach().float()
+
+
+def _harmless(gate: torch.Tensor, rivals: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
+    """Returns a gate that is lower by as much as it gives any of the rivals too much.
+
+    The convex problem weighs others' queries against its own. A few lost ones per document are no few after a thousand.
+    """
+    if not len(rivals):
+        return gate
+    excess = (rivals @ gate[:-1] + gate[-1] - room).max().clamp(min=0)
+    return torch.cat([gate[:-1], (gate[-1] - excess)[None]])
