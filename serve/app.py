@@ -123,7 +123,11 @@ class Searcher:
             try:
                 await asyncio.wrap_future(request.found)
                 loop, reading = asyncio.get_running_loop(), time.perf_counter()
-                results = await loop.run_in_executor(self._reading_thread, read, loaded.answers, request)
+                try:
+                    results = await loop.run_in_executor(self._reading_thread, read, loaded.answers, request)
+                except (OSError, Fault) as error:
+                    logger.error("the corpus cannot be read: %s", error)
+                    return Unavailable(UNREADABLE, "storage")
             except asyncio.CancelledError:
                 request.drop()
                 raise
@@ -132,9 +136,6 @@ class Searcher:
         except LostError as error:
             logger.error("%s", error)
             return Unavailable(LOST, "lost")
-        except (OSError, Fault) as error:  # found, but storage does not say what stands in the documents
-            logger.error("the corpus cannot be read: %s", error)
-            return Unavailable(UNREADABLE, "storage")
         end, version, work = time.perf_counter(), loaded.retriever.index_version, request.work
         spent = Spent(
             searcher=self._name,

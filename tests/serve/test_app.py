@@ -148,6 +148,10 @@ def load_double(_arguments: ServeArguments, folder: str) -> RetrieverDouble:
     return RetrieverDouble(Path(folder))
 
 
+def _unreadable(_request: Any) -> Any:
+    raise OSError("SlowDown: please reduce your request rate")
+
+
 class TestSearcher:
     """Nothing is decoded for a client that has left."""
 
@@ -204,6 +208,17 @@ class TestSearcher:
             searcher.check_health()
         answer = asyncio.run(searcher.search(["wing"], timeout_s=60, k=1))
         assert isinstance(answer, Unavailable) and answer.reason == "lost"
+
+    def test_a_corpus_that_cannot_be_read_is_said(self) -> None:
+        """Otherwise a passing fault of object storage would be an internal error."""
+        retriever = RetrieverDouble(Path())
+        answers = AnswersDouble(retriever)
+        retriever.answering = lambda **_: answers  # type: ignore[method-assign]
+        searcher = Searcher.func_or_class(ServeArguments(index="index", follow_s=None), lambda _arguments: retriever)
+        answers.hits = _unreadable  # type: ignore[method-assign]
+        answer = asyncio.run(searcher.search(["wing"], timeout_s=60, k=1))
+        assert isinstance(answer, Unavailable) and answer.reason == "storage"
+        assert str(answer).startswith("what the documents say cannot be read from storage now; try again soon")
 
     def test_nothing_counts_as_loaded_that_cannot_decode(self) -> None:
         class Broken(RetrieverDouble):
