@@ -8,8 +8,10 @@ else changes. With margins, the token must win for all of the document's own que
 
 where s(q) is the token's score before, and room(q) = max(0, their own token's score - m_others - s(q) + c). c is 0 where other
 documents have the token too. Where it is new, c is what gives room to all others: the model never had to choose there, so its
-scores mean nothing. Solved by L-BFGS. The document is certified if its tokens then win for all its own queries and it takes
-none of the others'. Removing it is leaving it out of the trie.
+scores mean nothing. Solved by L-BFGS; b is then lowered until the gate takes none of the known queries of others. What the
+document does not win by up to four such gates, it wins by a gate for each query that is left: behind the final norm all states
+lie on an ellipsoid, so a plane tells any of them from all others. The document is certified if its tokens then win for all its
+own queries and it takes none of the others'. Removing it is leaving it out of the trie.
 
 Source: Kishore et al. 2023 (IncDSI), whose classifier has a row per document. Ours is a row per choice of the docid, and a
 gate: shut for nearly all queries, also for those that nobody looked at, so that many documents do not add up (docs/log.md).
