@@ -171,8 +171,9 @@ class TestTakingOver:
         mine = own_lease()
         alive = replace(mine, process=os.getppid(), process_start=lease._start_of(os.getppid()))
         assert not alive.is_gone()
-        assert replace(alive, process_start=mine.process_start).is_gone()
-        assert not replace(alive, process_start=mine.process_start, machine="another").is_gone()
+        at_another_time = f"{alive.process_start}0"
+        assert replace(alive, process_start=at_another_time).is_gone()
+        assert not replace(alive, process_start=at_another_time, machine="another").is_gone()
         assert not replace(alive, process_start="", machine="").is_gone()
         assert replace(mine, id="of an earlier block").is_gone()
 
