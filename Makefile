@@ -45,7 +45,7 @@ check: lint
 	$(BIN)/python -m pytest tests/zerogr tests/test_structure.py tests/test_configurations.py -m "not slow"
 
 test: lint
-	$(BIN)/python -m pytest tests --ignore tests/vllm
+	$(BIN)/python -m pytest tests --ignore tests/vllm --ignore tests/chaos/test_soak.py
 
 # make test-newest    the unit tests under another Python; PYTHON=python3.13, for example
 NEWEST_VENV := .venv-newest
@@ -67,8 +67,10 @@ test-vllm: $(VLLM_VENV)/.installed
 	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_CPU_KVCACHE_SPACE=1 \
 		$(VLLM_VENV)/bin/python -m pytest --noconftest tests/vllm --timeout 600
 
-# make soak     ten minutes of traffic on a service while versions change, a searcher is killed and storage fails
+# make soak     traffic on a service while versions change, a searcher is killed and storage fails: 20 seconds, then ten minutes
+# Apart from the other tests, which have to end in time.
 soak: install
+	$(BIN)/python -m pytest tests/chaos/test_soak.py
 	$(BIN)/python -m tests.chaos.soak --minutes 10
 
 # make bench    every benchmark, at full length; writes benchmarks/results/*.md
