@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import sys
 from dataclasses import replace
 from operator import attrgetter
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from jobs.cli import main
 from tests.examples import example
+from tests.servers import free_port
 from zerogr.config.owned import LOSS, settings_of
 from zerogr.docids.schemes.fusion import FusionSettings
 from zerogr.index.index import Index
@@ -218,10 +218,7 @@ def _state_of_checkpoint(folder: Path) -> dict[str, torch.Tensor]:
 def _train_on_two_ranks(model_folder: Path, folders: list[Path], **changes: Any) -> None:
     for folder in folders:
         folder.mkdir(exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_rank, (port, model_folder, folders, changes), nprocs=2)
+    torch.multiprocessing.spawn(_rank, (free_port(), model_folder, folders, changes), nprocs=2)
 
 
 def _rank(rank: int, port: int, model_folder: Path, folders: list[Path], changes: dict[str, Any]) -> None:
