@@ -41,11 +41,17 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-check: lint
-	$(BIN)/python -m pytest tests/zerogr tests/test_structure.py tests/test_configurations.py -m "not slow"
+# Processes that tests are shared out to, a file to one of them; each has a Ray and an S3 server of its own.
+WORKERS := 2
 
+check: lint
+	$(BIN)/python -m pytest tests/zerogr tests/test_structure.py tests/test_configurations.py -m "not slow" \
+		-n $(WORKERS) --dist loadfile
+
+# Everything but vLLM and the soak.
 test: lint
-	$(BIN)/python -m pytest tests --ignore tests/vllm --ignore tests/chaos/test_soak.py
+	$(BIN)/python -m pytest tests --ignore tests/vllm --ignore tests/chaos/test_soak.py \
+		-n $(WORKERS) --dist loadfile
 
 # make test-newest    the unit tests under another Python; PYTHON=python3.13, for example
 NEWEST_VENV := .venv-newest

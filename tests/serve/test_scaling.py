@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -79,9 +79,10 @@ def test_from_one_to_many_and_back_nothing_is_dropped(local_ray: None, serve_por
         finally:
             calm.set()
             over.set()
-        for each in searching:
-            each.result()
-    stop()
+            wait(searching)
+            stop()
+    for each in searching:
+        each.result()
     assert answered.keys() == {200}
 
 
