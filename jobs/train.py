@@ -14,6 +14,7 @@ from typing import Any
 from jobs.cluster import cause_of, ray_session, share_of_cpus
 from jobs.command import run_module
 from jobs.driving import driving
+from jobs.examples import publish_examples
 from jobs.stages import rebuild, run_stage
 from jobs.tables import print_stages
 from jobs.termination import fault_on_sigterm
@@ -35,7 +36,7 @@ has to say when it is told to end."""
 PATIENCE_S = 120.0
 """How long a driver that was told to end waits for a checkpoint."""
 GATHERING_S = 4 * 3600
-"""How long ranks wait for each other: a machine that joins tokenises all examples first. Ray notices a lost one."""
+"""How long ranks wait for each other: a machine that joins fetches all examples first. Ray notices a lost one."""
 
 
 def run(config: Config, recipe: str = "retriever") -> StageRecord:
@@ -52,6 +53,8 @@ def _build(config: Config, index: Index, *, recipe: str) -> dict[str, Any]:
         from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
         from ray.train.torch import TorchConfig, TorchTrainer
 
+        if recipe == "retriever":
+            publish_examples(config, index)
         has_gpu = compute.num_gpus_per_trainer > 0
         num_threads = share_of_cpus(compute.num_cpus_per_trainer, compute.most_training_workers)
         workers = compute.num_training_workers

@@ -11,7 +11,7 @@ import pytest
 
 from tests.examples import answers, asked, of_tokens
 from zerogr.training.examples import Examples
-from zerogr.training.files import ExampleFiles
+from zerogr.training.files import ExampleFiles, PublishedExamples
 
 
 @pytest.fixture(autouse=True)
@@ -103,3 +103,18 @@ def test_ranks_of_a_machine_write_them_once(cache: Path, tmp_path: Path) -> None
         process.join()
     assert [process.exitcode for process in ranks] == [0] * NUM_RANKS
     assert len(list(diary.glob("wrote-*"))) == 1
+
+
+def test_published_parts_are_what_was_written(tmp_path: Path) -> None:
+    published = PublishedExamples(str(tmp_path / "published"))
+    assert published.names() == set()
+    for number, written in enumerate(parts()):
+        published.write(str(number), written)
+        read = published.read(str(number))
+        assert read.prefixes == written.prefixes
+        for name in Examples.__dataclass_fields__.keys() - {"prefixes"}:
+            before, after = getattr(written, name), getattr(read, name)
+            assert np.array_equal(before, after) and before.dtype == after.dtype, name
+    assert published.names() == {"0", "1", "2"}
+    with pytest.raises(FileNotFoundError):
+        published.read("3")

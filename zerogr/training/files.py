@@ -1,8 +1,11 @@
-"""Training examples on disk: tokenised once on every machine, memory-mapped by all its ranks.
+"""Training examples on disk: memory-mapped by all ranks of a machine, published once for all machines.
 
-The first process that asks writes them, one part of the corpus at a time, so that memory stays flat; the others wait for
-it. A run that is resumed finds them where it left them. An example takes 4 bytes per token, 20 more, 16 per document and 12
-per answer: 30 queries for each of 10M documents, 60 tokens each with their docid, are 85 GB.
+The first process of a machine that asks writes them, one part of the corpus at a time, so that memory stays flat; the others
+wait for it. A run that is resumed finds them where it left them. An example takes 4 bytes per token, 20 more, 16 per document
+and 12 per answer: 30 queries for each of 10M documents, 60 tokens each with their docid, are 85 GB.
+
+Where several machines train, the parts are tokenised before, by all of them together, and each machine fetches what is
+published instead of tokenising everything anew.
 """
 
 from __future__ import annotations
@@ -17,8 +20,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
 
-from zerogr.store import cache
+from zerogr.store import cache, storage
 from zerogr.training.examples import Examples
 
 _ARRAYS = {
@@ -41,6 +46,7 @@ _INTO = {
 }
 """Offsets, and the array that each points into."""
 _PREFIXES = "prefixes.json"
+_SUFFIX = ".safetensors"
 
 
 class ExampleFiles:
@@ -76,6 +82,36 @@ class ExampleFiles:
         with contextlib.suppress(FileNotFoundError):  # another rank was faster
             unfinished = self.folder.rename(self.folder.with_suffix(f".{os.getpid()}.part"))
             shutil.rmtree(unfinished)
+
+
+class PublishedExamples:
+    """The parts of one set of examples below a URI."""
+
+    def __init__(self, folder: str) -> None:
+        """`folder` names what they are made from, too."""
+        self._folder = folder
+
+    def names(self) -> set[str]:
+        """Returns which parts are there."""
+        return {name.removesuffix(_SUFFIX) for name in storage.list_files(self._folder)}
+
+    def write(self, name: str, part: Examples) -> None:
+        """Publishes a part, whole or not at all."""
+        arrays = {name: np.ascontiguousarray(getattr(part, name), dtype) for name, dtype in _ARRAYS.items()}
+        storage.write_bytes(self._uri(name), save_arrays(arrays, {"prefixes": json.dumps(part.prefixes)}))
+
+    def read(self, name: str) -> Examples:
+        """Returns a part.
+
+        Raises:
+            FileNotFoundError: It is not there.
+        """
+        data = storage.read_bytes(self._uri(name))
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return Examples(json.loads(header["__metadata__"]["prefixes"]), **load_arrays(data))
+
+    def _uri(self, name: str) -> str:
+        return storage.join(self._folder, f"{name}{_SUFFIX}")
 
 
 def _write(folder: Path, parts: Iterable[Examples]) -> None:

@@ -15,7 +15,7 @@ from zerogr.docids.scheme import Identifier, Scheme
 from zerogr.docids.stage import load_scheme
 from zerogr.errors import UserError
 from zerogr.index.index import Index, fingerprint, shards_in
-from zerogr.llm.chat import SETTINGS_FILE
+from zerogr.llm.chat import SETTINGS_FILE, ChatFormat
 from zerogr.queries.negatives import FOLDER as NEGATIVES
 from zerogr.queries.negatives import NOT_PSEUDO, Mined, judged_uri, read_negatives
 from zerogr.queries.source import Example, judged_examples, pseudo_examples
@@ -23,11 +23,19 @@ from zerogr.seeds import seed_of
 from zerogr.store import cache, storage
 from zerogr.training.choices import Choices
 from zerogr.training.examples import Examples, Relevant, TextExample
-from zerogr.training.files import ExampleFiles
+from zerogr.training.files import ExampleFiles, PublishedExamples
 from zerogr.training.normalisation import NORMALISATIONS
 from zerogr.training.recipes.recipe import VERSION, common_inputs, settings_of
 from zerogr.trie import DocidTrie
 from zerogr.trie.written import Written
+
+JUDGED = "judged"
+"""The part of the examples that is not of a shard."""
+
+
+def part_of(shard: int) -> str:
+    """Returns the name of the part that is a shard's."""
+    return f"{shard:06d}"
 
 
 class RetrieverRecipe:
@@ -73,7 +81,7 @@ class RetrieverRecipe:
 
     def _judged_inputs(self) -> dict[str, Any]:
         training = self._config.training
-        if not (training.judged and training.judged_share):
+        if not self._has_judged:
             return {}
         drawn = self._judged_collection.share(training.judged_share, self._config.seed)
         inputs = {"training.judged": drawn.hash(), "training.judged_weight": training.judged_weight}
@@ -86,10 +94,7 @@ class RetrieverRecipe:
 
     def examples(self, tokenizer: Any) -> Examples:
         """Returns every query of the index with its answers as training examples, memory-mapped."""
-        chat = self._written.chat()
-        cuts = NORMALISATIONS[self.settings.normalise].needs_choices and not self.settings.loss.needs_whole_docids
-        choices = self.choices(tokenizer) if cuts else None
-        examples = self._files().open(lambda: (Examples.build(part, chat, choices) for part in self.text_examples()))
+        examples = ExampleFiles(self._made_from()).open(self._parts)
         if not len(examples):
             raise UserError(
                 f"'{self.index.uri}' has no pseudo-query to train on; "
@@ -97,7 +102,35 @@ class RetrieverRecipe:
             )
         return examples
 
-    def _files(self) -> ExampleFiles:
+    def _parts(self) -> Iterator[Examples]:
+        """Yields the parts of the examples in their order: published ones as they are, others are tokenised here."""
+        published = self.published()
+        there = published.names()
+        for part in self.parts():
+            yield published.read(part) if part in there else self.part(part)
+
+    def parts(self) -> list[str]:
+        """Returns the names of the parts: every shard that has queries and docids, then the judged queries."""
+        published = set(shards_in(self.index.path("docids")))
+        # A document whose docid was rejected is not in the index.
+        shards = [part_of(shard) for shard in shards_in(self.index.path("queries")) if shard in published]
+        return [*shards, JUDGED] if self._has_judged else shards
+
+    def part(self, name: str) -> Examples:
+        """Returns one part of the examples, tokenised."""
+        chat, choices = self._tokenising
+        return Examples.build(self._text_of(name), chat, choices)
+
+    @cached_property
+    def _tokenising(self) -> tuple[ChatFormat, Choices | None]:
+        cuts = NORMALISATIONS[self.settings.normalise].needs_choices and not self.settings.loss.needs_whole_docids
+        return self._written.chat(), self.choices() if cuts else None
+
+    def published(self) -> PublishedExamples:
+        """Returns where parts lie that were tokenised for all machines."""
+        return PublishedExamples(self.index.path("work/training/examples", self._made_from()))
+
+    def _made_from(self) -> str:
         training = self._config.training
         made_from = {
             **{folder: cache.version(self.index.path(folder)) for folder in ("docids", "queries", "trie")},
@@ -109,24 +142,28 @@ class RetrieverRecipe:
             "limits": [training.max_instruction_tokens, training.max_query_tokens],
             "normalise": self.settings.normalise,
         }
-        return ExampleFiles(fingerprint(made_from))
+        return fingerprint(made_from)
 
     def close(self) -> None:
-        """Deletes the examples' files."""
-        self._files().delete()
+        """Deletes the examples' files on this machine."""
+        ExampleFiles(self._made_from()).delete()
 
     def text_examples(self) -> Iterator[list[TextExample]]:
-        """Yields the examples of every shard, then the judged ones."""
-        published = set(shards_in(self.index.path("docids")))
-        for shard in shards_in(self.index.path("queries")):
-            if shard in published:  # a document whose docid was rejected is not in the index
-                mined = self._mined(self.index.shard(NEGATIVES, shard))
-                yield [
-                    compared(example, [document["row_id"]], mined.get((document["row_id"], example.query)))
-                    for document, example in self.taught_by(shard)
-                ]
-        if self._config.training.judged and self._config.training.judged_share:
-            yield self._judged()
+        """Yields the examples of every part."""
+        return map(self._text_of, self.parts())
+
+    def _text_of(self, part: str) -> list[TextExample]:
+        if part == JUDGED:
+            return self._judged()
+        mined = self._mined(self.index.shard(NEGATIVES, int(part)))
+        return [
+            compared(example, [document["row_id"]], mined.get((document["row_id"], example.query)))
+            for document, example in self.taught_by(int(part))
+        ]
+
+    @property
+    def _has_judged(self) -> bool:
+        return bool(self._config.training.judged and self._config.training.judged_share)
 
     def taught_by(self, shard: int) -> list[tuple[dict[str, Any], TextExample]]:
         """Returns the pseudo-queries and spans of a shard's documents as examples, each with its row of docids/."""
@@ -190,7 +227,7 @@ class RetrieverRecipe:
             relevant.append(Relevant(grade, [(text, weight * probability) for text, probability in taught]))
         return TextExample(example.instruction, example.query, relevant)
 
-    def choices(self, tokenizer: Any) -> Choices:
+    def choices(self, tokenizer: Any = None) -> Choices:
         """Returns what the index's trie leaves open. Raises UserError if there is none, or one made otherwise."""
         self.index.require("trie")
         trie = DocidTrie.load(cache.local_folder(self.index.path("trie")))
