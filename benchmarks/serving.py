@@ -32,6 +32,8 @@ from zerogr.retriever import Retriever
 
 RATES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 """Arrivals, as shares of what the bare decoder does."""
+CALM = 0.5
+"""The rate at which a service that was overloaded is looked at."""
 NUM_QUERIES = 64
 STARTS_WITHIN_S = 300.0
 NOTES = """
@@ -40,6 +42,8 @@ NOTES = """
 - `knee_per_s`: the most searches a second that any rate got answered; `ratio_vs_bare_decoder` is its share of `bare_per_s`.
 - `overhead_ms`: median latency of one search at a time, less that of `Retriever.search` for one query.
 - Latency of a rate: milliseconds from the intended start to the answer, of the searches that were answered.
+- `recovery_s`: seconds from the last arrival at the highest rate until a search, at half the bare decoder's rate, was answered
+  within the p99 of that rate.
 """
 
 
@@ -49,6 +53,8 @@ class Answered:
 
     status: int
     """0 = no answer."""
+    intended: float
+    """Seconds from the first of all to the intended start."""
     seconds: float
     """From the intended start."""
     ended: float
@@ -69,9 +75,10 @@ def main() -> None:
         one_by_one = asyncio.run(load(url, queries, arguments.k, [0.0] * 20, at_once=1))
         rows = []
         for share in RATES:
-            draw = np.random.default_rng(int(100 * share))
-            gaps = draw.exponential(1 / (share * bare_per_s), int(arguments.seconds * share * bare_per_s) + 1)
-            rows.append({"rate": share, **summary(asyncio.run(load(url, queries, arguments.k, gaps.tolist())))})
+            gaps = arrivals(share * bare_per_s, arguments.seconds)
+            rows.append({"rate": share, **summary(asyncio.run(load(url, queries, arguments.k, gaps)))})
+        usual_ms = next(row["p99_ms"] for row in rows if row["rate"] == CALM)
+        recovery_s = asyncio.run(recovery(url, queries, arguments.k, bare_per_s, arguments.seconds, usual_ms / 1000))
     knee = max(row["served_per_s"] for row in rows)
     figures = {
         "k": arguments.k,
@@ -79,6 +86,7 @@ def main() -> None:
         "knee_per_s": knee,
         "ratio_vs_bare_decoder": round(knee / bare_per_s, 3),
         "overhead_ms": round(1000 * float(np.median([each.seconds for each in one_by_one])) - single_ms, 1),
+        "recovery_s": recovery_s,
     }
     columns = list(rows[0])
     print("\n".join(table(columns, ([str(row[column]) for column in columns] for row in rows))))
@@ -165,7 +173,7 @@ async def load(url: str, queries: list[str], k: int, gaps: list[float], *, at_on
                 status = 0
             room.release()
             now = time.monotonic()
-            return Answered(status, now - intended, now - start)
+            return Answered(status, intended - start, now - intended, now - start)
 
         tasks: list[asyncio.Task[Answered]] = []
         start = intended = time.monotonic()
@@ -175,6 +183,24 @@ async def load(url: str, queries: list[str], k: int, gaps: list[float], *, at_on
             await room.acquire()
             tasks.append(asyncio.create_task(search(number, intended)))
         return list(await asyncio.gather(*tasks))
+
+
+def arrivals(per_s: float, seconds: float) -> list[float]:
+    """Returns seconds between arrivals at random, at a rate and for so long."""
+    draw = np.random.default_rng(int(100 * per_s))
+    return draw.exponential(1 / per_s, int(seconds * per_s) + 1).tolist()
+
+
+async def recovery(
+    url: str, queries: list[str], k: int, bare_per_s: float, seconds: float, usual_s: float
+) -> float | None:
+    """Returns seconds from the end of an overload until a search takes no longer than usual; None = none did."""
+    many = arrivals(max(RATES) * bare_per_s, seconds / 3)
+    few = arrivals(CALM * bare_per_s, seconds)
+    answered = await load(url, queries, k, many + few)
+    over = answered[len(many) - 1].intended
+    calm = [each.intended - over for each in answered[len(many) :] if each.status == 200 and each.seconds <= usual_s]
+    return round(calm[0], 2) if calm else None
 
 
 def summary(answered: list[Answered]) -> dict[str, Any]:

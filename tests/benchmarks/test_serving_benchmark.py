@@ -10,9 +10,9 @@ from benchmarks.serving import Answered, summary
 
 
 def test_figures_of_a_rate() -> None:
-    answered = [Answered(200, 0.1 * i, 0.5 * i) for i in range(1, 11)] + [
-        Answered(503, 0.02, 1.0),
-        Answered(0, 3.0, 4.0),
+    answered = [Answered(200, 0.4 * i, 0.1 * i, 0.5 * i) for i in range(1, 11)] + [
+        Answered(503, 0.98, 0.02, 1.0),
+        Answered(0, 1.0, 3.0, 4.0),
     ]
     found = summary(answered)
     assert found["searches"] == 12 and found["served_per_s"] == 2.0
@@ -25,10 +25,11 @@ def test_a_tiny_index_is_served_and_measured(
 ) -> None:
     """The service is a process of its own, with a Ray of its own."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(serving, "RATES", (0.1,))
+    monkeypatch.setattr(serving, "RATES", (serving.CALM,))
     monkeypatch.setattr(sys, "argv", ["serving", tiny_index, "-k", "3", "--seconds", "2"])
     serving.main()
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     [rate] = figures["rates"]
+    assert figures["recovery_s"] > 0
     assert rate["lost"] == 0 and 0 < figures["knee_per_s"] == rate["served_per_s"]
     assert figures["ratio_vs_bare_decoder"] == pytest.approx(figures["knee_per_s"] / figures["bare_per_s"], abs=1e-3)
