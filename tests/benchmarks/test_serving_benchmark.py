@@ -25,7 +25,8 @@ def test_a_tiny_index_is_served_and_measured(
 ) -> None:
     """The service is a process of its own, with a Ray of its own."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(serving, "RATES", (serving.CALM,))
+    monkeypatch.setattr(serving, "RATES", (0.02,))
+    monkeypatch.setattr(serving, "CALM", 0.02)
     monkeypatch.setattr(sys, "argv", ["serving", tiny_index, "-k", "3", "--seconds", "2"])
     serving.main()
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
