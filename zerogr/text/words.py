@@ -12,6 +12,7 @@ comparing words need; katakana, which sets off whole words, is left as it is.
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 import unicodedata
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ _UNSPACED = regex.compile(
 _UNSPACED_LETTER = r"(?:[[\p{Han}\p{Hiragana}]&&[\p{L}\p{N}]][\p{M}ー]*|[\p{Line_Break=SA}&&\p{L}]\p{M}*)"
 _STRETCH = regex.compile(rf"(?V1)(?:{_UNSPACED_LETTER}{{1,4}}|(?:(?!{_UNSPACED_LETTER})\S)+)\s*")
 _ASCII_STRETCH = regex.compile(r"\S+\s*")
+_MAY_BE_UNSPACED = re.compile("[\u0e00-\u1fff\u2e80-\U0010ffff]")
 _LETTER = regex.compile(r"[\p{L}\p{N}][\p{M}ー]*")
 _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200c\u200d\u2060\ufeff"))
 """Soft hyphen, joiners and non-joiners: they say how a word is drawn, and would tear it apart."""
@@ -92,6 +94,11 @@ def stretches(text: str) -> Iterator[str]:
     """Yields the text piece by piece, each with the white space behind it: what stands between spaces, and of a script without
     spaces four letters. Joined they are the text from its first letter on. A measure of length, where words would be."""
     return (found[0] for found in (_ASCII_STRETCH if text.isascii() else _STRETCH).finditer(text))
+
+
+def is_spaced(text: str) -> bool:
+    """Whether all its words surely have spaces between them: no letter is in a block of Unicode with a script without."""
+    return _MAY_BE_UNSPACED.search(text) is None
 
 
 def is_topical(word: str) -> bool:
