@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +23,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import yaml
 
 from benchmarks.report import report, table
 from zerogr.index.index import Index
@@ -34,13 +33,17 @@ RATES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 """Arrivals, as shares of what the bare decoder does."""
 CALM = 0.5
 """The rate at which a service that was overloaded is looked at."""
+MOST_SEARCHERS = 4
 NUM_QUERIES = 64
 STARTS_WITHIN_S = 300.0
 NOTES = """
 - `bare_per_s`: queries a second of `Retriever.search` in batches of 16, in one process, nothing else running.
-- Served: one replica with the default limits; the load comes from this machine as well, and takes part of its cores.
+- Served: a searcher of one thread per core, at most four, with the default limits, and the titles and snippets of all hits. The
+  load comes from this machine as well, and takes part of its cores.
 - `knee_per_s`: the most searches a second that any rate got answered; `ratio_vs_bare_decoder` is its share of `bare_per_s`.
-- `overhead_ms`: median latency of one search at a time, less that of `Retriever.search` for one query.
+- `overhead_ms`: median latency of one search at a time, less what its searcher spent decoding: HTTP, two hops between
+  processes, and reading what ten documents say. `single_ms` and `bare_single_ms` are the whole of it, and `Retriever.search` of
+  one query with all cores.
 - Latency of a rate: milliseconds from the intended start to the answer, of the searches that were answered.
 - `recovery_s`: seconds from the last arrival at the highest rate until a search, at half the bare decoder's rate, was answered
   within the p99 of that rate.
@@ -70,9 +73,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the figures to this Markdown file")
     arguments = parser.parse_args()
     queries = some_queries(arguments.index)
-    bare_per_s, single_ms = bare(arguments.index, queries, arguments.k)
+    bare_per_s, bare_single_ms = bare(arguments.index, queries, arguments.k)
     with served(arguments.index) as url:
-        one_by_one = asyncio.run(load(url, queries, arguments.k, [0.0] * 20, at_once=1))
+        single_ms, overhead_ms = alone(url, queries, arguments.k)
         rows = []
         for share in RATES:
             gaps = arrivals(share * bare_per_s, arguments.seconds)
@@ -85,7 +88,9 @@ def main() -> None:
         "bare_per_s": round(bare_per_s, 2),
         "knee_per_s": knee,
         "ratio_vs_bare_decoder": round(knee / bare_per_s, 3),
-        "overhead_ms": round(1000 * float(np.median([each.seconds for each in one_by_one])) - single_ms, 1),
+        "overhead_ms": round(overhead_ms, 1),
+        "single_ms": round(single_ms, 1),
+        "bare_single_ms": round(bare_single_ms, 1),
         "recovery_s": recovery_s,
     }
     columns = list(rows[0])
@@ -116,17 +121,12 @@ def bare(uri: str, queries: list[str], k: int) -> tuple[float, float]:
 
 @contextmanager
 def served(uri: str) -> Iterator[str]:
-    """Serves an index by one replica, in a process of its own, and yields its URL."""
-    config = yaml.safe_load(Path("serve/config.yaml").read_text(encoding="utf-8"))
-    for deployment in config["applications"][0]["deployments"]:
-        deployment["autoscaling_config"] |= {"min_replicas": 1, "max_replicas": 1}
+    """Serves an index by as many searchers as there are cores, at most four, and yields its URL."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    file = tempfile.NamedTemporaryFile("w", suffix=".yaml")  # noqa: SIM115 it is closed at the end
-    yaml.safe_dump(config, file)
-    file.flush()
-    command = [sys.executable, "-m", "jobs.cli", "serve", uri, "--port", str(port), "--config", file.name]
+    searchers = min(len(os.sched_getaffinity(0)), MOST_SEARCHERS)
+    command = [sys.executable, "-m", "jobs.cli", "serve", uri, "--port", str(port), "--replicas", str(searchers)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
@@ -139,7 +139,6 @@ def served(uri: str) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait()
-        file.close()
 
 
 def is_ready(url: str) -> bool:
@@ -150,7 +149,7 @@ def is_ready(url: str) -> bool:
         return False
 
 
-async def load(url: str, queries: list[str], k: int, gaps: list[float], *, at_once: int = 1000) -> list[Answered]:
+async def load(url: str, queries: list[str], k: int, gaps: list[float]) -> list[Answered]:
     """Returns what became of searches that are to be sent one after the other, with some seconds between.
 
     Args:
@@ -158,20 +157,15 @@ async def load(url: str, queries: list[str], k: int, gaps: list[float], *, at_on
         queries: Are taken in turn.
         k: Documents per query.
         gaps: Seconds before each.
-        at_once: Searches underway at most; more than ever are = an open loop.
     """
-    room = asyncio.Semaphore(at_once)
     async with httpx.AsyncClient(base_url=url, timeout=120, limits=httpx.Limits(max_connections=None)) as client:
 
         async def search(number: int, intended: float) -> Answered:
-            if at_once == 1:
-                intended = time.monotonic()
             try:
                 body = {"query": queries[number % len(queries)], "k": k}
                 status = (await client.post("/search", json=body)).status_code
             except httpx.HTTPError:
                 status = 0
-            room.release()
             now = time.monotonic()
             return Answered(status, intended - start, now - intended, now - start)
 
@@ -180,9 +174,30 @@ async def load(url: str, queries: list[str], k: int, gaps: list[float], *, at_on
         for number, gap in enumerate(gaps):
             intended += gap
             await asyncio.sleep(max(0.0, intended - time.monotonic()))
-            await room.acquire()
             tasks.append(asyncio.create_task(search(number, intended)))
         return list(await asyncio.gather(*tasks))
+
+
+def alone(url: str, queries: list[str], k: int) -> tuple[float, float]:
+    """Returns the median milliseconds of a search while no other is underway, and those that were not spent decoding."""
+    whole, rest = [], []
+    with httpx.Client(base_url=url, timeout=120) as client:
+        before = decoding_s(client)
+        for query in queries[:20]:
+            start = time.monotonic()
+            client.post("/search", json={"query": query, "k": k}).raise_for_status()
+            took, after = time.monotonic() - start, decoding_s(client)
+            whole.append(1000 * took)
+            rest.append(1000 * (took - (after - before)))
+            before = after
+    return float(np.median(whole)), float(np.median(rest))
+
+
+def decoding_s(client: httpx.Client) -> float:
+    """Returns the seconds that all searches so far were decoded for."""
+    wanted = [f'zerogr_search_seconds_sum{{phase="{phase}"}}' for phase in ("prompt", "decoding")]
+    lines = [line.rpartition(" ") for line in client.get("/metrics").text.splitlines()]
+    return sum(float(value) for name, _, value in lines if name in wanted)
 
 
 def arrivals(per_s: float, seconds: float) -> list[float]:

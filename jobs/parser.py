@@ -63,6 +63,12 @@ def build_parser() -> argparse.ArgumentParser:
     sub = commands.add("serve", "serve an index over HTTP with Ray Serve", "index")
     sub.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
     sub.add_argument("--port", type=int, help="default: 8000")
+    sub.add_argument(
+        "--replicas",
+        type=_positive,
+        metavar="N",
+        help="that many searchers, always (default: as many as the load needs)",
+    )
     sub.add_argument("--config", metavar="FILE", help="a Ray Serve config file instead of serve/config.yaml")
     commands.add("config", "print the documented default configuration")
     return parser

@@ -18,7 +18,8 @@ from operator import add
 
 from zerogr.text.words import MAX_WORD_CHARACTERS, is_spaced, is_topical, stem, stretches, words
 
-MOST_READ = 50_000
+MOST_READ = 10_000
+"""Characters, as in Lucene's UnifiedHighlighter."""
 ELLIPSIS = "…"
 _ENDS_OF_SENTENCES = (".", "!", "?", ":", ";", "。", "！", "？", "।", "؟")
 
