@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 
 from jobs.termination import fault_on_sigterm
-from zerogr.network import check_ray_address
+from zerogr.network import check_ray_address, protect_own_ray
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def ray_session() -> Iterator[None]:
         ray.init(logging_level=logging.WARNING, runtime_env={"worker_process_setup_hook": prepare_worker})
         logger.info("joined the Ray cluster at %s", address)
     else:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a loopback cluster of our own; a real one keeps its token
+        protect_own_ray()
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         if len(tempfile.gettempdir()) > LONGEST_TEMP_DIR:
             os.environ.setdefault("RAY_TMPDIR", "/tmp")
@@ -51,7 +51,7 @@ def ray_session() -> Iterator[None]:
             include_dashboard=False,
             num_cpus=(os.cpu_count() or 1) + 4,
             object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-            logging_level=logging.WARNING,
+            logging_level=logging.ERROR,  # at WARNING, Ray tells of its token
             runtime_env={"worker_process_setup_hook": prepare_worker},
         )
     try:

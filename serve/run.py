@@ -34,7 +34,7 @@ from serve.tokens import read_token
 from serve.versions import Loader
 from zerogr.errors import UserError
 from zerogr.index.index import Index
-from zerogr.network import check_ray_address
+from zerogr.network import check_ray_address, protect_own_ray
 from zerogr.store import storage
 
 logger = logging.getLogger(__name__)
@@ -248,6 +248,7 @@ def _join_ray(
         cleanup.callback(ray.shutdown)
         return False
     _check_port(http_options["host"], http_options["port"])
+    protect_own_ray()
     num_cpus = max(len(os.sched_getaffinity(0)), num_replicas)
     ray.init(
         address="local",
@@ -255,7 +256,7 @@ def _join_ray(
         # One more than there are: the ingress needs its share beside the searchers, and Ray would wait for it silently.
         num_cpus=num_cpus + 1,
         object_store_memory=OBJECT_STORE_BYTES,
-        logging_level=logging.ERROR,  # below it, Ray tells of its token
+        logging_level=logging.ERROR,  # at WARNING, Ray tells of its token
         log_to_driver=False,  # events come by themselves, the rest is in the log
     )
     cleanup.callback(ray.shutdown)

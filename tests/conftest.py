@@ -63,8 +63,6 @@ def local_ray(s3_server: str) -> Iterator[None]:
     """
     import ray
 
-    import serve  # noqa: F401 sets what Ray Serve's processes inherit
-
     ray.init(address="local", include_dashboard=False, num_cpus=8, object_store_memory=200 * 2**20, log_to_driver=False)
     yield
     ray.shutdown()

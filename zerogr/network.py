@@ -1,7 +1,9 @@
-"""Whether something listens at an address, before a library that never gives up is sent there."""
+"""Ray on the network: whether a cluster listens at an address, and who may come to one of our own."""
 
 from __future__ import annotations
 
+import os
+import secrets
 import socket
 import time
 
@@ -34,3 +36,12 @@ def check_ray_address(address: str) -> None:
                     "unset RAY_ADDRESS to run on this machine alone"
                 ) from None
         time.sleep(0.5)
+
+
+def protect_own_ray() -> None:
+    """Gives the Ray that this process is about to start a token of its own; call it before `ray.init(address="local")`.
+
+    Such a Ray listens on all interfaces and runs what it is sent. It asks for a token unless RAY_AUTH_MODE says otherwise, and
+    would leave a new one in the home directory, which need not be writable.
+    """
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

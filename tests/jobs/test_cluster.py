@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,8 @@ import yaml
 
 from jobs.cluster import cause_of, ray_session
 
-FILE = Path(__file__).parents[2] / "cluster.yaml"
+REPOSITORY = Path(__file__).parents[2]
+FILE = REPOSITORY / "cluster.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +114,7 @@ def test_sigterm_is_answered_after_a_session_as_before_it(monkeypatch: pytest.Mo
     import ray
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0")  # none is left behind
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda **_: signal.signal(signal.SIGTERM, lambda *_: None))
     monkeypatch.setattr(ray, "shutdown", lambda: None)
@@ -117,3 +122,32 @@ def test_sigterm_is_answered_after_a_session_as_before_it(monkeypatch: pytest.Mo
     with ray_session():
         assert signal.getsignal(signal.SIGTERM) is not before
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+STARTS = """
+import subprocess
+import sys
+from jobs.cluster import ray_session
+with ray_session():
+    import ray
+    assert ray.get(ray.remote(lambda: 1).remote()) == 1
+    address = ray.get_runtime_context().gcs_address
+    comes = f"import ray; ray.init(address='{address}', logging_level=40); print('came in')"
+    for token in (None, "0" * 64):
+        environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {"RAY_AUTH_MODE": "disabled"}
+        command = ["env", "-u", "RAY_AUTH_TOKEN", *(f"{k}={v}" for k, v in environment.items()), sys.executable, "-c", comes]
+        print(subprocess.run(command, capture_output=True, text=True).stdout or "was refused", flush=True)
+"""
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+def test_a_stranger_does_not_come_in(tmp_path: Path) -> None:
+    """Ray listens on all interfaces; nobody else on the network may use one that we start."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_AUTH", "RAY_ADDRESS"))}
+    environment["HOME"] = str(tmp_path / "nowhere")
+    done = subprocess.run(
+        [sys.executable, "-c", STARTS], env=environment, capture_output=True, text=True, cwd=REPOSITORY, timeout=300
+    )
+    assert done.stdout.split("\n")[:2] == ["was refused"] * 2, done.stderr
+    assert "oken" not in done.stderr and not (tmp_path / "nowhere").exists()
