@@ -93,8 +93,8 @@ def soak(folder: Path, seconds: float, *, endpoint: str, port: int, seed: int = 
     with ExitStack() as stack:
         uri, answers = build(folder)
         proxy = stack.enter_context(faulty_s3(endpoint))
-        config, loader = str(_config_file(folder)), _loader(proxy.endpoint)
-        stack.callback(serve_index(uri, port=port, config_file=config, blocking=False, loader=loader))
+        config = str(_config_file(folder, proxy.endpoint))
+        stack.callback(serve_index(uri, port=port, config_file=config, blocking=False))
         return asyncio.run(_traffic(f"http://127.0.0.1:{port}", uri, answers, proxy, seconds, seed))
 
 
@@ -169,9 +169,11 @@ def _key(body: Body) -> str:
     return json.dumps(body, sort_keys=True)
 
 
-def _config_file(folder: Path) -> Path:
-    """Returns a config file of Serve: two searchers, a look for another version twice a second."""
-    searcher = {"name": "Searcher", "num_replicas": REPLICAS, "ray_actor_options": {"num_cpus": 0.5}}
+def _config_file(folder: Path, endpoint: str) -> Path:
+    """Returns a config file of Serve: two searchers, which read from an S3, and look for another version twice a second."""
+    environment = {"env_vars": {"AWS_ENDPOINT_URL": endpoint}}
+    actor = {"num_cpus": 0.5, "runtime_env": environment}
+    searcher = {"name": "Searcher", "num_replicas": REPLICAS, "ray_actor_options": actor}
     application = {
         "name": "soak", "route_prefix": "/", "import_path": "serve.app:build", "args": {"follow_s": 0.5},
         "deployments": [{"name": "Ingress", "ray_actor_options": {"num_cpus": 0.1}}, searcher],
@@ -179,20 +181,6 @@ def _config_file(folder: Path) -> Path:
     path = folder / "serve.yaml"
     path.write_text(yaml.safe_dump({"applications": [application]}))
     return path
-
-
-def _loader(endpoint: str) -> Callable[[Any], Any]:
-    """Returns what loads a searcher's retriever from the S3 that fails."""
-
-    def load(arguments: Any) -> Any:
-        import os
-
-        from serve.app import load_retriever
-
-        os.environ["AWS_ENDPOINT_URL"] = endpoint
-        return load_retriever(arguments)
-
-    return load
 
 
 async def _traffic(url: str, uri: str, answers: Answers, proxy: FaultyS3, seconds: float, seed: int) -> Tally:
