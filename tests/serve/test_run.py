@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
 import pytest
 import yaml
 
-from serve.run import load_serve_config, serve_index
+from serve.run import ON_CPUS, _num_threads, _size_searchers, load_serve_config, serve_index
 from serve.settings import SearchDefaults, ServeArguments
 from zerogr.errors import UserError
 from zerogr.store import storage
@@ -104,3 +105,38 @@ def finished_index(folder: Path) -> str:
     manifest = {"format": 2, "config": {}, "stages": {"trie": record, "retriever": record}}
     storage.write_json(str(folder / "index.json"), manifest)
     return str(folder)
+
+
+class TestSize:
+    @pytest.mark.parametrize(
+        ("searcher", "threads"),
+        [
+            ({"autoscaling_config": {"max_replicas": 4}}, 2),
+            ({"num_replicas": 2}, 4),
+            ({"num_replicas": 20}, 1),
+            ({"num_replicas": "auto"}, 8),
+            ({}, 8),
+        ],
+    )
+    def test_searchers_share_the_cores(
+        self, monkeypatch: pytest.MonkeyPatch, searcher: dict[str, object], threads: int
+    ) -> None:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+        assert _num_threads(searcher) == threads
+
+    def test_limits_of_the_default_file_are_those_of_the_machine(self) -> None:
+        config = load_serve_config()
+        on_gpu = dict(config.options["Searcher"])
+        _size_searchers(config, None, is_default=True, has_gpu=False)
+        assert ON_CPUS.items() <= config.options["Searcher"].items() and not ON_CPUS.items() <= on_gpu.items()
+
+    def test_a_file_of_ones_own_is_taken_as_it_is(self) -> None:
+        config = load_serve_config()
+        before = dict(config.options["Searcher"])
+        for has_gpu in (False, True):
+            _size_searchers(config, None, is_default=False, has_gpu=has_gpu)
+            assert config.options["Searcher"] == before
+        _size_searchers(config, 3, is_default=False, has_gpu=False)
+        assert (
+            config.options["Searcher"]["num_replicas"] == 3 and "autoscaling_config" not in config.options["Searcher"]
+        )

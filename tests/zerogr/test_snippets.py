@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from zerogr.search import snippet as module
 from zerogr.search.snippet import ELLIPSIS, MOST_READ, query_terms, snippet
 
 FILLER = "Tea is another drink that people like to have in the afternoon. " * 5
@@ -71,3 +72,13 @@ class TestSnippet:
     def test_of_a_long_text_only_the_beginning_is_looked_at(self) -> None:
         text = "tea " * (MOST_READ // 4 + 1) + "espresso"
         assert shown(text, "espresso", 10) == f"tea tea{ELLIPSIS}"
+
+    @settings(deadline=None)
+    @given(
+        st.lists(ALPHABET, max_size=60).map(" ".join), st.lists(ALPHABET, max_size=4).map(" ".join), st.integers(1, 90)
+    )
+    def test_the_short_way_cuts_as_the_long_one(self, text: str, query: str, num_characters: int) -> None:
+        found = shown(text, query, num_characters)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "is_spaced", lambda _: False)
+            assert shown(text, query, num_characters) == found

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from zerogr.text.terms import DocumentFrequency, Term, rank_terms
-from zerogr.text.words import FUNCTION_WORDS, MAX_WORD_CHARACTERS, is_topical, stretches, words
+from zerogr.text.words import FUNCTION_WORDS, MAX_WORD_CHARACTERS, is_spaced, is_topical, stretches, words
 
 
 class TestWords:
@@ -134,3 +135,10 @@ def test_stretches_joined_are_the_text(text: str) -> None:
 def test_stretches() -> None:
     assert list(stretches(" two  words\n")) == ["two  ", "words\n"]
     assert list(stretches("ข้อมูลใหม่ abc検索する、x")) == ["ข้อมูล", "ใหม่ ", "abc", "検索する", "、x"]
+
+
+def test_no_script_without_spaces_is_taken_for_one_with() -> None:
+    """Two neighbouring letters of such a script are cut into pieces or grams; none of them may be called spaced."""
+    letters = (chr(code) for code in range(sys.maxunicode + 1) if chr(code).isalpha())
+    assert all(len(list(stretches(letter * 5))) == 1 for letter in letters if is_spaced(letter))
+    assert is_spaced("Caf\u00e9 \u2013 it\u2019s \u00a73") and not is_spaced("\u6771\u4eac") and not is_spaced("\u0e02")
