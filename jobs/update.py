@@ -19,7 +19,7 @@ from jobs.shards import run_shards
 from jobs.stages import run_stage
 from zerogr.config.tree import Config
 from zerogr.editing.addition import addition_inputs, build_addition, build_lexical_of
-from zerogr.editing.learn import learn, learn_inputs, learnt, still_there
+from zerogr.editing.learn import learn, learn_inputs, learnt
 from zerogr.editing.measure import Measured, measure
 from zerogr.editing.rehearsal import kept, new_queries
 from zerogr.editing.update import Request, Update, begin, discard, planned, statistics_config, update_config
@@ -118,7 +118,8 @@ def _build(update: Update) -> tuple[Version, dict[str, Any], dict[str, Any], flo
 def _measured(update: Update) -> Measured:
     """Returns what the proposed version finds. Raises UserError if it has forgotten too much."""
     settings = update.config.update
-    old = still_there(kept(update.root, update.config, update.before, settings.sample_size, for_measuring=True), update)
+    sample = kept(update.root, update.config, update.before, settings.sample_size, for_measuring=True)
+    old = list(sample.without(update.request.remove))
     new = new_queries(update.index, update.config) if update.request.source is not None else []
     found = measure(update, old, new)
     if found.forgotten > settings.max_forgetting:

@@ -9,7 +9,7 @@ from zerogr.config.file import config_of
 from zerogr.decoding.terms import Terms
 from zerogr.editing.method import New, Setting
 from zerogr.editing.positions import Reader
-from zerogr.editing.rehearsal import Known
+from zerogr.editing.sample import Known, Ranked, Sample
 from zerogr.editing.states import States
 from zerogr.editing.statistics import merged, sum_of_keys
 from zerogr.llm.chat import ChatFormat
@@ -53,4 +53,9 @@ def setting_of(folder: Path, tmp_path: Path) -> Setting:
 def new_of(setting: Setting, numbers: list[int]) -> New:
     taught = [known(i) for i in numbers] + [known(i, f"more on {QUERIES[i]}") for i in numbers]
     old = [known(i) for i in range(len(DOCIDS)) if i not in numbers]
-    return New(known=taught, examples=setting.tokenised(taught), old=old)
+    return New(known=taught, examples=setting.tokenised(taught), old=sample_of(old))
+
+
+def sample_of(queries: list[Known]) -> Sample:
+    """Returns queries of old documents as an update has them."""
+    return Sample.of(Ranked(number=0, hash=place, layer=0, known=each) for place, each in enumerate(queries))

@@ -22,7 +22,7 @@ from zerogr.training.checkpoints import ATTEMPTS, CHECKPOINTS, superseded
 
 _STATE = ("trie", "lexical", "retriever", "statistics", "states", REMOVED, CHECK)
 """What a version's folder has besides its manifest and the documents that it adds; samples of old queries belong to it, too."""
-_SAMPLE = re.compile(r"kept-\d+\.parquet")
+_SAMPLE = re.compile(r"sample-\d+\.parquet")
 
 
 class Leftover(NamedTuple):

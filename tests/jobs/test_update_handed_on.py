@@ -13,7 +13,8 @@ from tests.jobs.updating import update
 from zerogr import Retriever
 from zerogr.config.file import config_of
 from zerogr.decoding.scoring import Request as Scored
-from zerogr.editing.rehearsal import Known, kept
+from zerogr.editing.rehearsal import kept
+from zerogr.editing.sample import Known
 from zerogr.editing.states import States
 from zerogr.index.index import Index
 from zerogr.index.versions import Version
@@ -24,7 +25,7 @@ def test_the_sample_is_the_one_that_the_shards_give(place: Path) -> None:
     config = config_of({**root.manifest()["config"], "index": root.uri})
 
     def sample(number: int, **changed: Any) -> list[Known]:
-        return kept(root, config, replace(Version.of(root.manifest()), **changed), number)
+        return list(kept(root, config, replace(Version.of(root.manifest()), **changed), number))
 
     update(place, add="new-0.jsonl", method="certificate")
     update(place, remove=("chess-7", "bicycles-0"))
@@ -50,12 +51,13 @@ def test_states_are_those_of_the_model(place: Path) -> None:
     states = States.load(root.path(version.states))
     config = config_of({**root.manifest()["config"], "index": root.uri})
     known = [each for each in kept(root, config, version, 4096) if each.doc_id in ("bicycles-1", "bicycles-0")]
-    assert known and not states.missing(known)
+    keys = np.array([each.key for each in known])
+    assert known and not len(states.missing(keys))
     writer = Retriever.load(root.uri, device="cpu").writer
     prompts = [(writer.chat.prefix(each.example.instruction), writer.chat.query(each.example.query)) for each in known]
     scorer = writer.model.start(prompts)
     expected = scorer.hidden([Scored(query, (), np.empty(0, np.int64)) for query in range(len(known))])
-    torch.testing.assert_close(states.of(known), expected.float(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(states.of(keys), expected.float(), atol=1e-4, rtol=1e-4)
 
     update(place, add="new-2.jsonl", method="memit")
     assert Version.of(root.manifest()).states is None

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from tests import tiny
-from tests.editing import DOCIDS, INSTRUCTION, QUERIES, known, setting_of
+from tests.editing import DOCIDS, INSTRUCTION, QUERIES, known, sample_of, setting_of
 from zerogr.decoding import decode_batch
 from zerogr.decoding.language_model import TreeModel
 from zerogr.decoding.scoring import Request
 from zerogr.decoding.terms import Terms
 from zerogr.editing.certify import Certifier, Margins
 from zerogr.editing.method import Setting
-from zerogr.editing.rehearsal import Known
+from zerogr.editing.sample import Known
 from zerogr.llm.chat import ChatFormat
 from zerogr.llm.models import load_model
 from zerogr.training.examples import Examples
@@ -104,10 +104,24 @@ class TestTerms:
         expected = (logits[torch.from_numpy(tokens)] - over.logsumexp(0)).numpy()
         assert np.allclose(after[0], expected, atol=1e-4)
 
+    def test_of_one_token_for_each_query(self, setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+        draw = torch.Generator().manual_seed(1)
+        terms, tokens = Terms(), np.array([5, 9, 11])
+        for token in (9, 5, 9, 9, 40):
+            terms.put((3,), token, torch.randn(34, generator=draw))
+        hidden = torch.randn(50, 32, generator=draw)
+        which = np.random.default_rng(0).integers(3, size=50)
+        monkeypatch.setattr("zerogr.decoding.terms._PAIRS", 7)
+        every = terms.bonus((3,), tokens, hidden)
+        assert every is not None
+        found = terms.bonus_of_each((3,), tokens[which], hidden)
+        torch.testing.assert_close(found, every[np.arange(50), which], atol=1e-5, rtol=0)
+        assert not terms.bonus_of_each((4,), tokens[which], hidden).any()
+
     def test_certified_documents_win_their_queries_and_take_none(self, setting: Setting) -> None:
         setting.model.float()
         old = [known(i) for i in range(3)]
-        certifier = Certifier(setting, old, Margins(2.0, 1.0, 0.5, 1e-3, 1.0, 2.0))
+        certifier = Certifier(setting, sample_of(old), Margins(2.0, 1.0, 0.5, 1e-3, 1.0, 2.0))
 
         def greedy(queries: list[Known]) -> list[str]:
             prompts = [(setting.chat.prefix(INSTRUCTION), setting.chat.query(each.example.query)) for each in queries]

@@ -16,7 +16,7 @@ from zerogr.editing import closed_form
 from zerogr.editing.edits import nearness, remaining
 from zerogr.editing.method import Setting, load_method
 from zerogr.editing.positions import Reader
-from zerogr.editing.rehearsal import Known
+from zerogr.editing.sample import Known
 from zerogr.editing.statistics import Statistics, layers_between, patch
 from zerogr.editing.values import Search, find_values
 from zerogr.training.attention import PACKED

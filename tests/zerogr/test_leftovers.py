@@ -158,7 +158,7 @@ def update(index: Index, step: Step) -> None:
         version = replace(version, layers=(*before.layers, layer))
     if step.learns:
         is_model = step.learns == "model"
-        write(index, f"{folder}/kept-64.parquet")
+        write(index, f"{folder}/sample-64.parquet")
         write(index, f"{folder}/retriever/{'config.json' if is_model else 'changed.safetensors'}")
         version = replace(version, kept=number, states=None, changes=None if is_model else f"{folder}/retriever")
         version = replace(version, retriever=f"{folder}/retriever") if is_model else version
@@ -180,7 +180,7 @@ def files_of(version: Version) -> set[str]:
     found |= {f"{version.removed}/removed.parquet"} if version.removed else set()
     found |= {f"{version.changes}/changed.safetensors"} if version.changes else set()
     found |= {f"{each}/arrays.bin" for each in (version.statistics, version.states) if each}
-    found |= {f"{folder_of(version.kept)}/kept-64.parquet"} if version.kept is not None else set()
+    found |= {f"{folder_of(version.kept)}/sample-64.parquet"} if version.kept is not None else set()
     return {name.lstrip("/") for name in found} | {f"{folder_of(version.number)}/version.json"}
 
 

@@ -16,10 +16,12 @@ import numpy as np
 import torch
 
 from zerogr.decoding.scoring import Prefix, Request
-from zerogr.ragged import offsets_of
+from zerogr.ragged import offsets_of, ranges
 from zerogr.store.arrays import load_arrays, save_arrays
 
 _ARRAYS = ("prefix_tokens", "prefix_offsets", "tokens", "terms")
+_PAIRS = 16_384
+"""Of a hidden state and a term, that are computed at once."""
 
 
 def gates(terms: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
@@ -72,6 +74,24 @@ class Terms:
         if len(wanted):
             rows = of_prefix.matrix(hidden.device)[torch.from_numpy(wanted).to(hidden.device)]
             added.index_add_(-1, torch.from_numpy(columns[wanted]).to(hidden.device), gates(rows, hidden))
+        return added
+
+    def bonus_of_each(self, prefix: Prefix, tokens: np.ndarray, hidden: torch.Tensor) -> torch.Tensor:
+        """Returns what is added to the logit of one token (int [n]) for each of some hidden states [n, D]: float32 [n]."""
+        added = hidden.new_zeros(len(hidden), dtype=torch.float32)
+        of_prefix = self._of.get(prefix)
+        if of_prefix is None:
+            return added
+        own = np.array(of_prefix.tokens)
+        order = np.argsort(own, kind="stable")
+        first, last = (np.searchsorted(own[order], tokens, side) for side in ("left", "right"))
+        state_of = torch.from_numpy(np.repeat(np.arange(len(tokens)), last - first)).to(hidden.device)
+        term_of = torch.from_numpy(order[ranges(first, last - first)]).to(hidden.device)
+        matrix = of_prefix.matrix(hidden.device)
+        for states, terms in zip(torch.split(state_of, _PAIRS), torch.split(term_of, _PAIRS), strict=True):
+            rows = matrix[terms]
+            is_open = ((hidden[states].float() * rows[:, :-2]).sum(-1) + rows[:, -2]).clamp(min=0)
+            added.index_add_(0, states, is_open - rows[:, -1])
         return added
 
     def bonuses(self, requests: Sequence[Request], hidden_RD: torch.Tensor) -> torch.Tensor | None:

@@ -13,7 +13,8 @@ from zerogr.decoding.language_model import Prompt, TreeModel
 from zerogr.decoding.scoring import Prefix, Request
 from zerogr.decoding.terms import gates
 from zerogr.editing.method import Setting
-from zerogr.editing.rehearsal import Known
+from zerogr.editing.sample import Known, Sample
+from zerogr.llm.chat import ChatFormat
 
 MAX_ITERATIONS = 30
 """IncDSI's."""
@@ -91,21 +92,52 @@ class _Rivals:
         return self.wanted < self.score
 
 
+class _Others:
+    """The queries that a certifier knows, by place, and the docids that they are to find."""
+
+    def __init__(self, old: Sample, chat: ChatFormat) -> None:
+        self._old, self._added = old, list[Known]()
+        docids, self._which = old.docids()
+        tokens, offsets = chat.docids(docids)
+        self._written = [tokens[offsets[i] : offsets[i + 1]].tolist() for i in range(len(docids))]
+
+    def add(self, queries: Sequence[Known], tokens: list[int]) -> None:
+        """Adds the queries of a document, given its docid."""
+        self._added += queries
+        self._which = np.append(self._which, np.full(len(queries), len(self._written)))
+        self._written.append(tokens)
+
+    def below(self, prefix: Prefix) -> np.ndarray:
+        """Returns the places of those whose docid begins with some tokens, int64 [n]."""
+        is_below = np.array([tuple(tokens[: len(prefix)]) == prefix for tokens in self._written], dtype=bool)
+        return np.flatnonzero(is_below[self._which])
+
+    def following(self, places: np.ndarray, depth: int, end: int) -> np.ndarray:
+        """Returns the tokens of their docids at a depth, int64 [n]; `end` behind the last. None may be shorter."""
+        tokens = [(*tokens, end)[depth] if depth <= len(tokens) else -1 for tokens in self._written]
+        return np.array(tokens, dtype=np.int64)[self._which[places]]
+
+    def taken(self, places: np.ndarray) -> list[Known]:
+        """Returns some of them, those of the sample first."""
+        number = len(self._old)
+        return self._old.taken(places[places < number]) + [self._added[i - number] for i in places[places >= number]]
+
+
 class Certifier:
     """Adds documents one by one; each sees those before it."""
 
-    def __init__(self, setting: Setting, old: Sequence[Known], margins: Margins) -> None:
+    def __init__(self, setting: Setting, old: Sample, margins: Margins) -> None:
         """Reads a sample of old queries."""
         self.terms = setting.terms
         self._setting, self._margins = setting, margins
         self._model = TreeModel(setting.model)
         self._head = setting.model.get_output_embeddings()
-        self._others: list[tuple[Known, list[int]]] = list(zip(old, self._written(old), strict=True))
-        unknown = setting.states.missing(old)
-        setting.states.put(unknown, self._states(unknown, ()))
-        self.states = setting.states.only(old)
+        self._others = _Others(old, setting.chat)
+        unknown = setting.states.missing(old.keys)
+        setting.states.put(old.keys[unknown], self._states(old.taken(unknown), ()))
+        self.states = setting.states.only(old.keys)
         """Of all queries that it knows, before the first token."""
-        self._at_root = torch.cat([self._states([], ()), *([self.states.of(old)] if old else [])])
+        self._at_root = self.states.of(old.keys) if len(old) else self._states([], ())
 
     def add(self, queries: Sequence[Known]) -> Outcome:
         """Solves for the terms of a document, given by its pseudo-queries."""
@@ -121,10 +153,11 @@ class Certifier:
             won &= self._scores(choice, own).argmax(-1) == choice.option
             is_wrong = rivals.are_lost()
             taken += int((is_wrong if choice.is_new else is_wrong & ~was_wrong).sum())
-        self._others += [(known, tokens) for known in queries]
+        self._others.add(queries, tokens)
         if path and not path[0].prefix:
-            unknown = self.states.missing(queries)
-            self.states.put(unknown, states[0][[queries.index(known) for known in unknown]])
+            keys = np.array([known.key for known in queries])
+            unknown = self.states.missing(keys)
+            self.states.put(keys[unknown], states[0][torch.from_numpy(unknown)])
             self._at_root = torch.cat([self._at_root, states[0]])
         return Outcome(len(queries), int(won.sum()), taken)
 
@@ -167,36 +200,47 @@ class Certifier:
         others[:, choice.option] = -torch.inf
         return others.max(-1).values + self._margins.own - score
 
-    @torch.no_grad()
     def _scores(self, choice: _Choice, states: torch.Tensor) -> torch.Tensor:
         """Returns the logits (fp32 [n, C]) of a choice's tokens for hidden states [n, D], terms included."""
-        rows = torch.from_numpy(choice.tokens).to(self._head.weight.device)
-        bias = getattr(self._head, "bias", None)
-        logits = torch.nn.functional.linear(
-            states.float(),
-            self._head.weight[rows].float().cpu(),
-            None if bias is None else bias[rows].float().cpu(),
-        )
+        weight, bias = self._head_of(choice.tokens)
+        logits = torch.nn.functional.linear(states.float(), weight, bias)
         bonus = self.terms.bonus(choice.prefix, choice.tokens, states)
         return logits if bonus is None else logits + bonus
+
+    def _score_of_each(self, prefix: Prefix, tokens: np.ndarray, states: torch.Tensor) -> torch.Tensor:
+        """Returns the logit (fp32 [n]) of one token (int64 [n]) for each of some hidden states [n, D], terms included.
+
+        Of thousands of queries each wants one token; what a choice's other tokens score for them is not computed.
+        """
+        weight, bias = self._head_of(tokens)
+        logits = (states.float() * weight).sum(-1)
+        logits = logits if bias is None else logits + bias
+        return logits + self.terms.bonus_of_each(prefix, tokens, states)
+
+    @torch.no_grad()
+    def _head_of(self, tokens: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Returns the output head's rows of tokens (fp32 [n, D]) and their biases."""
+        rows = torch.from_numpy(tokens).to(self._head.weight.device)
+        bias = getattr(self._head, "bias", None)
+        return self._head.weight[rows].float().cpu(), None if bias is None else bias[rows].float().cpu()
 
     def _rivals(self, choice: _Choice) -> _Rivals:
         """Returns the queries that a choice must not take."""
         depth = len(choice.prefix)
-        end = self._setting.chat.end_token_id
+        chosen = self._others.below(choice.prefix)
         if depth:
-            chosen = [each for each in self._others if tuple(each[1][:depth]) == choice.prefix][:MOST_BELOW]
-            states = self._states([known for known, _ in chosen], choice.prefix)
+            chosen = chosen[:MOST_BELOW]
+            states = self._states(self._others.taken(chosen), choice.prefix)
         else:
-            chosen, states = self._others, self._at_root
-        following = np.array([(*tokens, end)[depth] for _, tokens in chosen], dtype=np.int64)
-        wanted = np.searchsorted(choice.tokens, following)
-        is_known = (wanted < len(choice.tokens)) & (np.append(choice.tokens, -1)[wanted] == following)
-        is_rival = torch.from_numpy(is_known & (wanted != choice.option))
-        states = states[is_rival]
-        scores = self._scores(choice, states)
-        at = torch.from_numpy(wanted)[is_rival]
-        return _Rivals(states, scores.gather(1, at[:, None])[:, 0], scores[:, choice.option].clone())
+            states = self._at_root
+        following = self._others.following(chosen, depth, self._setting.chat.end_token_id)
+        is_known = np.isin(following, choice.tokens)
+        is_rival = is_known & (following != choice.tokens[choice.option])
+        states, wanted = states[torch.from_numpy(is_rival)], following[is_rival]
+        own = choice._replace(tokens=choice.tokens[[choice.option]])
+        return _Rivals(
+            states, self._score_of_each(choice.prefix, wanted, states), self._scores(own, states)[:, 0].clone()
+        )
 
     def _path(self, tokens: list[int]) -> list[_Choice]:
         """Returns the choices on the way to a docid."""
@@ -238,13 +282,6 @@ class Certifier:
         requests = [Request(query, prefix, nothing) for prefix in prefixes for query in range(len(queries))]
         hidden = scorer.hidden(requests).float().cpu()
         return list(torch.split(hidden, len(queries)))
-
-    def _written(self, queries: Sequence[Known]) -> list[list[int]]:
-        """Returns the tokens of the docids that queries are to find."""
-        docids = list(dict.fromkeys(known.docid for known in queries))
-        tokens, offsets = self._setting.chat.docids(docids)
-        tokens_of = {docid: tokens[offsets[place] : offsets[place + 1]].tolist() for place, docid in enumerate(docids)}
-        return [tokens_of[known.docid] for known in queries]
 
     def _prompt(self, known: Known) -> Prompt:
         chat = self._setting.chat

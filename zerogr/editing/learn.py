@@ -11,7 +11,8 @@ import torch
 
 from zerogr.editing.existing import chat_of
 from zerogr.editing.method import Change, New, Setting, load_method
-from zerogr.editing.rehearsal import Known, hand_on, kept, new_queries
+from zerogr.editing.rehearsal import hand_on, kept, new_queries
+from zerogr.editing.sample import Known
 from zerogr.editing.states import STATES, States
 from zerogr.editing.statistics import Statistics
 from zerogr.editing.update import Update
@@ -60,7 +61,7 @@ def learn(update: Update, version: Version) -> dict[str, Any]:
     choices = Choices(trie, chat.end_token_id)
     needed = choices if NORMALISATIONS[config.training.normalise].needs_choices else None
     known = new_queries(update.index, config)
-    old = still_there(kept(root, config, before, config.update.kept_queries), update)
+    old = kept(root, config, before, config.update.kept_queries).without(update.request.remove)
 
     def tokenised(queries: Sequence[Known]) -> Examples:
         return Examples.build([each.example for each in queries], chat, needed)
@@ -100,12 +101,6 @@ def learnt(update: Update, version: Version) -> Version:
         has_terms = any(name.startswith(f"{TERMS}/") for name in files)
         return replace(found, retriever=folder, changes=folder if has_terms else None)
     return replace(found, changes=folder) if files else found
-
-
-def still_there(known: Sequence[Known], update: Update) -> list[Known]:
-    """Returns the queries of documents that the update does not remove."""
-    removed = set(update.request.remove)
-    return [each for each in known if each.doc_id not in removed]
 
 
 def _statistics(update: Update) -> Statistics | None:

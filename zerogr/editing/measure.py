@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from zerogr.editing.rehearsal import Known
+from zerogr.editing.sample import Known
 from zerogr.editing.update import Update
 from zerogr.index.versions import folder_of
 from zerogr.retriever import Retriever

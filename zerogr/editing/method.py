@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # this file is read with the configuration, which must not wa
 
     from zerogr.config.tree import Config
     from zerogr.decoding.terms import Terms
-    from zerogr.editing.rehearsal import Known
+    from zerogr.editing.sample import Known, Sample
     from zerogr.editing.states import States
     from zerogr.editing.statistics import Statistics
     from zerogr.llm.chat import ChatFormat
@@ -60,7 +60,7 @@ class New:
     """The pseudo-queries of the new documents."""
     examples: Examples
     """The same, tokenised."""
-    old: Sequence[Known]
+    old: Sample
     """Pseudo-queries of old documents."""
 
 

@@ -10,53 +10,21 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from zerogr.config.tree import Config
+from zerogr.editing.sample import Known, Ranked, Sample
 from zerogr.index.index import Index, shards_in
 from zerogr.index.versions import Layer, Live, Version, folder_of, read_removed
 from zerogr.seeds import seed_of
 from zerogr.store import storage
-from zerogr.training.examples import Relevant, TextExample
 from zerogr.training.recipes.retriever import RetrieverRecipe
 
 _SPARE = 8
 """How many times the wanted documents are looked at."""
 MOST_SHARDS = 64
 """That are read."""
-_ANSWER = pa.struct([("text", pa.string()), ("weight", pa.float64())])
-_SCHEMA = pa.schema(
-    [
-        ("layer", pa.int32()),
-        ("number", pa.int32()),
-        ("doc_id", pa.string()),
-        ("docid", pa.string()),
-        ("instruction", pa.string()),
-        ("query", pa.string()),
-        ("documents", pa.list_(pa.struct([("grade", pa.float64()), ("answers", pa.list_(_ANSWER))]))),
-    ]
-)
-
-
-class Known(NamedTuple):
-    """A query of a document, and what it teaches."""
-
-    doc_id: str
-    docid: str
-    example: TextExample
-
-
-class _Ranked(NamedTuple):
-    """A query in the order in which queries are kept."""
-
-    number: int
-    """Among those of its document."""
-    hash: int
-    layer: int
-    known: Known
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +34,7 @@ class _Shard:
     num_rows: int
 
 
-def kept(
-    root: Index, config: Config, version: Version, num_queries: int, *, for_measuring: bool = False
-) -> list[Known]:
+def kept(root: Index, config: Config, version: Version, num_queries: int, *, for_measuring: bool = False) -> Sample:
     """Returns `num_queries` pseudo-queries of a version's documents, or all if there are fewer.
 
     Args:
@@ -80,51 +46,19 @@ def kept(
             documents that were added by updates are left out, so that the sample stays the same.
     """
     if for_measuring:
-        found = _read(root, config, version, version.layers[:1], num_queries, from_the_end=True)
-    else:
-        found = _handed_on(root, config, version, num_queries)
-    return [ranked.known for ranked in found]
+        return _read(root, config, version, version.layers[:1], num_queries, from_the_end=True)
+    uri = root.path(folder_of(version.kept or 0), _file_of(num_queries))
+    if version.kept is None or not storage.exists(uri):
+        return _read(root, config, version, version.layers, num_queries)
+    since = [layer for layer in version.layers if layer.number > version.kept]
+    handed_on = Sample.read(uri).left_by(read_removed(root, version))
+    return handed_on.with_more(_read(root, config, version, since, num_queries), num_queries)
 
 
 def hand_on(root: Index, config: Config, version: Version, num_queries: int) -> None:
     """Writes the sample of a version that is being made into its folder, for `kept` of those that come after it."""
-    rows = [
-        {
-            "layer": ranked.layer,
-            "number": ranked.number,
-            "doc_id": ranked.known.doc_id,
-            "docid": ranked.known.docid,
-            "instruction": ranked.known.example.instruction,
-            "query": ranked.known.example.query,
-            "documents": [
-                {
-                    "grade": document.grade,
-                    "answers": [{"text": text, "weight": weight} for text, weight in document.answers],
-                }
-                for document in ranked.known.example.documents
-            ],
-        }
-        for ranked in _handed_on(root, config, version, num_queries)
-    ]
-    storage.write_parquet(
-        root.path(folder_of(version.number), _file_of(num_queries)), pa.Table.from_pylist(rows, _SCHEMA)
-    )
-
-
-def _handed_on(root: Index, config: Config, version: Version, num_queries: int) -> list[_Ranked]:
-    """Returns the sample of a version: what an update before has handed on, and the queries of documents added since."""
-    uri = root.path(folder_of(version.kept or 0), _file_of(num_queries))
-    if version.kept is None or not storage.exists(uri):
-        return _read(root, config, version, version.layers, num_queries)
-    removed_by = dict(zip(*read_removed(root, version).to_pydict().values(), strict=True))  # the last update counts
-    found = [
-        _ranked(config, row["layer"], row["number"], _known_of(row))
-        for row in storage.read_parquet(uri).to_pylist()
-        if removed_by.get(row["doc_id"], -1) <= row["layer"]
-    ]
-    since = [layer for layer in version.layers if layer.number > version.kept]
-    found += _read(root, config, version, since, num_queries)
-    return sorted(found, key=_order)[:num_queries]
+    sample = kept(root, config, version, num_queries)
+    sample.write(root.path(folder_of(version.number), _file_of(num_queries)))
 
 
 def _read(
@@ -135,10 +69,10 @@ def _read(
     num_queries: int,
     *,
     from_the_end: bool = False,
-) -> list[_Ranked]:
+) -> Sample:
     """Returns the sample of some layers, from their shards."""
     live = Live(root, version)
-    chosen: list[tuple[int, int, int, _Ranked]] = []
+    chosen: list[tuple[int, int, int, Ranked]] = []
     for shard in _spread([each for layer in layers for each in _shards(layer)], _SPARE * num_queries):
         recipe = RetrieverRecipe(config.model_copy(update={"index": root.path(shard.layer.folder)}))
         rows = live.read(shard.layer, "docids", shard.number, ["doc_id"]).column("doc_id").to_pylist()
@@ -149,35 +83,19 @@ def _read(
             if doc_id not in left:
                 continue
             seen[doc_id] = number = seen.get(doc_id, -1) + 1
-            ranked = _ranked(config, shard.layer.number, number, Known(doc_id, document["docid"], example))
+            known = Known(doc_id, document["docid"], example)
+            ranked = Ranked(number, seed_of(config.seed, "kept", doc_id, number), shard.layer.number, known)
             # A heap of the best so far, the worst first.
             entry = (-number, -ranked.hash, -len(chosen), ranked)
             if len(chosen) < num_queries:
                 heapq.heappush(chosen, entry)
             elif entry[:2] > chosen[0][:2]:
                 heapq.heapreplace(chosen, entry)
-    return sorted((ranked for *_, ranked in chosen), key=_order)
-
-
-def _ranked(config: Config, layer: int, number: int, known: Known) -> _Ranked:
-    return _Ranked(number, seed_of(config.seed, "kept", known.doc_id, number), layer, known)
-
-
-def _order(ranked: _Ranked) -> tuple[int, int]:
-    """Low numbers first, then low hashes."""
-    return ranked.number, ranked.hash
-
-
-def _known_of(row: dict[str, Any]) -> Known:
-    documents = [
-        Relevant(document["grade"], [(answer["text"], answer["weight"]) for answer in document["answers"]])
-        for document in row["documents"]
-    ]
-    return Known(row["doc_id"], row["docid"], TextExample(row["instruction"], row["query"], documents))
+    return Sample.of(ranked for *_, ranked in chosen)
 
 
 def _file_of(num_queries: int) -> str:
-    return f"kept-{num_queries}.parquet"
+    return f"sample-{num_queries}.parquet"
 
 
 def new_queries(index: Index, config: Config) -> list[Known]:

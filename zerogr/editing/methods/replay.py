@@ -33,6 +33,6 @@ class Replay:
         from zerogr.editing.statistics import sample_ids
 
         num_old = round(self._settings.old_per_new * len(new.known))
-        old = [new.old[i] for i in sample_ids(len(new.old), num_old, setting.config.seed)] if num_old else []
+        old = new.old.taken(sample_ids(len(new.old), num_old, setting.config.seed)) if num_old else []
         examples = setting.tokenised([*new.known, *old])
         return train_on(setting, examples, self._settings, sharpness=self._settings.sharpness)
