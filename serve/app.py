@@ -5,8 +5,9 @@
 A searcher decodes all requests that it has together, in a thread of its own: one that comes joins at the next round, and its
 answer does not wait for the others (`zerogr.search.answering`). Its event loop always answers health checks; the contents of
 hits are read in a third thread. Requests beyond `max_ongoing_requests` wait in the ingress up to `max_queued_requests`, and
-are refused beyond it: the refusal reaches the ingress as BackPressureError and the client as JSON. When a client leaves, Serve
-cancels its request, and its place is free at the next round.
+are refused beyond it: the refusal reaches the ingress as BackPressureError and the client as JSON. Before that the ingress
+refuses what would wait longer than `wait_s` (`serve.admission`). When a client leaves, Serve cancels its request, and its
+place is free at the next round.
 
 A searcher looks every `follow_s` seconds whether the index has another version (`zerogr update`), loads it beside the old one,
 checks it and asks it whatever comes from then on, while the old one finishes what it has (`serve.versions`); every answer says
@@ -32,6 +33,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 from ray.serve.metrics import Counter, Histogram
 
+from serve.admission import Admission
 from serve.api import Answered, Unavailable, create_api
 from serve.logs import LOGGING_CONFIG, answer_as, logger, request_id
 from serve.metrics import Metrics, Spent
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from ray.serve import Application
 
 LATENCY_BOUNDARIES_MS = [10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1e3, 2.5e3, 5e3, 1e4, 3e4, 6e4]
+BUSY = "too many searches are waiting; try again soon"
 LOST = "the searcher was lost; try again soon"
 UNREADABLE = "what the documents say cannot be read from storage now; try again soon, or ask for no fields"
 SAY_EVERY_S = 60.0
@@ -173,6 +176,7 @@ class Ingress:
         self._searcher, self._arguments = searcher, arguments
         self._token = read_token(arguments.token_file) if arguments.token_file is not None else None
         self._defaults = SearchDefaults()
+        self._admission = Admission(arguments.most_queries)
         self._metrics = Metrics()
         self._said_at = float("-inf")
         self._requests = Counter(
@@ -210,20 +214,23 @@ class Ingress:
             value = getattr(request, name)
             return value if value is not None else getattr(self._defaults, name)
 
-        answer = await self._ask(
-            method.remote(
-                request.texts,
-                timeout_s=self._defaults.timeout_s,
-                asked_as=request_id(),
-                instruction=request.instruction,
-                **request.restrictions,
-                **{name: asked(name) for name in ("k", "strategy", "fields", "snippet_characters")},
-                **({"rerank": True} if asked("rerank") else {}),
+        if not self._admission.has_room(self._defaults.wait_s):
+            raise Unavailable(BUSY)
+        with self._admission.underway(len(request.texts)):
+            answer = await self._ask(
+                method.remote(
+                    request.texts,
+                    timeout_s=self._defaults.timeout_s,
+                    asked_as=request_id(),
+                    instruction=request.instruction,
+                    **request.restrictions,
+                    **{name: asked(name) for name in ("k", "strategy", "fields", "snippet_characters")},
+                    **({"rerank": True} if asked("rerank") else {}),
+                )
             )
-        )
-        if isinstance(answer, UserError | Unavailable):
-            raise answer
-        return answer
+            if isinstance(answer, UserError | Unavailable):
+                raise answer
+            return answer
 
     async def describe(self) -> dict[str, Any]:
         summary = await self._ask(self._searcher.describe.remote())
@@ -272,7 +279,7 @@ class Ingress:
             async with asyncio.timeout(self._defaults.timeout_s):
                 return await response
         except BackPressureError:
-            raise Unavailable("too many searches are waiting; try again soon") from None
+            raise Unavailable(BUSY) from None
         except (DeploymentUnavailableError, RayActorError):
             raise Unavailable(LOST, "lost") from None
         except (TimeoutError, asyncio.CancelledError):

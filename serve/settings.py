@@ -54,5 +54,11 @@ class SearchDefaults(BaseModel):
     snippet_characters: int = Field(
         SNIPPET_CHARACTERS, ge=0, le=MAX_SNIPPET_CHARACTERS, description="Of the field text, at most; 0 = no text."
     )
+    wait_s: float = Field(
+        2,
+        gt=0,
+        description="A search that would probably take longer is refused, once as many queries are underway as one searcher "
+        "decodes together.",
+    )
     timeout_s: float = Field(60, gt=0, description="A search, waiting included, is cancelled after this long.")
     log_queries: bool = Field(False, description="Whether the log has the texts of queries; they may be private.")

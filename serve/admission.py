@@ -1,0 +1,60 @@
+"""Who is let in: a search that would wait too long is refused at once, while there is still time to ask elsewhere.
+
+How long the next one would wait follows from what is underway and how fast queries have been answered lately (Little's law:
+underway = rate x time). So the limit fits any k and strategy, any machine and any number of searchers; limits by count, which
+Ray Serve has as well, fit one of each.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+FADE_S = 5.0
+"""What was answered so many busy seconds ago counts 1/e."""
+
+
+class Admission:
+    """Counts the queries that are underway, and how fast they are answered. For one thread."""
+
+    def __init__(self, free: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """Lets in as many as `free` whatever the pace: so many are decoded together, and a pace is only seen when there are."""
+        self._free, self._clock = free, clock
+        self._underway = 0
+        self._busy_s, self._answered, self._seen_at = 0.0, 0.0, clock()
+
+    @property
+    def expected_s(self) -> float:
+        """Seconds that a query would take from now; infinite if none was answered while some were underway."""
+        self._look()
+        if not self._underway:
+            return 0.0
+        return self._underway * self._busy_s / self._answered if self._answered else math.inf
+
+    def has_room(self, most_s: float) -> bool:
+        """Whether another query would be answered within so many seconds."""
+        return self._underway < self._free or self.expected_s <= most_s
+
+    @contextmanager
+    def underway(self, num_queries: int) -> Iterator[None]:
+        """Counts queries while they are asked; what ends with an exception was not answered."""
+        self._look()
+        self._underway += num_queries
+        try:
+            yield
+            self._look()
+            self._answered += num_queries
+        finally:
+            self._look()
+            self._underway -= num_queries
+
+    def _look(self) -> None:
+        """Counts the time since the last look, if there was anything to do."""
+        now = self._clock()
+        if self._underway:
+            passed = now - self._seen_at
+            faded = math.exp(-passed / FADE_S)
+            self._busy_s, self._answered = self._busy_s * faded + passed, self._answered * faded
+        self._seen_at = now
