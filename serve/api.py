@@ -9,13 +9,15 @@
     GET  /openapi.json   the same for programs, with bounds
 
 `query` gives one list of hits, `queries` a list of such lists. Every error is {"error": one sentence}: 400 no JSON,
-413 body too large, 422 a wrong field, 404 and 405 as usual, 401 and 403 without the token, 409 nothing to go back to, 503 with
-Retry-After when overloaded or still loading, 504 too slow, 500 anything else (the traceback goes to the log, never to the
-client). Texts of queries are logged where the backend's `log_queries` asks for it, and never else.
+408 a body that does not come, 413 one too large, 422 a wrong field, 404 and 405 as usual, 401 and 403 without the token,
+409 nothing to go back to, 503 with Retry-After when overloaded or still loading, 504 too slow, 500 anything else (the
+traceback goes to the log, never to the client). Texts of queries are logged where the backend's `log_queries` asks for it,
+and never else.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -35,6 +37,8 @@ from zerogr.errors import UserError
 
 Body = TypeVar("Body", bound=BaseModel)
 MAX_BODY_BYTES = 4 * 2**20
+BODY_WITHIN_S = 30.0
+"""A body that takes longer holds a place that others need."""
 """More than MAX_QUERIES of the longest queries take, escaped as JSON."""
 
 
@@ -220,10 +224,15 @@ def _described(model: type[BaseModel]) -> dict[str, Any]:
 
 async def _read_body(request: Request) -> bytes:
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise _Refused(413, f"the body has more than {MAX_BODY_BYTES} bytes; send fewer queries or doc_ids at once")
+    try:
+        async with asyncio.timeout(BODY_WITHIN_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY_BYTES:
+                    reason = f"the body has more than {MAX_BODY_BYTES} bytes; send fewer queries or doc_ids at once"
+                    raise _Refused(413, reason)
+    except TimeoutError:
+        raise _Refused(408, f"the body did not arrive within {BODY_WITHIN_S:g} s; send it at once") from None
     return bytes(body)
 
 

@@ -283,8 +283,17 @@ class Ingress:
         except (DeploymentUnavailableError, RayActorError):
             raise Unavailable(LOST, "lost") from None
         except (TimeoutError, asyncio.CancelledError):
-            response.cancel()
+            # In a thread: Ray Serve waits in it for what its router is doing, and this loop has others to answer.
+            asyncio.get_running_loop().run_in_executor(None, _cancel, response)
             raise
+
+
+def _cancel(response: DeploymentResponse) -> None:
+    """Lets a searcher go that nobody waits for any more."""
+    try:
+        response.cancel()
+    except Exception as error:  # it failed by itself meanwhile, in any way that a search can
+        logger.info("a search that nobody waits for has ended: %s", type(error).__name__)
 
 
 def _hits(answers: Answers, request: Any) -> list[list[dict[str, Any]]]:

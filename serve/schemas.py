@@ -84,6 +84,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     for status, description in {
         400: "The body is not JSON.",
         401: "The token is missing or wrong, where the service has one.",
+        408: "The body did not arrive.",
         413: "The body is too large.",
         422: "A field is wrong.",
         500: "Anything else; the server's log says more.",

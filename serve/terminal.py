@@ -10,6 +10,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import cache
+from queue import SimpleQueue
 from typing import Any
 
 from serve.logs import logger
@@ -35,18 +37,49 @@ class Events:
         return lines
 
 
+class _Teller:
+    """Passes lines on in a thread: finding the actor is asking Ray's head, which answers late or not at all when it has trouble.
+
+    That is when most events happen, and an event loop that waited for it would answer nobody.
+    """
+
+    def __init__(self) -> None:
+        self._lines: SimpleQueue[tuple[str, str]] = SimpleQueue()
+        threading.Thread(target=self._pass_on, name="telling", daemon=True).start()
+
+    def put(self, app_name: str, line: str) -> None:
+        """Takes a line of an application."""
+        self._lines.put((app_name, line))
+
+    def _pass_on(self) -> None:
+        import ray
+        from ray.exceptions import RayError
+
+        while True:
+            app_name, line = self._lines.get()
+            try:
+                ray.get_actor(_name_of(app_name), namespace=NAMESPACE).put.remote(line)
+            except ValueError:  # nobody looks on
+                continue
+            except RayError as error:  # the log has the line
+                logger.warning("an event could not be shown: %s", type(error).__name__)
+
+
+@cache
+def _teller() -> _Teller:
+    return _Teller()
+
+
 def tell(line: str) -> None:
     """Logs an event of a replica, and shows it where `zerogr serve` runs. Waits for nobody."""
     logger.info("%s", line, extra={"event": True})
-    import ray
     from ray import serve
     from ray.serve.exceptions import RayServeException
 
     try:
-        name = _name_of(serve.get_replica_context().app_name)
-        ray.get_actor(name, namespace=NAMESPACE).put.remote(line)
-    except (RayServeException, ValueError):
-        return  # outside of a replica, or nobody looks on
+        _teller().put(serve.get_replica_context().app_name, line)
+    except RayServeException:
+        return  # outside of a replica
 
 
 def replica_name() -> str:

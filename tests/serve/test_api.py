@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, get_args
 
 import httpx
@@ -269,6 +269,27 @@ class TestApi:
         response = call("POST", "/search", content=b" " * (MAX_BODY_BYTES + 1))
         assert response.status_code == 413
         assert "bytes; send fewer queries or doc_ids at once" in response.json()["error"]
+
+    def test_a_body_that_stops_coming_gives_its_place_back(
+        self, backend: Backend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("serve.api.BODY_WITHIN_S", 0.2)
+        sent: list[Any] = []
+
+        async def half() -> AsyncIterator[dict[str, Any]]:
+            yield {"type": "http.request", "body": b'{"query": ', "more_body": True}
+            await asyncio.Event().wait()
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http", "method": "POST", "path": "/search", "raw_path": b"/search", "query_string": b"",
+            "headers": [(b"content-type", b"application/json")], "http_version": "1.1", "scheme": "http", "root_path": "",
+        }  # fmt: skip
+        asyncio.run(create_api(backend)(scope, half().__anext__, send))
+        assert sent[0]["status"] == 408
+        assert json.loads(sent[1]["body"]) == {"error": "the body did not arrive within 0.2 s; send it at once"}
 
     @pytest.mark.parametrize(
         ("failure", "status", "reason", "counted"),

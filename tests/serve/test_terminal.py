@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+import threading
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+import ray
+import ray.serve
+from ray.exceptions import GetTimeoutError
+
+import serve.terminal
 from serve.terminal import Events, change, tell
 
 
@@ -34,3 +42,32 @@ def test_outside_of_a_replica_an_event_is_only_logged(caplog: pytest.LogCaptureF
         tell("version b answers, a before")
     assert [record.getMessage() for record in caplog.records] == ["version b answers, a before"]
     assert caplog.records[0].event is True  # type: ignore[attr-defined]
+
+
+def test_nobody_waits_for_a_head_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ingress tells that a searcher was lost from its event loop, and Ray may have lost more than that."""
+    events, answers = Events(), threading.Event()
+    has_come, failures = threading.Event(), [GetTimeoutError(), ValueError()]
+
+    def get_actor(name: str, *, namespace: str) -> Any:
+        assert (name, namespace) == ("zerogr-events-search", "serve")
+        answers.wait()
+        if failures:
+            raise failures.pop()
+        return SimpleNamespace(put=SimpleNamespace(remote=put))
+
+    def put(line: str) -> None:
+        events.put(line)
+        if line == "fourth":
+            has_come.set()
+
+    monkeypatch.setattr(ray, "get_actor", get_actor)
+    monkeypatch.setattr(ray.serve, "get_replica_context", lambda: SimpleNamespace(app_name="search"))
+    serve.terminal._teller.cache_clear()
+    for line in ("first", "second", "third", "fourth"):
+        tell(line)  # returns although nobody answers
+    assert events.take() == []
+    answers.set()
+    assert has_come.wait(60)
+    assert events.take() == ["third", "fourth"]
+    serve.terminal._teller.cache_clear()
