@@ -38,7 +38,7 @@ class Events:
 
 
 class _Teller:
-    """Passes lines on in a thread: finding the actor is asking Ray's head, which answers late or not at all when it has trouble.
+    """Passes lines on in a thread: to find the actor is to ask Ray's head, which answers late or never when it has trouble.
 
     That is when most events happen, and an event loop that waited for it would answer nobody.
     """
