@@ -13,7 +13,13 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
-CODES = {"500": "InternalError", "503": "SlowDown", "403": "AccessDenied"}
+CODES = {
+    "500": (500, "InternalError"),
+    "503": (503, "SlowDown"),
+    "403": (403, "AccessDenied"),
+    "full": (507, "XMinioStorageFull"),
+    "quota": (403, "QuotaExceeded"),
+}
 """Status and S3 error code of the faults that are an answer."""
 PASSING = ("500", "503", "reset", "lost", "cut", "slow")
 """Faults that asking again mends: `reset` breaks the connection before the request is carried out, `lost` after it, `cut` in
@@ -68,8 +74,9 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "reset":
             self._reset()
         elif fault in CODES:
-            xml = f"<?xml version='1.0'?><Error><Code>{CODES[fault]}</Code><Message>on purpose</Message></Error>"
-            self._answer(int(fault), [("Content-Type", "application/xml")], xml.encode())
+            status, code = CODES[fault]
+            xml = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>on purpose</Message></Error>"
+            self._answer(status, [("Content-Type", "application/xml")], xml.encode())
         else:
             if fault == "slow":
                 time.sleep(SLOW_S)

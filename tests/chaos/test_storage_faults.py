@@ -116,6 +116,21 @@ def test_answers_are_not_asked_again(proxy: FaultyS3) -> None:
         assert [(m, p) for m, p, _ in proxy.requests].count((method, path)) <= 2, (method, path)
 
 
+@pytest.mark.parametrize(("fault", "code"), [("full", "XMinioStorageFull"), ("quota", "QuotaExceeded")])
+def test_full_storage_is_one_sentence(fault: str, code: str, proxy: FaultyS3, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    proxy.fault = lambda method, before: fault if method == "PUT" else None
+    sentence = f"' cannot be written: the storage is full \\({code}\\); make room there and run the same command again"
+    with pytest.raises(Fault, match=f"'s3://zerogr/full/bytes{sentence}"):
+        storage.write_bytes("s3://zerogr/full/bytes", b"content")
+    with pytest.raises(Fault, match=f"'s3://zerogr/full/created.json{sentence}"):
+        storage.create_json("s3://zerogr/full/created.json", {})
+    with pytest.raises(Fault, match=f"'s3://zerogr/full/folder/file{sentence}"):
+        storage.upload_folder(tmp_path, "s3://zerogr/full/folder")
+    proxy.fault = lambda method, before: None
+    assert storage.list_files("s3://zerogr/full") == {}
+
+
 def test_generating_stages_on_failing_s3(
     case: Case,
     proxy: FaultyS3,

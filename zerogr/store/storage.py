@@ -41,8 +41,12 @@ repeated by s3fs itself."""
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 """What mounted object storage says of hard links."""
+_FOR_A_PERSON = (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
+"""Errors that time does not mend."""
 _EMPTY_FOR_S = 2.0
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ROOM_CODES = ("XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "QuotaExceeded")
+"""What S3 servers on disks of their own say when these are full, or a bucket's quota is used up (MinIO, Ceph)."""
 _UNFINISHED = r"\..+\.[0-9a-f]{32}"
 """What a file is called until it is renamed: a dot, its name, and what tells writers apart."""
 _guards: list[tuple[str, Callable[[str], None]]] = []
@@ -167,12 +171,24 @@ def create_json(uri: str, value: Any) -> bool:
 
 @contextmanager
 def _as_user_error(uri: str) -> Iterator[None]:
+    """Turns what storage says of a file that is to be written in the block into one sentence, where it needs a person."""
     try:
         yield
-    except (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+    except OSError as error:
+        answer = getattr(error.__cause__, "response", {}).get("Error", {})
+        if answer.get("Code") in _NO_ROOM_CODES:
+            raise _no_room(uri, f"the storage is full ({answer['Code']})") from error
+        if not isinstance(error, _FOR_A_PERSON):
+            raise
         raise UserError(
             f"'{uri}' cannot be written: {error}; check that the place exists and that you may write there"
         ) from error
+
+
+def _no_room(place: str, why: str) -> Fault:
+    return Fault(
+        f"'{place}' cannot be written: {why}; make room there and run the same command again, what is published is kept"
+    )
 
 
 @contextmanager
@@ -188,10 +204,7 @@ def room_at(place: str) -> Iterator[None]:
             ) from error
         if error.errno not in _NO_ROOM:
             raise
-        raise Fault(
-            f"'{place}' cannot be written: {str(error.strerror).lower()}; make room there and run the same command again, "
-            "what is published is kept"
-        ) from error
+        raise _no_room(place, str(error.strerror).lower()) from error
 
 
 def _write_local(path: Path, data: bytes, publish: Callable[[Path, Path], object]) -> None:
@@ -292,7 +305,8 @@ def upload_folder(folder: Path, uri: str) -> None:
             with room_at(target):
                 _copy_local(file, Path(path))
         else:
-            fs.put_file(str(file), path)
+            with _as_user_error(target):
+                fs.put_file(str(file), path)
 
 
 def _copy_local(source: Path, target: Path) -> None:
