@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEMO := examples/pystdlib/demo.yaml
 FULL := examples/pystdlib/full.yaml
 
-.PHONY: help install demo demo-full search-examples check test lint test-newest test-vllm soak bench clean
+.PHONY: help install demo demo-full search-examples check test lint test-newest test-vllm soak chaos bench clean
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
@@ -78,6 +78,10 @@ test-vllm: $(VLLM_VENV)/.installed
 soak: install
 	$(BIN)/python -m pytest tests/chaos/test_soak.py
 	$(BIN)/python -m tests.chaos.soak --minutes 10
+
+# make chaos    the whole pipeline fifty times on a cluster whose machines come and go, over storage that fails; two hours
+chaos: install
+	$(BIN)/python -m tests.chaos.suite --seeds 50
 
 # make bench    every benchmark, at full length; writes benchmarks/results/*.md
 bench: install

@@ -5,12 +5,14 @@ from __future__ import annotations
 import http.client
 import socket
 import struct
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import urlsplit
 
 CODES = {
@@ -40,6 +42,11 @@ class FaultyS3(ThreadingHTTPServer):
         self.requests: list[tuple[str, str, str | None]] = []
         """(Method, path, fault) of every request so far."""
         self._lock = threading.Lock()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing of clients that were killed."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
     def record(self, method: str, path: str) -> str | None:
         """Notes a request; returns the fault it meets."""

@@ -1,0 +1,52 @@
+"""The first seeds of the chaos suite whose engine is the fake one: see `tests.chaos.suite`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import s3fs
+
+from tests.chaos.faulty_s3 import FaultyS3, faulty_s3
+from tests.chaos.suite import a_cluster, calm_index, changes_of, made_again, run_seed
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+@dataclass(frozen=True)
+class Place:
+    folder: Path
+    calm: str
+    proxy: FaultyS3
+    cluster: Any
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, local_ray: None, s3_server: str) -> Iterator[Place]:
+    """A calm run's index, and a cluster whose processes and drivers know no other S3 than one that can fail."""
+    folder = tmp_path_factory.mktemp("chaos")
+    calm = calm_index(folder, 0)
+    with faulty_s3(s3_server) as proxy, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        s3fs.S3FileSystem.clear_instance_cache()
+        with a_cluster() as cluster:
+            yield Place(folder, calm, proxy, cluster)
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 3, 5])
+def test_the_index_is_that_of_a_calm_run(seed: int, place: Place) -> None:
+    run = run_seed(seed, place.cluster, place.proxy, place.calm, place.folder, **changes_of(seed))
+    assert run.happened
+
+
+def test_a_shard_that_is_made_again_is_seen(place: Place) -> None:
+    """Without this the suite could look at nothing."""
+    run = run_seed(0, place.cluster, place.proxy, place.calm, place.folder, name="seen", most_events=0, **changes_of(0))
+    assert not made_again(run)
+    [again, *_] = [path for method, path, _ in place.proxy.requests if method == "PUT" and path.endswith(".parquet")]
+    place.proxy.requests.append(("PUT", again, None))
+    assert made_again(run) == [again]
