@@ -43,6 +43,8 @@ ON_CPUS: dict[str, int] = {"max_ongoing_requests": 24, "max_queued_requests": 16
 MOST_QUERIES_ON_CPUS = 16
 """Instead of the default file's limits, which are made for GPUs: a core decodes 16 queries together nearly as fast as 32, and
 more in hand is only a longer wait."""
+NICENESS = 5
+"""Of an embedded Ray's processes, where Ray would have 15: so the threads that decode (19) have something to give way to."""
 OBJECT_STORE_BYTES = 300 * 2**20
 """Of an embedded Ray: only queries and hits pass through it."""
 
@@ -249,6 +251,7 @@ def _join_ray(
         return False
     _check_port(http_options["host"], http_options["port"])
     protect_own_ray()
+    os.environ.setdefault("RAY_worker_niceness", str(NICENESS))
     num_cpus = max(len(os.sched_getaffinity(0)), num_replicas)
     ray.init(
         address="local",
