@@ -2,7 +2,8 @@
 
 How long the next one would wait follows from what is underway and how fast queries have been answered lately (Little's law:
 underway = rate x time). So the limit fits any k and strategy, any machine and any number of searchers; limits by count, which
-Ray Serve has as well, fit one of each.
+Ray Serve has as well, fit one of each. As many as the searchers decode together are let in whatever the wait: fewer in hand
+would make each of them dearer, and the pace slower still.
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ from contextlib import contextmanager
 
 FADE_S = 5.0
 """What was answered so many busy seconds ago counts 1/e."""
+SEEN_S = 30.0
+"""A searcher that has answered within so many seconds is there."""
 
 
 class Admission:
     """Counts the queries that are underway, and how fast they are answered. For one thread."""
 
-    def __init__(self, free: int, clock: Callable[[], float] = time.monotonic) -> None:
-        """Lets in as many as `free` whatever the pace: so many are decoded together, and a pace is only seen when there are."""
-        self._free, self._clock = free, clock
+    def __init__(self, most_queries: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """Takes the number of queries that a searcher decodes together."""
+        self._most_queries, self._clock = most_queries, clock
+        self._searchers: dict[str, float] = {}
         self._underway = 0
         self._busy_s, self._answered, self._seen_at = 0.0, 0.0, clock()
 
@@ -35,7 +39,18 @@ class Admission:
 
     def has_room(self, most_s: float) -> bool:
         """Whether another query would be answered within so many seconds."""
-        return self._underway < self._free or self.expected_s <= most_s
+        return self._underway < self._most_queries * self._num_searchers or self.expected_s <= most_s
+
+    def answered_by(self, searcher: str) -> None:
+        """Takes notice of a searcher, by its name."""
+        self._searchers[searcher] = self._clock()
+
+    @property
+    def _num_searchers(self) -> int:
+        """At least one: the first search comes before any answer."""
+        long_ago = self._clock() - SEEN_S
+        self._searchers = {name: at for name, at in self._searchers.items() if at > long_ago}
+        return max(1, len(self._searchers))
 
     @contextmanager
     def underway(self, num_queries: int) -> Iterator[None]:

@@ -230,6 +230,7 @@ class Ingress:
             )
             if isinstance(answer, UserError | Unavailable):
                 raise answer
+            self._admission.answered_by(answer.spent.searcher)
             return answer
 
     async def describe(self) -> dict[str, Any]:

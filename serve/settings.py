@@ -57,8 +57,8 @@ class SearchDefaults(BaseModel):
     wait_s: float = Field(
         2,
         gt=0,
-        description="A search that would probably take longer is refused, once as many queries are underway as one searcher "
-        "decodes together.",
+        description="A search that would probably take longer is refused, once as many queries are underway as the searchers "
+        "decode together.",
     )
     timeout_s: float = Field(60, gt=0, description="A search, waiting included, is cancelled after this long.")
     log_queries: bool = Field(False, description="Whether the log has the texts of queries; they may be private.")

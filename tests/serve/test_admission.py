@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from serve.admission import FADE_S, Admission
+from serve.admission import FADE_S, SEEN_S, Admission
 
 
 class Clock:
@@ -63,6 +63,20 @@ def test_a_few_are_let_in_whatever_the_pace(clock: Clock) -> None:
         assert admission.expected_s == math.inf and admission.has_room(1.0)
         with admission.underway(1):
             assert not admission.has_room(1.0)
+
+
+def test_each_searcher_that_answers_may_have_its_batch(clock: Clock) -> None:
+    admission = Admission(4, clock)
+    for name in ("a", "b", "a"):
+        admission.answered_by(name)
+    with admission.underway(7):
+        clock.now += 20
+        assert admission.has_room(1.0)
+        admission.answered_by("b")
+        with admission.underway(1):
+            assert not admission.has_room(1.0)
+            clock.now += SEEN_S - 15
+        assert not admission.has_room(1.0), "a has not answered for too long"
 
 
 def test_what_fails_was_not_answered(clock: Clock) -> None:
