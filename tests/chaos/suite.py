@@ -36,10 +36,10 @@ from zerogr.index.index import Index
 from zerogr.store import storage
 
 STAGES = ("corpus", "docids", "queries", "trie", "retriever")
-NUM_EVENTS = 10
-GAP_S = 4.0
+NUM_EVENTS = 8
+GAP_S = 3.0
 """Mean of the seconds between two events."""
-TROUBLE_S = 3.0
+TROUBLE_S = 2.0
 """That storage fails, or is full."""
 MOST_NODES = 3
 DEADLINE_S = 900.0

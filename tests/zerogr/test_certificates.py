@@ -15,7 +15,7 @@ from zerogr.decoding import decode_batch
 from zerogr.decoding.language_model import TreeModel
 from zerogr.decoding.scoring import Request
 from zerogr.decoding.terms import Terms
-from zerogr.editing.certify import Certifier, Margins
+from zerogr.editing.certify import Certifier, Margins, _gate, _harmless
 from zerogr.editing.method import Setting
 from zerogr.editing.sample import Known
 from zerogr.llm.chat import ChatFormat
@@ -104,6 +104,30 @@ class TestTerms:
         expected = (logits[torch.from_numpy(tokens)] - over.logsumexp(0)).numpy()
         assert np.allclose(after[0], expected, atol=1e-4)
 
+    def test_of_many_requests_are_those_of_each(self) -> None:
+        draw = torch.Generator().manual_seed(2)
+        terms = Terms()
+        for token in (9, 5, 9):
+            terms.put((3,), token, torch.randn(10, generator=draw))
+        terms.put((), 1, torch.randn(10, generator=draw))
+        one, other = np.array([5, 9, 11]), np.array([9, 20])
+        requests = [
+            Request(query, prefix, tokens)
+            for query, (prefix, tokens) in enumerate(
+                [((3,), one), ((4,), one), ((3,), other), ((3,), one.copy()), ((), one)]
+            )
+        ]
+        hidden = torch.randn(5, 8, generator=draw)
+        found = terms.bonuses(requests, hidden)
+        assert found is not None
+        expected = []
+        for request, state in zip(requests, hidden, strict=True):
+            added = terms.bonus(request.prefix, request.tokens, state)
+            expected.append(torch.zeros(len(request.tokens)) if added is None else added)
+        torch.testing.assert_close(found, torch.cat(expected))
+        assert found[:3].any() and not found[3:6].any()
+        assert terms.bonuses(requests[1:2], hidden[1:2]) is None
+
     def test_of_one_token_for_each_query(self, setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
         draw = torch.Generator().manual_seed(1)
         terms, tokens = Terms(), np.array([5, 9, 11])
@@ -117,6 +141,19 @@ class TestTerms:
         found = terms.bonus_of_each((3,), tokens[which], hidden)
         torch.testing.assert_close(found, every[np.arange(50), which], atol=1e-5, rtol=0)
         assert not terms.bonus_of_each((4,), tokens[which], hidden).any()
+
+    def test_of_many_rivals_a_gate_looks_at_the_nearest(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """And takes none of the others all the same, which are most of an index's queries."""
+        draw = torch.Generator().manual_seed(3)
+        rivals = torch.nn.functional.normalize(torch.randn(397, 16, generator=draw), dim=-1) * 4
+        own = rivals[:1] + 0.2 * torch.randn(3, 16, generator=draw)
+        rivals = rivals[1:]
+        bar, room = torch.tensor([3.0, 3.0, 3.0]), torch.full((396,), 0.1)
+        margins = Margins(2.0, 1.0, 0.5, 1e-3, 1.0, 2.0)
+        monkeypatch.setattr("zerogr.editing.certify.MOST_RIVALS", 40)
+        gate = _harmless(_gate(own, bar, rivals, room, margins), rivals, room)
+        assert bool((rivals @ gate[:-1] + gate[-1] <= room + 1e-5).all())
+        assert bool((own @ gate[:-1] + gate[-1] >= bar - margins.own).all())
 
     def test_certified_documents_win_their_queries_and_take_none(self, setting: Setting) -> None:
         setting.model.float()

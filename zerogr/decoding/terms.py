@@ -96,12 +96,18 @@ class Terms:
 
     def bonuses(self, requests: Sequence[Request], hidden_RD: torch.Tensor) -> torch.Tensor | None:
         """Returns the same of many requests, one behind the other, float32 [sum of C]; None if nothing is added anywhere."""
-        if not any(request.prefix in self._of for request in requests):
+        alike: dict[tuple[Prefix, bytes], list[int]] = {}
+        for number, request in enumerate(requests):
+            if request.prefix in self._of:  # at the root all queries have the same choice
+                alike.setdefault((request.prefix, np.asarray(request.tokens).tobytes()), []).append(number)
+        if not alike:
             return None
-        parts = []
-        for request, hidden in zip(requests, hidden_RD, strict=True):
-            added = self.bonus(request.prefix, np.asarray(request.tokens), hidden)
-            parts.append(hidden.new_zeros(len(request.tokens), dtype=torch.float32) if added is None else added)
+        parts = [hidden_RD.new_zeros(len(request.tokens), dtype=torch.float32) for request in requests]
+        for (prefix, _), numbers in alike.items():
+            added = self.bonus(prefix, np.asarray(requests[numbers[0]].tokens), hidden_RD[numbers])
+            assert added is not None
+            for number, row in zip(numbers, added, strict=True):
+                parts[number] = row
         return torch.cat(parts)
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -25,6 +25,9 @@ LEAST_MARGIN = 0.1
 """By which a gate leaves others' queries to their own tokens, in logits, whatever it costs its own."""
 MOST_BELOW = 256
 """Queries of other documents that are looked at below the root, at each node."""
+MOST_RIVALS = 2048
+"""Queries that the convex problem of a gate looks at, those whose states are most like its own ones'; the gate is then lowered
+for all of them."""
 _AT_ONCE = 64
 
 
@@ -298,6 +301,9 @@ def _gate(
         rivals, room: Of those that are to be left alone, and how much each may get.
         margins: Of the problem.
     """
+    if len(rivals) > MOST_RIVALS:
+        nearest = (rivals @ own.T).max(-1).values.topk(MOST_RIVALS).indices
+        rivals, room = rivals[nearest], room[nearest]
     term = torch.zeros(own.shape[1] + 1, dtype=torch.float64, requires_grad=True)
     own, rivals, bar, room = own.double(), rivals.double(), bar.double(), room.double()
     solver = torch.optim.LBFGS([term], max_iter=MAX_ITERATIONS, tolerance_grad=1e-3, line_search_fn="strong_wolfe")
