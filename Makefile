@@ -48,10 +48,10 @@ check: lint
 	$(BIN)/python -m pytest tests/zerogr tests/test_structure.py tests/test_configurations.py -m "not slow" \
 		-n $(WORKERS) --dist loadfile
 
-# Everything but vLLM and the soak.
+# Everything but vLLM and the soak; folder by folder, so that the long ones (chaos) do not come last.
 test: lint
 	$(BIN)/python -m pytest tests --ignore tests/vllm --ignore tests/chaos/test_soak.py \
-		-n $(WORKERS) --dist loadfile
+		-n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # make test-newest    the unit tests under another Python; PYTHON=python3.13, for example
 NEWEST_VENV := .venv-newest

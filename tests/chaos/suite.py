@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,17 +141,7 @@ FAULTS: dict[str, tuple[Callable[[Run], None], float]] = {
 """What can happen, and how often beside the others."""
 
 
-def run_seed(
-    seed: int,
-    cluster: Any,
-    proxy: FaultyS3,
-    whole: str,
-    folder: Path,
-    *,
-    name: str = "",
-    most_events: int = NUM_EVENTS,
-    **changes: Any,
-) -> Run:
+def run_seed(seed: int, cluster: Any, proxy: FaultyS3, whole: str, folder: Path, **changes: Any) -> Run:
     """Runs the pipeline once under the faults of a seed, and holds it against a calm run's index.
 
     Args:
@@ -160,22 +150,20 @@ def run_seed(
         proxy: S3.
         whole: The index of a calm run with the same changes.
         folder: With `collection` and `model`.
-        name: Of the run, if not its seed.
-        most_events: That happen.
         changes: Of the configuration.
     """
     while len(cluster.worker_nodes) < 2:
         cluster.add_node(num_cpus=1)
     proxy.requests.clear()
-    place = folder / (name or str(seed))
-    index = f"s3://zerogr/chaos-{folder.name}-{place.name}"
+    place = folder / str(seed)
+    index = f"s3://zerogr/chaos-{folder.name}-{seed}"
     place.mkdir()
     config = write_config(index, folder / "collection", folder / "model", place, **changes)
     run = Run(seed, cluster, proxy, index, config, place / "driver.log")
     draw = np.random.default_rng([seed, 0xCA05])
     names, weights = list(FAULTS), np.array([weight for _, weight in FAULTS.values()])
     events = iter(
-        [(draw.exponential(GAP_S), str(draw.choice(names, p=weights / weights.sum()))) for _ in range(most_events)]
+        [(draw.exponential(GAP_S), str(draw.choice(names, p=weights / weights.sum()))) for _ in range(NUM_EVENTS)]
     )
     deadline = time.monotonic() + DEADLINE_S
     try:
@@ -237,7 +225,7 @@ def check(run: Run, whole: str) -> None:
     for stage in STAGES:
         counts, calm = (Index(uri).require(stage).counts for uri in (run.index, whole))
         assert {**counts, **_TIMES} == {**calm, **_TIMES}, (stage, counts, calm)
-    again = made_again(run)
+    again = made_again(run.proxy.requests)
     # Whoever has published a shard and is lost before it could say so leaves it to another, which finds it there.
     assert not again, again
 
@@ -246,11 +234,14 @@ _TIMES = {"useful_tokens_per_s": 0, "loss": 0}
 """The loss in the report is the mean over the steps of the driver that finished."""
 
 
-def made_again(run: Run) -> list[str]:
-    """Returns the shards that were put into storage a second time, although the first time was answered."""
+def made_again(requests: Iterable[tuple[str, str, str | None]]) -> list[str]:
+    """Returns the shards that were put into storage a second time, although the first time was answered.
+
+    Requests are (method, path, fault), as `FaultyS3` keeps them.
+    """
     answered = Counter(
         path
-        for method, path, fault in run.proxy.requests
+        for method, path, fault in requests
         if method == "PUT" and path.endswith(".parquet") and fault in (None, "slow", "cut")
     )
     return sorted(path for path, number in answered.items() if number > 1)
