@@ -79,7 +79,7 @@ soak: install
 	$(BIN)/python -m pytest tests/chaos/test_soak.py
 	$(BIN)/python -m tests.chaos.soak --minutes 10
 
-# make chaos    the whole pipeline fifty times on a cluster whose machines come and go, over storage that fails; two hours
+# make chaos    the whole pipeline fifty times on a cluster whose machines come and go, over storage that fails; hours
 chaos: install
 	$(BIN)/python -m tests.chaos.suite --seeds 50
 

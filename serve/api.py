@@ -37,9 +37,9 @@ from zerogr.errors import UserError
 
 Body = TypeVar("Body", bound=BaseModel)
 MAX_BODY_BYTES = 4 * 2**20
+"""More than MAX_QUERIES of the longest queries take, escaped as JSON."""
 BODY_WITHIN_S = 30.0
 """A body that takes longer holds a place that others need."""
-"""More than MAX_QUERIES of the longest queries take, escaped as JSON."""
 
 
 class Unavailable(Exception):

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from safetensors.torch import load
@@ -252,14 +253,13 @@ def a_cluster() -> Iterator[Any]:
     """A head that computes nothing, to which nodes of one core are added."""
     from ray.cluster_utils import Cluster
 
-    os.environ["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = DRAIN_S
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": SOON}
-    )
-    try:
-        yield cluster
-    finally:
-        cluster.shutdown()
+    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": SOON}
+    with mock.patch.dict(os.environ, {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": DRAIN_S}):
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        try:
+            yield cluster
+        finally:
+            cluster.shutdown()
 
 
 def changes_of(seed: int) -> dict[str, Any]:
