@@ -25,7 +25,13 @@ LOCAL_OBJECT_STORE_BYTES = 300 * 2**20
 
 @contextlib.contextmanager
 def ray_session() -> Iterator[None]:
-    """Connects to Ray for the length of a block."""
+    """Connects to Ray for the length of a block, in which whatever is printed goes to standard error: Ray prints there too."""
+    with contextlib.redirect_stdout(sys.stderr), _connected():
+        yield
+
+
+@contextlib.contextmanager
+def _connected() -> Iterator[None]:
     import ray
 
     if ray.is_initialized():

@@ -11,6 +11,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # the clusters of the tests listen on loopback
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+os.environ.setdefault(
+    "RAY_prestart_worker_first_driver", "0"
+)  # a process for each logical CPU, most of them for nothing
 
 import pytest
 import yaml
@@ -63,9 +66,14 @@ def local_ray(s3_server: str) -> Iterator[None]:
     """
     import ray
 
-    ray.init(address="local", include_dashboard=False, num_cpus=8, object_store_memory=200 * 2**20, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        # What Ray has to say it prints on standard output, whenever it likes; there the tests read what commands print.
+        patch.setattr("ray._private.worker.print_to_stdstream", lambda *_, **__: None)
+        ray.init(
+            address="local", include_dashboard=False, num_cpus=8, object_store_memory=200 * 2**20, log_to_driver=False
+        )
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")

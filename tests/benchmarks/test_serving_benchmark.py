@@ -31,6 +31,6 @@ def test_a_tiny_index_is_served_and_measured(
     serving.main()
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     [rate] = figures["rates"]
-    assert figures["recovery_s"] > 0
+    assert figures["recovery_s"] >= 0
     assert rate["lost"] == 0 and 0 < figures["knee_per_s"] == rate["served_per_s"]
     assert figures["ratio_vs_bare_decoder"] == pytest.approx(figures["knee_per_s"] / figures["bare_per_s"], abs=1e-3)
