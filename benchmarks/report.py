@@ -23,16 +23,23 @@ def report(title: str, figures: Mapping[str, object], out: Path | None, notes: s
 
     Args:
         title: What was measured, in a few words.
-        figures: JSON values by name; the unit is in the name (`_s`, `_bytes`), None where there was nothing to measure.
+        figures: JSON values by name; the unit is in the name (`_s`, `_bytes`), None where there was nothing to measure. Rows,
+            dicts with the same keys, become a table of their own.
         out: The Markdown file to write, with hardware, command and commit; None writes none.
         notes: What a reader must know to read the figures: how they were measured, what they leave out. Markdown.
     """
-    shown = {name: _shown(value) for name, value in figures.items()}
+    rows_of = {name: value for name, value in figures.items() if isinstance(value, list) and _are_rows(value)}
+    shown = {name: _shown(value) for name, value in figures.items() if name not in rows_of}
     name_width = max(map(len, shown), default=0)
     value_width = max(map(len, shown.values()), default=0)
     print(f"\n{title}")
     for name, value in shown.items():
         print(f"  {name:<{name_width}}  {value:>{value_width}}")
+    tables_of_rows = [
+        table(list(rows[0]), ([_shown(cell) for cell in row.values()] for row in rows)) for rows in rows_of.values()
+    ]
+    for lines in tables_of_rows:
+        print("", *lines, sep="\n")
     if out is not None:
         circumstances = {
             "hardware": hardware(),
@@ -41,9 +48,11 @@ def report(title: str, figures: Mapping[str, object], out: Path | None, notes: s
             "commit": commit(),
             "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         }
-        tables = (
-            table([name, ""], cells.items()) for name, cells in (("figure", shown), ("measured with", circumstances))
-        )
+        tables = [
+            table(["figure", ""], shown.items()),
+            *tables_of_rows,
+            table(["measured with", ""], circumstances.items()),
+        ]
         parts = [f"# {title}", *map("\n".join, tables), notes.strip()]
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
@@ -89,6 +98,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     rows = list(rows)
     rules = ["---:" if all(cell[:1].isdigit() for cell in cells) else "---" for cells in zip(*rows, strict=True)]
     return [f"| {' | '.join(cells)} |" for cells in (columns, rules, *rows)]
+
+
+def _are_rows(values: Sequence[object]) -> bool:
+    return bool(values) and all(isinstance(value, Mapping) for value in values)
 
 
 def _shown(value: object) -> str:

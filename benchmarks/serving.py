@@ -25,7 +25,7 @@ import aiohttp
 import httpx
 import numpy as np
 
-from benchmarks.report import report, table
+from benchmarks.report import report
 from zerogr.index.index import Index
 from zerogr.queries.source import pseudo_examples
 from zerogr.retriever import Retriever
@@ -100,8 +100,6 @@ def main() -> None:
         "bare_single_ms": round(bare_single_ms, 1),
         "recovery_s": recovery_s,
     }
-    columns = list(rows[0])
-    print("\n".join(table(columns, ([str(row[column]) for column in columns] for row in rows))))
     report(f"Serving {Path(arguments.index).name}, k = {arguments.k}", {**figures, "rates": rows}, arguments.out, NOTES)
 
 
