@@ -15,13 +15,16 @@ from zerogr.decoding import decode_batch
 from zerogr.decoding.language_model import TreeModel
 from zerogr.decoding.scoring import Request
 from zerogr.decoding.terms import Terms
-from zerogr.editing.certify import Certifier, Margins, _gate, _harmless
+from zerogr.editing.certify import Certifier
+from zerogr.editing.gate import Margins, lowered, solve
 from zerogr.editing.method import Setting
 from zerogr.editing.sample import Known
 from zerogr.llm.chat import ChatFormat
 from zerogr.llm.models import load_model
 from zerogr.training.examples import Examples
 from zerogr.training.learner import Learner, TrainingSettings
+
+MARGINS = Margins(own=2.0, rival=1.0, own_share=0.5, l2=1e-3, quiet=1.0, silence=2.0)
 
 
 @pytest.fixture(scope="module")
@@ -142,23 +145,46 @@ class TestTerms:
         torch.testing.assert_close(found, every[np.arange(50), which], atol=1e-5, rtol=0)
         assert not terms.bonus_of_each((4,), tokens[which], hidden).any()
 
-    def test_of_many_rivals_a_gate_looks_at_the_nearest(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """And takes none of the others all the same, which are most of an index's queries."""
-        draw = torch.Generator().manual_seed(3)
-        rivals = torch.nn.functional.normalize(torch.randn(397, 16, generator=draw), dim=-1) * 4
-        own = rivals[:1] + 0.2 * torch.randn(3, 16, generator=draw)
-        rivals = rivals[1:]
-        bar, room = torch.tensor([3.0, 3.0, 3.0]), torch.full((396,), 0.1)
-        margins = Margins(2.0, 1.0, 0.5, 1e-3, 1.0, 2.0)
-        monkeypatch.setattr("zerogr.editing.certify.MOST_RIVALS", 40)
-        gate = _harmless(_gate(own, bar, rivals, room, margins), rivals, room)
+    @pytest.mark.parametrize("seed", range(5))
+    def test_of_many_rivals_a_gate_finds_those_that_decide(self, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """And takes none of the others all the same, which are most of an index's queries, and nothing like its own."""
+        draw = torch.Generator().manual_seed(seed)
+        near = torch.nn.functional.normalize(torch.randn(400, 16, generator=draw), dim=-1) * 4
+        own = near[:1] + 0.2 * torch.randn(3, 16, generator=draw)
+        rivals = torch.cat([near[1:], -0.5 * own[:1] + 0.5 * torch.randn(600, 16, generator=draw)])
+        bar, room = torch.tensor([3.0, 3.0, 3.0]), torch.full((999,), 0.1)
+        monkeypatch.setattr("zerogr.editing.gate.MOST_RIVALS", 20)
+        gate = lowered(solve(own, bar, rivals, room, MARGINS), rivals, room)
         assert bool((rivals @ gate[:-1] + gate[-1] <= room + 1e-5).all())
-        assert bool((own @ gate[:-1] + gate[-1] >= bar - margins.own).all())
+        assert bool((own @ gate[:-1] + gate[-1] >= bar - MARGINS.own).all())
+
+    @pytest.mark.parametrize("num_rivals", [0, 1, 60])
+    def test_a_gate_solves_its_problem(self, num_rivals: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The formula of the method's docstring, with its slope by autograd."""
+        draw = torch.Generator().manual_seed(num_rivals)
+        own, rivals = torch.randn(4, 8, generator=draw).double(), torch.randn(num_rivals, 8, generator=draw).double()
+        bar, room = torch.rand(4, generator=draw).double() + 2, torch.rand(num_rivals, generator=draw).double()
+
+        def loss(term: torch.Tensor) -> torch.Tensor:
+            for_own, for_rivals = own @ term[:-1] + term[-1], rivals @ term[:-1] + term[-1]
+            value = MARGINS.own_share * (bar - for_own).clamp(min=0).square().sum()
+            value = value + (1 - MARGINS.own_share) * (for_rivals - room).clamp(min=0).square().sum()
+            value = value + MARGINS.l2 * term[:-1].square().sum()
+            loud = (for_rivals + MARGINS.silence).clamp(min=0).square()
+            return value + MARGINS.quiet * loud.sum() / max(1, num_rivals)
+
+        monkeypatch.setattr("zerogr.editing.gate.MAX_ITERATIONS", 1000)
+        found = solve(own, bar, rivals, room, MARGINS).double().requires_grad_()
+        loss(found).backward()
+        assert found.grad is not None and float(found.grad.abs().max()) < 2e-3, (
+            "a convex problem has no other flat place"
+        )
+        assert float(loss(found.detach())) < float(loss(torch.zeros(9, dtype=torch.float64)))
 
     def test_certified_documents_win_their_queries_and_take_none(self, setting: Setting) -> None:
         setting.model.float()
         old = [known(i) for i in range(3)]
-        certifier = Certifier(setting, sample_of(old), Margins(2.0, 1.0, 0.5, 1e-3, 1.0, 2.0))
+        certifier = Certifier(setting, sample_of(old), MARGINS)
 
         def greedy(queries: list[Known]) -> list[str]:
             prompts = [(setting.chat.prefix(INSTRUCTION), setting.chat.query(each.example.query)) for each in queries]

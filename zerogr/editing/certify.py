@@ -12,12 +12,11 @@ import torch
 from zerogr.decoding.language_model import Prompt, TreeModel
 from zerogr.decoding.scoring import Prefix, Request
 from zerogr.decoding.terms import gates
+from zerogr.editing.gate import Margins, lowered, solve
 from zerogr.editing.method import Setting
 from zerogr.editing.sample import Known, Sample
 from zerogr.llm.chat import ChatFormat
 
-MAX_ITERATIONS = 30
-"""IncDSI's."""
 MOST_GATES = 4
 """At a choice, for several queries: the first for all of a document's, each other for those that are not won yet. Those that
 are then left get a gate each."""
@@ -25,22 +24,7 @@ LEAST_MARGIN = 0.1
 """By which a gate leaves others' queries to their own tokens, in logits, whatever it costs its own."""
 MOST_BELOW = 256
 """Queries of other documents that are looked at below the root, at each node."""
-MOST_RIVALS = 2048
-"""Queries that the convex problem of a gate looks at, those whose states are most like its own ones'; the gate is then lowered
-for all of them."""
 _AT_ONCE = 64
-
-
-class Margins(NamedTuple):
-    """Of the convex problem."""
-
-    own: float
-    rival: float
-    own_share: float
-    l2: float
-    quiet: float
-    """Of the mean square of what the term has for others' queries above -`silence`."""
-    silence: float
 
 
 class Outcome(NamedTuple):
@@ -179,8 +163,8 @@ class Certifier:
         def gate(asked: torch.Tensor) -> bool:
             """Puts a gate for some of the own queries, if it wins any; returns whether it does."""
             bar = self._bar(choice, own)[asked]
-            found = _gate(own[asked], bar, rivals.states, rivals.room(margins.rival).clamp(min=0), margins)
-            found = _harmless(found, rivals.states, rivals.room(LEAST_MARGIN).clamp(min=0))
+            found = solve(own[asked], bar, rivals.states, rivals.room(margins.rival).clamp(min=0), margins)
+            found = lowered(found, rivals.states, rivals.room(LEAST_MARGIN).clamp(min=0))
             term = torch.cat([found, torch.zeros(1)])
             wins = bool((gates(term[None], own[asked])[:, 0] >= bar - margins.own).any())
             if wins:
@@ -289,48 +273,3 @@ class Certifier:
     def _prompt(self, known: Known) -> Prompt:
         chat = self._setting.chat
         return chat.prefix(known.example.instruction), chat.query(known.example.query)
-
-
-def _gate(
-    own: torch.Tensor, bar: torch.Tensor, rivals: torch.Tensor, room: torch.Tensor, margins: Margins
-) -> torch.Tensor:
-    """Returns v and b, fp32 [D + 1], that solve the convex problem of the method's docstring.
-
-    Args:
-        own, bar: States [n, D] of the queries that are to be won, and how much each needs.
-        rivals, room: Of those that are to be left alone, and how much each may get.
-        margins: Of the problem.
-    """
-    if len(rivals) > MOST_RIVALS:
-        nearest = (rivals @ own.T).max(-1).values.topk(MOST_RIVALS).indices
-        rivals, room = rivals[nearest], room[nearest]
-    term = torch.zeros(own.shape[1] + 1, dtype=torch.float64, requires_grad=True)
-    own, rivals, bar, room = own.double(), rivals.double(), bar.double(), room.double()
-    solver = torch.optim.LBFGS([term], max_iter=MAX_ITERATIONS, tolerance_grad=1e-3, line_search_fn="strong_wolfe")
-
-    def loss() -> torch.Tensor:
-        solver.zero_grad()
-        vector, bias = term[:-1], term[-1]
-        of_rivals = rivals @ vector + bias
-        value = margins.own_share * (bar - own @ vector - bias).clamp(min=0).square().sum()
-        value = value + (1 - margins.own_share) * (of_rivals - room).clamp(min=0).square().sum()
-        value = value + margins.l2 * vector.square().sum()
-        if len(rivals):
-            value = value + margins.quiet * (of_rivals + margins.silence).clamp(min=0).square().mean()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
-
-    with torch.enable_grad():
-        solver.step(loss)  # type: ignore[no-untyped-call]
-    return term.detach().float()
-
-
-def _harmless(gate: torch.Tensor, rivals: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
-    """Returns a gate that is lower by as much as it gives any of the rivals too much.
-
-    The convex problem weighs others' queries against its own. A few lost ones per document are no few after a thousand.
-    """
-    if not len(rivals):
-        return gate
-    excess = (rivals @ gate[:-1] + gate[-1] - room).max().clamp(min=0)
-    return torch.cat([gate[:-1], (gate[-1] - excess)[None]])

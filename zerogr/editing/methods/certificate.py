@@ -33,7 +33,7 @@ from zerogr.editing.method import Change, New, Setting
 from zerogr.progress import Progress
 
 if TYPE_CHECKING:
-    from zerogr.editing.certify import Margins
+    from zerogr.editing.gate import Margins
 
 
 class CertificateSettings(MethodSettings):
@@ -52,7 +52,7 @@ class CertificateSettings(MethodSettings):
 
     def margins(self) -> Margins:
         """Returns what the convex problem needs to know."""
-        from zerogr.editing.certify import Margins
+        from zerogr.editing.gate import Margins
 
         return Margins(self.own_margin, self.rival_margin, self.own_share, self.l2, self.quiet, self.silence)
 
