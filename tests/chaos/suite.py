@@ -262,9 +262,14 @@ def a_cluster() -> Iterator[Any]:
             cluster.shutdown()
 
 
+def has_language_model(seed: int) -> bool:
+    """Whether a seed's engine is one; the others' is the fake one."""
+    return seed % 5 == 4
+
+
 def changes_of(seed: int) -> dict[str, Any]:
-    """Returns the configuration of a seed: every fifth has a language model for an engine."""
-    engine = LANGUAGE_MODEL if seed % 5 == 4 else {}
+    """Returns the configuration of a seed."""
+    engine = LANGUAGE_MODEL if has_language_model(seed) else {}
     return {"compute__num_engine_workers": 2, "compute__max_retries": 20, "corpus__shard_size": 2, **engine}
 
 
@@ -293,13 +298,13 @@ def main() -> None:
         faulty_s3(endpoint) as proxy,
     ):
         folder = Path(name)
-        calm = {seed % 5 == 4: calm_index(folder, seed) for seed in (0, 4)}
+        calm = {has_language_model(seed): calm_index(folder, seed) for seed in (0, 4)}
         os.environ["AWS_ENDPOINT_URL"] = proxy.endpoint
         total: Counter[str] = Counter()
         with a_cluster() as cluster:
             for seed in range(options.first, options.first + options.seeds):
                 start = time.monotonic()
-                run = run_seed(seed, cluster, proxy, calm[seed % 5 == 4], folder, **changes_of(seed))
+                run = run_seed(seed, cluster, proxy, calm[has_language_model(seed)], folder, **changes_of(seed))
                 total += Counter(run.happened)
                 faults = sum(fault is not None for _, _, fault in proxy.requests)
                 print(

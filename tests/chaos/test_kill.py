@@ -88,30 +88,6 @@ def test_driver_killed_in_every_stage(documents: Path, tiny_model: Path, tmp_pat
         assert _without_times(one.counts) == _without_times(other.counts)
 
 
-def test_driver_killed_with_a_language_model_as_engine(
-    documents: Path, tiny_model: Path, tmp_path: Path, local_ray: None
-) -> None:
-    changes = {"corpus__shard_size": 4, **LANGUAGE_MODEL}
-    whole, whole_config = _write(tmp_path / "whole", documents, tiny_model, **changes)
-    torn, torn_config = _write(tmp_path / "torn", documents, tiny_model, **changes)
-    for command in ("corpus", "docids", "queries"):
-        assert main([command, whole_config]) == 0
-
-    _kill_driver(torn_config, when=lambda: len(shards_in(f"{torn}/{FOLDER}")) >= 1)
-    in_docids = files(torn)
-    assert 1 <= len(shards_in(f"{torn}/{FOLDER}")) < 30
-    _kill_driver(torn_config, when=lambda: len(shards_in(f"{torn}/queries")) >= 1)
-    in_queries = files(torn)
-    assert 1 <= len(shards_in(f"{torn}/queries")) < 30
-    assert main(["queries", torn_config]) == 0
-
-    _assert_not_made_again(in_docids, in_queries)
-    _assert_not_made_again(in_queries, files(torn))
-    assert contents(torn, "docids", "queries") == contents(whole, "docids", "queries")
-    assert Index(torn).require("queries").counts == Index(whole).require("queries").counts
-    assert Index(torn).require("queries").counts["output_tokens"] > 0
-
-
 def test_driver_told_to_end(documents: Path, tiny_model: Path, tmp_path: Path, local_ray: None) -> None:
     index, config = _write(tmp_path / "index", documents, tiny_model, corpus__shard_size=1)
     assert main(["corpus", config]) == 0

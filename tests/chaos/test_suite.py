@@ -1,4 +1,4 @@
-"""The first seeds of the chaos suite whose engine is the fake one: see `tests.chaos.suite`."""
+"""The first seeds of the chaos suite, the last of them with a language model for an engine: see `tests.chaos.suite`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import s3fs
 
 from tests.chaos.faulty_s3 import FaultyS3, faulty_s3
-from tests.chaos.suite import a_cluster, calm_index, changes_of, made_again, run_seed
+from tests.chaos.suite import a_cluster, calm_index, changes_of, has_language_model, made_again, run_seed
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -19,16 +19,17 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(120
 @dataclass(frozen=True)
 class Place:
     folder: Path
-    calm: str
+    calm: dict[bool, str]
+    """Has a language model -> the index of a calm run."""
     proxy: FaultyS3
     cluster: Any
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, local_ray: None, s3_server: str) -> Iterator[Place]:
-    """A calm run's index, and a cluster whose processes and drivers know no other S3 than one that can fail."""
+    """The indexes of calm runs, and a cluster whose processes and drivers know no other S3 than one that can fail."""
     folder = tmp_path_factory.mktemp("chaos")
-    calm = calm_index(folder, 0)
+    calm = {has_language_model(seed): calm_index(folder, seed) for seed in (0, 4)}
     with faulty_s3(s3_server) as proxy, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         s3fs.S3FileSystem.clear_instance_cache()
@@ -37,9 +38,10 @@ def place(tmp_path_factory: pytest.TempPathFactory, local_ray: None, s3_server: 
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", range(5))
 def test_the_index_is_that_of_a_calm_run(seed: int, place: Place) -> None:
-    run = run_seed(seed, place.cluster, place.proxy, place.calm, place.folder, **changes_of(seed))
+    calm = place.calm[has_language_model(seed)]
+    run = run_seed(seed, place.cluster, place.proxy, calm, place.folder, **changes_of(seed))
     assert run.happened
 
 
