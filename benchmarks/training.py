@@ -32,24 +32,17 @@ import torch
 from benchmarks.report import report
 from zerogr.config.file import validate_config
 from zerogr.config.names import EMBEDDED_MODEL
-from zerogr.corpus.document import Document
-from zerogr.corpus.pystdlib import read_pystdlib
-from zerogr.docids.rules import Terms
+from zerogr.cost.here import NoCheckpoints, passages
 from zerogr.llm.chat import ChatFormat
 from zerogr.llm.models import fastest_dtype, load_model, resolve_model
-from zerogr.queries.spans import make_spans
-from zerogr.text.terms import DocumentFrequency
-from zerogr.text.words import words
 from zerogr.training import learner
-from zerogr.training.choices import Choices
-from zerogr.training.examples import Examples, Relevant, TextExample, epoch_order
+from zerogr.training.examples import Examples, epoch_order
 from zerogr.training.learner import TrainingSettings
 from zerogr.training.loop import train
 from zerogr.training.packing import passes
 from zerogr.training.recipes.retriever import RetrieverRecipe
 from zerogr.training.sizes import sizes_for
 from zerogr.training.throughput import Cost, peak_flops, peak_memory_bytes
-from zerogr.trie import DocidTrie
 
 SEED = 0
 
@@ -136,7 +129,9 @@ def run(name: str, model_name: str, index: str | None, settings: dict[str, Any])
         choices = recipe.choices(tokenizer)
         recipe.close()
     else:
-        examples, choices = passages(ChatFormat.of(tokenizer), num_examples, normalise)
+        chat = ChatFormat.of(tokenizer)
+        rows, choices = passages(chat, num_examples)
+        examples = Examples.build(rows, chat, choices if normalise == "allowed" else None)
     settings = {**settings, "normalise": normalise, "choices": choices}
     if name == "ours, sdpa":
         learner.PACKED = "sdpa"  # type: ignore[misc]  # what the learner asks of the model, in this process alone
@@ -161,39 +156,6 @@ def run(name: str, model_name: str, index: str | None, settings: dict[str, Any])
             median(timed),
         ),
     }
-
-
-def passages(chat: ChatFormat, count: int, normalise: str) -> tuple[Examples, Choices]:
-    """Examples of Python's reference text, its passages and keyword sets with docids of its heaviest terms; and the choices."""
-    documents = [row for row in read_pystdlib() if isinstance(row, Document)]
-    frequency = DocumentFrequency()
-    for document in documents:
-        frequency.add(words(f"{document.title}\n{document.text}"))
-    instruction = validate_config({}).instruction
-    per_document = 8
-    rows, docids = [], []
-    for number, document in enumerate(documents[: -(-count // 4)]):
-        terms = Terms.of(document.title, document.text, frequency)
-        docid = " ".join(terms.ranked[:8])
-        docids.append(docid)
-        spans = make_spans(document.title, document.text, frequency, per_document, number)
-        rows += [TextExample(instruction, span, [Relevant(1.0, [(docid, 1.0)])]) for span in spans]
-    choices = Choices(DocidTrie.build([chat.docid(docid) for docid in docids]), chat.end_token_id)
-    return Examples.build(rows, chat, choices if normalise == "allowed" else None), choices
-
-
-class NoCheckpoints:
-    """The `Checkpointer` that keeps nothing."""
-
-    def save(self, weights: Any, optimizer: Any, step: int) -> None:
-        """Does nothing."""
-
-    def wait(self) -> None:
-        """Does nothing."""
-
-    def restore(self, weights: Any, optimizer: Any) -> int:
-        """Returns 0: there is none."""
-        return 0
 
 
 def train_ours(

@@ -68,7 +68,7 @@ def _document(plans: list[Plan], machines: Machines, compared: list[Comparison])
         "cores_per_node": machines.cores,
         "plans": [plan.as_json() for plan in plans],
         "against": [{**one._asdict(), "error": one.error, "is_within": one.is_within} for one in compared],
-        "rates": rates_as_json(),
+        "rates": rates_as_json(machines.core),
     }
 
 

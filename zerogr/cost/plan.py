@@ -9,8 +9,8 @@ from typing import Any
 from zerogr.config.names import EMBEDDED_MODEL
 from zerogr.config.tree import Config
 from zerogr.cost.estimate import Models, StageCost, estimate, search_s
-from zerogr.cost.machines import MEASURED_GPU, Machines
-from zerogr.cost.rates import RATES, Rate
+from zerogr.cost.machines import HERE, MEASURED_GPU, Machines
+from zerogr.cost.rates import CORES, RATES, Core
 from zerogr.cost.shapes import SHAPES, shape_of
 from zerogr.cost.texts import BYTES_PER_TOKEN, Texts
 from zerogr.cost.work import DOCID_TOKENS, KEPT, QUERY_TOKENS, TUNED_DOCID_TOKENS
@@ -173,7 +173,7 @@ def _assumptions(config: Config, texts: Texts, machines: Machines, prices: Price
         if machines.gpu != MEASURED_GPU:
             yield f"{machines.gpu}: not measured; all but the host's part scales with its peak in NVIDIA's data sheet"
     else:
-        yield f"a node is two cores of the kind {machines.core.hardware}, with nothing else to do"
+        yield f"a node is {machines.core.hardware}, with nothing else to do"
     if machines.nodes > 1:
         yield f"{machines.nodes} nodes share the work without loss; what they say to each other was not measured"
     if config.training.judged:
@@ -186,10 +186,7 @@ def _assumptions(config: Config, texts: Texts, machines: Machines, prices: Price
         yield f"prices are yours: ${prices.gpu_hour or 0:g} a GPU-hour, ${prices.cpu_hour or 0:g} a core-hour"
 
 
-def rates_as_json() -> dict[str, dict[str, Any]]:
-    """Returns every rate that plans count with, by its name."""
-    return {name: asdict(rate) for name, rate in _named_rates()}
-
-
-def _named_rates() -> Iterator[tuple[str, Rate]]:
-    yield from RATES.items()
+def rates_as_json(core: Core) -> dict[str, dict[str, Any]]:
+    """Returns every rate that plans count with, by its name; those of a core that was measured now are called `here`."""
+    measured = {} if core in CORES.values() else core.rates(HERE)
+    return {name: asdict(rate) for name, rate in {**RATES, **measured}.items()}

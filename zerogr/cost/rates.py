@@ -70,6 +70,13 @@ class Core:
     """Processor seconds until an engine or a trainer has begun."""
     search_s: Rate | None
     """Per query: beam, k = 100."""
+    cores: int = 2
+    """Of a node."""
+
+    def rates(self, kind: str) -> dict[str, Rate]:
+        """Returns what is known of it, by name."""
+        names = ("prompt", "new", "training", "load_s", "search_s")
+        return {f"{kind}.{name}": rate for name in names if (rate := getattr(self, name))}
 
 
 _LOAD = Rate(
@@ -154,12 +161,7 @@ CORES = {
 }
 """What `--cpu` takes."""
 
-RATES = {
-    name.lower(): rate for name, rate in globals().items() if isinstance(rate, Rate) and not name.startswith("_")
-} | {
-    f"{kind}.{name}": rate
-    for kind, core in CORES.items()
-    for name in ("prompt", "new", "training", "load_s", "search_s")
-    if (rate := getattr(core, name))
-}
+RATES = {name.lower(): rate for name, rate in globals().items() if isinstance(rate, Rate) and not name.startswith("_")}
+for _kind, _core in CORES.items():
+    RATES |= _core.rates(_kind)
 """All of them, by name."""

@@ -1,0 +1,175 @@
+"""How fast a core of this machine writes and learns: the rates of a plan for this machine, measured when it is asked for.
+
+Of the embedded model, on one thread. The clock is the processor's: other work on the machine costs little precision, and the
+wall time of an idle core is the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from zerogr.config.file import validate_config
+from zerogr.config.names import EMBEDDED_MODEL
+from zerogr.config.tree import QueriesConfig
+from zerogr.corpus.document import Document
+from zerogr.corpus.pystdlib import read_pystdlib
+from zerogr.cost.rates import Core, Rate
+from zerogr.docids.rules import Terms
+from zerogr.llm.chat import ChatFormat
+from zerogr.llm.engines.engine import Prompt, Sampling
+from zerogr.llm.engines.transformers import TransformersEngine
+from zerogr.llm.models import fastest_dtype, load_model, resolve_model
+from zerogr.llm.prompts import query_prompt
+from zerogr.queries.spans import make_spans
+from zerogr.text.terms import DocumentFrequency
+from zerogr.text.words import words
+from zerogr.training.choices import Choices
+from zerogr.training.examples import Examples, Relevant, TextExample, epoch_order
+from zerogr.training.learner import TrainingSettings
+from zerogr.training.loop import train
+from zerogr.training.packing import passes
+from zerogr.training.sizes import sizes_for
+from zerogr.trie import DocidTrie
+
+logger = logging.getLogger(__name__)
+
+NEW_TOKENS, SAMPLES = 24, 2
+BATCH_SIZE = 32
+SEED = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What one core does; seconds are the processor's."""
+
+    load_s: float
+    """From the start of this process until an engine has loaded the model."""
+    prompt_tokens_per_s: float
+    """Prompts of the query stage with documents of 48 words, 16 in a batch, and one token of answer."""
+    new_tokens_per_s: float
+    """Two answers of 24 tokens each, on top of reading their prompt."""
+    training_tokens_per_s: float
+    """Tokens through the model, padding included, of steps of 32 pairs, the trie's choices alone in the loss, as by default;
+    the optimiser's step is part of it."""
+    training_step_s: float
+    tokens_per_pair: float
+
+
+def measure(model: str = EMBEDDED_MODEL, *, num_prompts: int = 16, num_steps: int = 3) -> Measured:
+    """Measures; a minute on a fast core, five on a slow one."""
+    torch.set_num_threads(1)
+    logger.info("measuring what one core of this machine does with %s", model)
+    return Measured(**_writing(model, num_prompts), **_learning(model, num_steps))
+
+
+def core_of(measured: Measured) -> Core:
+    """Returns the kind of core that was measured, as a plan wants it."""
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    hardware = f"{num_cores} cores of this machine"
+
+    def rate(value: float, unit: str) -> Rate:
+        return Rate(float(f"{value:.4g}"), unit, hardware, "measured by this command")
+
+    return Core(
+        hardware=hardware,
+        precision="bf16" if fastest_dtype("cpu") is torch.bfloat16 else "fp32",
+        prompt=rate(measured.prompt_tokens_per_s, "prompt tokens/s"),
+        new=rate(measured.new_tokens_per_s, "new tokens/s"),
+        training=rate(measured.training_tokens_per_s, "tokens through the model/s"),
+        load_s=rate(measured.load_s, "s per stage with a model"),
+        search_s=None,
+        cores=num_cores,
+    )
+
+
+def passages(chat: ChatFormat, count: int) -> tuple[list[TextExample], Choices]:
+    """Returns at least so many pairs of Python's reference text, and what the trie of its docids leaves open.
+
+    Queries are passages and keyword sets, docids the heaviest terms.
+    """
+    documents = [row for row in read_pystdlib() if isinstance(row, Document)]
+    frequency = DocumentFrequency()
+    for document in documents:
+        frequency.add(words(f"{document.title}\n{document.text}"))
+    instruction = validate_config({}).instruction
+    rows, docids = [], []
+    for number, document in enumerate(documents[: -(-count // 4)]):  # of eight spans some are the same
+        docid = " ".join(Terms.of(document.title, document.text, frequency).ranked[:8])
+        docids.append(docid)
+        spans = make_spans(document.title, document.text, frequency, 8, number)
+        rows += [TextExample(instruction, span, [Relevant(1.0, [(docid, 1.0)])]) for span in spans]
+    return rows, Choices(DocidTrie.build([chat.docid(docid) for docid in docids]), chat.end_token_id)
+
+
+class NoCheckpoints:
+    """The `Checkpointer` that keeps nothing."""
+
+    def save(self, weights: Any, optimizer: Any, step: int) -> None:
+        """Does nothing."""
+
+    def wait(self) -> None:
+        """Does nothing."""
+
+    def restore(self, weights: Any, optimizer: Any) -> int:
+        """Returns 0: there is none."""
+        return 0
+
+
+def _writing(model: str, num_prompts: int) -> dict[str, float]:
+    engine = TransformersEngine(model, device="cpu")
+    load_s = time.process_time()
+    settings, instruction = QueriesConfig(document_words=48), validate_config({}).instruction
+    documents = [row for row in read_pystdlib() if isinstance(row, Document)][:num_prompts]
+    turns = [query_prompt(settings, {"title": d.title, "text": d.text}, instruction) for d in documents]
+
+    def run(num_samples: int, max_tokens: int) -> tuple[float, int, int]:
+        prompts = [Prompt(user=user, prefill=prefill, seeds=tuple(range(num_samples))) for user, prefill in turns]
+        start = time.process_time()
+        found = engine.generate(prompts, Sampling(max_tokens=max_tokens, temperature=0.7, top_p=0.95))
+        seconds = time.process_time() - start
+        return seconds, sum(one.num_prompt_tokens for one in found), sum(one.num_output_tokens for one in found)
+
+    run(1, 1)
+    reading_s, num_read, _ = run(1, 1)
+    all_s, _, num_new = run(SAMPLES, NEW_TOKENS)
+    return {
+        "load_s": load_s,
+        "prompt_tokens_per_s": num_read / reading_s,
+        "new_tokens_per_s": num_new / (all_s - reading_s),
+    }
+
+
+def _learning(model_name: str, num_steps: int) -> dict[str, float]:
+    """Behind one step of warm-up."""
+    model, tokenizer = load_model(resolve_model(model_name), device="cpu", dtype=torch.float32)
+    chat, num_examples = ChatFormat.of(tokenizer), (num_steps + 1) * BATCH_SIZE
+    rows, choices = passages(chat, num_examples)
+    examples = Examples.build(rows, chat, choices)
+    examples = examples.take(epoch_order(np.arange(len(examples)), SEED, 0)[:num_examples])
+    settings = TrainingSettings(
+        num_epochs=1, batch_size=BATCH_SIZE, learning_rate=1e-4, normalise="allowed", evaluation_fraction=0.0,
+        evaluate_every=1, checkpoint_every=10**9, seed=SEED,
+    )  # fmt: skip
+    marks = [time.process_time()]
+    train(
+        model, examples, settings, checkpointer=NoCheckpoints(), choices=choices,
+        report=lambda _: marks.append(time.process_time()),
+    )  # fmt: skip
+    sizes = sizes_for(model, None, None, device=torch.device("cpu"))
+    steps = np.split(epoch_order(np.arange(num_examples), SEED, 0), num_steps + 1)
+    tokens = [sum(batch.tokens.numel() for batch in passes(examples, step, **sizes._asdict())) for step in steps]
+    step_s = float(median(np.diff(marks)[1 : num_steps + 1]))
+    num_tokens = sum(tokens[1:]) / num_steps
+    return {
+        "training_tokens_per_s": num_tokens / step_s,
+        "training_step_s": step_s,
+        "tokens_per_pair": num_tokens / BATCH_SIZE,
+    }
