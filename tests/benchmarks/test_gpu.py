@@ -23,5 +23,5 @@ def test_dry_run(tmp_path: Path, collection: Path, tiny_model: Path) -> None:
     assert found.keys() >= PARTS and all(found[part]["rows"] for part in PARTS)
     assert sum(row["answers"] for row in found["equality"]["rows"]) == 408 + 6 + 60
     assert not any(row["other answers"] for row in found["equality"]["rows"])
-    again = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    again = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert json.loads(again.stdout.splitlines()[-1]) == found  # what is there is not measured again

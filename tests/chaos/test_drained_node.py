@@ -21,7 +21,7 @@ from zerogr.index.stage import RETRIEVER
 from zerogr.training.checkpoints import latest_step
 from zerogr.training.loop import REPORT_EVERY
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration]
 
 
 @pytest.fixture

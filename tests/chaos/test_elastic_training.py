@@ -19,7 +19,7 @@ from tests.chaos.test_nodes import DEADLINE_S, cluster, kill_node, wait
 from zerogr.index.index import Index
 
 __all__ = ["cluster"]  # the fixture
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration]
 
 
 def test_two_ranks_then_one_then_two(

@@ -16,7 +16,7 @@ from tests.chaos.settings import LANGUAGE_MODEL, run_stages
 from tests.published import contents, files, rows
 from zerogr.index.index import Index
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration]
 
 KEPT = "; what is published is kept, and the same command goes on from there"
 

@@ -20,7 +20,7 @@ from zerogr.index.index import Index
 from zerogr.llm.engines.fake import FAIL_MARKER
 from zerogr.text.words import words
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration]
 
 THAI = "ระบบสืบค้นข้อมูลด้วยแบบจำลองภาษาขนาดใหญ่ช่วยให้ผู้อ่านพบเอกสารที่ต้องการ"
 MAX_BYTES = 11_000_000

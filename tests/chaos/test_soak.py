@@ -8,7 +8,7 @@ import pytest
 
 from tests.chaos.soak import check, soak
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 
 def test_nothing_is_answered_wrongly_while_everything_goes_wrong(

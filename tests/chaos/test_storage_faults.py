@@ -29,7 +29,7 @@ from zerogr.index.index import Index, shards_in
 from zerogr.index.lease import find_lease, holder_of
 from zerogr.store import storage
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration]
 
 TABLE = pa.table({"row_id": list(range(1000)), "text": [f"text {i}" for i in range(1000)]})
 

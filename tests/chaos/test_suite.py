@@ -13,7 +13,7 @@ import s3fs
 from tests.chaos.faulty_s3 import FaultyS3, faulty_s3
 from tests.chaos.suite import a_cluster, calm_index, changes_of, has_language_model, made_again, run_seed
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 
 @dataclass(frozen=True)

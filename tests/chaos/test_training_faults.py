@@ -23,7 +23,7 @@ from zerogr.store import storage
 from zerogr.training.checkpoints import latest_step
 
 TRAINING = RETRIEVER.work[0]
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration]
 
 
 def test_disk_that_fills_up_during_a_checkpoint(

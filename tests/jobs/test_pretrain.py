@@ -19,7 +19,7 @@ from zerogr.index.index import Index
 from zerogr.index.stage import PRETRAINED
 from zerogr.store import storage
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 DEADLINE_S = 400
 LATEST = f"{PRETRAINED.work[0]}/checkpoints/latest.json"

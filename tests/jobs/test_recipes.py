@@ -12,7 +12,7 @@ from jobs.cli import main
 from tests import tiny
 from zerogr.index.index import Index
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration]
 
 
 def test_docid_generator_is_trained_and_used(

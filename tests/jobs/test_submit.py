@@ -52,7 +52,7 @@ def job_server() -> Iterator[str]:
         )  # fmt: skip
         address = f"http://127.0.0.1:{ports['dashboard-port']}"
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 600
             while not _answers(f"{address}/api/version"):
                 assert head.poll() is None and time.monotonic() < deadline, "the cluster did not start"
                 time.sleep(0.2)
@@ -138,7 +138,7 @@ def test_a_stopped_job_keeps_a_checkpoint(
     job = job_of(build_parser().parse_args(["submit", config, "--address", job_server]))
     job_id, client = submit(job, job_server, wait=False), JobSubmissionClient(job_server)
     log = index / "work" / "runs" / "retriever.jsonl"
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 900
     while not log.exists():
         assert client.get_job_status(job_id) in (JobStatus.PENDING, JobStatus.RUNNING) and time.monotonic() < deadline
         time.sleep(0.2)

@@ -19,7 +19,7 @@ from serve.run import serve_index
 from tests.serve import doubles
 from zerogr.search.answer import Hit
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 MOST = 3
 AT_ONCE = 9

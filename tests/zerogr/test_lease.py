@@ -51,10 +51,10 @@ def race(uri: str, num_drivers: int = 2) -> list[str]:
         try:
             with lease_of(Index(uri)):
                 storage.write_json(f"{uri}/winner.json", number)
-                refused.wait(timeout=240)
+                refused.wait(timeout=900)
                 return "worked"
         except UserError as error:
-            refused.wait(timeout=240)
+            refused.wait(timeout=900)
             return str(error)
 
     with ThreadPoolExecutor(num_drivers) as threads:
@@ -180,7 +180,7 @@ class TestTakingOver:
 
     def test_a_zombie_is_gone(self) -> None:
         with subprocess.Popen([sys.executable, "-c", ""]) as process:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 300
             while lease._start_of(process.pid) and time.monotonic() < deadline:
                 time.sleep(0.01)
             assert replace(own_lease(), process=process.pid, process_start="1").is_gone()
@@ -340,7 +340,7 @@ class TestLosing:
         monkeypatch.setattr(lease, "EXPIRY_S", 0.6)
         with lease_of(index):
             first = find_lease(index).lease
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 300
             while (now := find_lease(index).lease).num_heartbeats < 3 and time.monotonic() < deadline:
                 time.sleep(0.02)
             assert now.id == first.id and now.num_heartbeats >= 3
