@@ -1,6 +1,6 @@
-"""At which rates does one core of this machine write and learn? `python -m benchmarks.rates [--quick]`
+"""At which rates does a core of this machine write and learn, while all of them do? `python -m benchmarks.rates [--quick]`
 
-What `zerogr plan` counts with, of the embedded model on one thread; `zerogr plan --cpu here` measures the same, and plans with
+What `zerogr plan` counts with, of the embedded model; `zerogr plan --cpu here` measures the same, and plans with
 it. The last line printed is one JSON object.
 """
 
@@ -16,11 +16,12 @@ from zerogr.cost.here import measure
 from zerogr.llm.models import fastest_dtype
 
 NOTES = """
-- Processor seconds of one thread. `prompt_tokens_per_s`: prompts of the query stage with documents of 48 words, 16 in
+- Of one core while all are at work: an engine of one thread on each, then training on all, over their number.
+- `prompt_tokens_per_s`: prompts of the query stage with documents of 48 words, 16 in
   a batch, and one token of answer; `new_tokens_per_s`: two answers of 24 tokens each on top.
 - `training_tokens_per_s`: tokens through the model, padding included, of steps of 32 pairs, the trie's choices alone in the
   loss, as by default; the optimiser's step is part of it.
-- `load_s`: from the start of the process until the model is loaded, all imports included.
+- `load_s`: processor seconds from the start of a process until the model is loaded, all imports included.
 """
 
 
@@ -35,7 +36,7 @@ def main() -> None:
     found = asdict(measure(arguments.model, **sizes))
     circumstances = {"model": arguments.model, "dtype": str(fastest_dtype("cpu")).removeprefix("torch.")}
     rounded = {name: float(f"{value:.4g}") for name, value in found.items()}
-    report("What one core writes and learns", {**circumstances, **rounded}, arguments.out, NOTES)
+    report("What a core writes and learns", {**circumstances, **rounded}, arguments.out, NOTES)
 
 
 if __name__ == "__main__":

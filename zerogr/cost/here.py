@@ -1,7 +1,7 @@
 """How fast a core of this machine writes and learns: the rates of a plan for this machine, measured when it is asked for.
 
-Of the embedded model, on one thread. The clock is the processor's: other work on the machine costs little precision, and the
-wall time of an idle core is the same.
+Of the embedded model, while all cores are at work as they are in a stage: an engine of one thread on each, then a trainer on
+all of them. A core by itself may be twice as fast, where two are threads of one or share what memory carries.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from statistics import median
+from multiprocessing import get_context
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -44,14 +46,16 @@ logger = logging.getLogger(__name__)
 NEW_TOKENS, SAMPLES = 24, 2
 BATCH_SIZE = 32
 SEED = 0
+MOST_ENGINES = 4
+"""That are measured at once, as a stage has on a machine without GPUs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What one core does; seconds are the processor's."""
+    """What one core does while the others do the same."""
 
     load_s: float
-    """From the start of this process until an engine has loaded the model."""
+    """Processor seconds from the start of a process until an engine has loaded the model."""
     prompt_tokens_per_s: float
     """Prompts of the query stage with documents of 48 words, 16 in a batch, and one token of answer."""
     new_tokens_per_s: float
@@ -64,16 +68,28 @@ class Measured:
 
 
 def measure(model: str = EMBEDDED_MODEL, *, num_prompts: int = 16, num_steps: int = 3) -> Measured:
-    """Measures; a minute on a fast core, five on a slow one."""
-    torch.set_num_threads(1)
-    logger.info("measuring what one core of this machine does with %s", model)
-    return Measured(**_writing(model, num_prompts), **_learning(model, num_steps))
+    """Measures; a minute on a fast machine, five on a slow one."""
+    num_engines = min(num_cores(), MOST_ENGINES)
+    logger.info("measuring what this machine's %d cores do with %s", num_cores(), model)
+    with ProcessPoolExecutor(num_engines, mp_context=get_context("spawn")) as engines:
+        found = list(engines.map(_writing, [model] * num_engines, [num_prompts] * num_engines))
+    writing = {name: fmean(one[name] for one in found) for name in found[0]}
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_cores())
+    try:
+        return Measured(**writing, **_learning(model, num_steps))
+    finally:
+        torch.set_num_threads(before)
+
+
+def num_cores() -> int:
+    """Returns the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def core_of(measured: Measured) -> Core:
     """Returns the kind of core that was measured, as a plan wants it."""
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    hardware = f"{num_cores} cores of this machine"
+    hardware = f"{num_cores()} cores of this machine"
 
     def rate(value: float, unit: str) -> Rate:
         return Rate(float(f"{value:.4g}"), unit, hardware, "measured by this command")
@@ -86,7 +102,7 @@ def core_of(measured: Measured) -> Core:
         training=rate(measured.training_tokens_per_s, "tokens through the model/s"),
         load_s=rate(measured.load_s, "s per stage with a model"),
         search_s=None,
-        cores=num_cores,
+        cores=num_cores(),
     )
 
 
@@ -124,6 +140,8 @@ class NoCheckpoints:
 
 
 def _writing(model: str, num_prompts: int) -> dict[str, float]:
+    """Of one engine; the others run at the same time."""
+    torch.set_num_threads(1)
     engine = TransformersEngine(model, device="cpu")
     load_s = time.process_time()
     settings, instruction = QueriesConfig(document_words=48), validate_config({}).instruction
@@ -132,9 +150,9 @@ def _writing(model: str, num_prompts: int) -> dict[str, float]:
 
     def run(num_samples: int, max_tokens: int) -> tuple[float, int, int]:
         prompts = [Prompt(user=user, prefill=prefill, seeds=tuple(range(num_samples))) for user, prefill in turns]
-        start = time.process_time()
+        start = time.perf_counter()
         found = engine.generate(prompts, Sampling(max_tokens=max_tokens, temperature=0.7, top_p=0.95))
-        seconds = time.process_time() - start
+        seconds = time.perf_counter() - start
         return seconds, sum(one.num_prompt_tokens for one in found), sum(one.num_output_tokens for one in found)
 
     run(1, 1)
@@ -148,7 +166,7 @@ def _writing(model: str, num_prompts: int) -> dict[str, float]:
 
 
 def _learning(model_name: str, num_steps: int) -> dict[str, float]:
-    """Behind one step of warm-up."""
+    """Of one core's share, behind one step of warm-up."""
     model, tokenizer = load_model(resolve_model(model_name), device="cpu", dtype=torch.float32)
     chat, num_examples = ChatFormat.of(tokenizer), (num_steps + 1) * BATCH_SIZE
     rows, choices = passages(chat, num_examples)
@@ -158,10 +176,10 @@ def _learning(model_name: str, num_steps: int) -> dict[str, float]:
         num_epochs=1, batch_size=BATCH_SIZE, learning_rate=1e-4, normalise="allowed", evaluation_fraction=0.0,
         evaluate_every=1, checkpoint_every=10**9, seed=SEED,
     )  # fmt: skip
-    marks = [time.process_time()]
+    marks = [time.perf_counter()]
     train(
         model, examples, settings, checkpointer=NoCheckpoints(), choices=choices,
-        report=lambda _: marks.append(time.process_time()),
+        report=lambda _: marks.append(time.perf_counter()),
     )  # fmt: skip
     sizes = sizes_for(model, None, None, device=torch.device("cpu"))
     steps = np.split(epoch_order(np.arange(num_examples), SEED, 0), num_steps + 1)
@@ -169,7 +187,7 @@ def _learning(model_name: str, num_steps: int) -> dict[str, float]:
     step_s = float(median(np.diff(marks)[1 : num_steps + 1]))
     num_tokens = sum(tokens[1:]) / num_steps
     return {
-        "training_tokens_per_s": num_tokens / step_s,
+        "training_tokens_per_s": num_tokens / step_s / num_cores(),
         "training_step_s": step_s,
         "tokens_per_pair": num_tokens / BATCH_SIZE,
     }
