@@ -11,9 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # the clusters of the tests listen on loopback
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
-os.environ.setdefault(
-    "RAY_prestart_worker_first_driver", "0"
-)  # a process for each logical CPU, most of them for nothing
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # not a process for each of many logical CPUs
 
 import pytest
 import yaml

@@ -291,9 +291,8 @@ class TestLosing:
 
     def test_the_heartbeat_ends_what_the_driver_is_at(self, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(lease, "EXPIRY_S", 0.6)
-        before = signal.signal(
-            signal.SIGINT, signal.default_int_handler
-        )  # it is ignored where tests run in the background
+        # It is ignored where tests run in the background.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         went_on = False
         try:
             with pytest.raises(Fault, match="was lost"), lease_of(index):

@@ -23,7 +23,7 @@ from zerogr.config.names import EMBEDDED_MODEL
 from zerogr.config.tree import QueriesConfig
 from zerogr.corpus.document import Document
 from zerogr.corpus.pystdlib import read_pystdlib
-from zerogr.cost.rates import Core, Rate
+from zerogr.cost.rates import MOST_ENGINES, Core, Rate
 from zerogr.docids.rules import Terms
 from zerogr.llm.chat import ChatFormat
 from zerogr.llm.engines.engine import Prompt, Sampling
@@ -46,8 +46,6 @@ logger = logging.getLogger(__name__)
 NEW_TOKENS, SAMPLES = 24, 2
 BATCH_SIZE = 32
 SEED = 0
-MOST_ENGINES = 4
-"""That are measured at once, as a stage has on a machine without GPUs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

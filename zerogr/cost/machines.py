@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from zerogr.config.names import EMBEDDED_MODEL
-from zerogr.cost.rates import CORES, ELEMENTWISE_S, GENERATION_HOST_S, LAYER_S, PRODUCTS, Basis, Core
+from zerogr.cost.rates import CORES, ELEMENTWISE_S, GENERATION_HOST_S, LAYER_S, MOST_ENGINES, PRODUCTS, Basis, Core
 from zerogr.cost.shapes import SHAPES, Shape
 from zerogr.cost.work import Learning, Writing
 from zerogr.errors import UserError
@@ -19,8 +19,6 @@ _REFERENCE = SHAPES[EMBEDDED_MODEL]
 _PEAKS = {name.removeprefix("NVIDIA ").lower().replace(" ", "-"): peak for name, peak in PEAK_FLOPS.items()}
 GPUS = tuple(_PEAKS)
 """What `--gpu` takes, besides none."""
-MOST_ENGINES = 4
-"""Of a node without GPUs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

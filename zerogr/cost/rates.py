@@ -27,6 +27,9 @@ class Rate:
     basis: Basis = "measured"
 
 
+MOST_ENGINES = 4
+"""At a time, of a node without GPUs."""
+
 _XEON = "2 cores of an Intel Xeon with AMX, 24 GiB"
 _PIPELINE = "python -m benchmarks.pipeline, commit c4aad328221d (benchmarks/results/pipeline.md)"
 _WORDS = 66
@@ -162,6 +165,6 @@ CORES = {
 """What `--cpu` takes."""
 
 RATES = {name.lower(): rate for name, rate in globals().items() if isinstance(rate, Rate) and not name.startswith("_")}
+"""All of them, by name."""
 for _kind, _core in CORES.items():
     RATES |= _core.rates(_kind)
-"""All of them, by name."""
