@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from starlette.types import ASGIApp, Receive, Scope, Send
+
 FADE_S = 5.0
 """What was answered so many busy seconds ago counts 1/e."""
 SEEN_S = 30.0
@@ -73,3 +75,31 @@ class Admission:
             faded = math.exp(-passed / FADE_S)
             self._busy_s, self._answered = self._busy_s * faded + passed, self._answered * faded
         self._seen_at = now
+
+
+class Bounded:
+    """The application behind it, for so many requests at a time; the body of each takes memory while it is read."""
+
+    def __init__(self, app: ASGIApp, most_requests: int, refusal: Callable[[], ASGIApp]) -> None:
+        """Stands in front of `app`.
+
+        Args:
+            app: What is bounded; what is only looked at (GET, HEAD) is not.
+            most_requests: At a time.
+            refusal: Answers the others.
+        """
+        self._app, self._most_requests, self._refusal = app, most_requests, refusal
+        self._underway = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
+            await self._app(scope, receive, send)
+            return
+        if self._underway >= self._most_requests:
+            await self._refusal()(scope, receive, send)
+            return
+        self._underway += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._underway -= 1

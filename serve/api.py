@@ -26,7 +26,9 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
+from serve.admission import Bounded
 from serve.logs import RequestIds, logger
 from serve.metrics import Spent
 from serve.page import add_page
@@ -38,6 +40,8 @@ from zerogr.errors import UserError
 Body = TypeVar("Body", bound=BaseModel)
 MAX_BODY_BYTES = 4 * 2**20
 """More than MAX_QUERIES of the longest queries take, escaped as JSON."""
+BUSY = "too many searches are waiting; try again soon"
+LOST = "the searcher was lost; try again soon"
 BODY_WITHIN_S = 30.0
 """A body that takes longer holds a place that others need."""
 
@@ -98,16 +102,21 @@ class _Refused(Exception):
         self.status = status
 
 
-def create_api(backend: SearchBackend, *, token: str | None = None, behind_proxy: bool = False) -> FastAPI:
+def create_api(
+    backend: SearchBackend, *, token: str | None = None, behind_proxy: bool = False, most_requests: int | None = None
+) -> FastAPI:
     """Returns the ASGI application in front of `backend`.
 
     Args:
         backend: What answers.
         token: That clients must send; None = none, and the admin routes are closed.
         behind_proxy: Whether Ray Serve's proxy stands before it, which gives request ids back by itself.
+        most_requests: That are answered together, page and probes aside; None = as many as come, where Ray Serve counts them.
     """
     # FastAPI's own documentation pages load scripts from elsewhere; the description that they would show does not.
     api = FastAPI(title="ZeroGR", docs_url=None, redoc_url=None)
+    if most_requests is not None:
+        api.add_middleware(Bounded, most_requests=most_requests, refusal=lambda: _failed(backend, Unavailable(BUSY)))
     api.add_middleware(Guard, token=token, refused=backend.refused)
     api.add_middleware(RequestIds, behind_proxy=behind_proxy)  # the one added last comes first
     add_page(api)
@@ -233,6 +242,8 @@ async def _read_body(request: Request) -> bytes:
                     raise _Refused(413, reason)
     except TimeoutError:
         raise _Refused(408, f"the body did not arrive within {BODY_WITHIN_S:g} s; send it at once") from None
+    except ClientDisconnect:  # nobody reads the answer
+        raise _Refused(400, "the client left before its body was over") from None
     return bytes(body)
 
 

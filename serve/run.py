@@ -1,8 +1,8 @@
 """Start the application on Ray and keep it until it is told to stop: what `zerogr serve INDEX` calls.
 
-Without an address a Ray of its own is started on this machine and stopped at the end; with one (an argument or
-RAY_ADDRESS) the application is deployed on that cluster and deleted there at the end. To leave it on the cluster, use
-Ray Serve's own `serve deploy` with the same config file.
+Without an address a Ray of its own is started on this machine and stopped at the end, and this process is the ingress
+(`serve.server`); with one (an argument or RAY_ADDRESS) the application is deployed on that cluster, behind Ray Serve's proxies,
+and deleted there at the end. To leave it on the cluster, use Ray Serve's own `serve deploy` with the same config file.
 """
 
 from __future__ import annotations
@@ -19,18 +19,15 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import ValidationError
-
-from serve.app import application, load_retriever
+from serve.app import application, searchers
+from serve.config_file import ServeConfig, load_serve_config
+from serve.searcher import load_retriever
+from serve.server import HttpServer, listen, log_file
 from serve.settings import ServeArguments
 from serve.terminal import open_events, show
-from serve.tokens import read_token
 from serve.versions import Loader
 from zerogr.errors import UserError
 from zerogr.index.index import Index
@@ -43,6 +40,8 @@ ON_CPUS: dict[str, int] = {"max_ongoing_requests": 24, "max_queued_requests": 16
 MOST_QUERIES_ON_CPUS = 16
 """Instead of the default file's limits, which are made for GPUs: a core decodes 16 queries together nearly as fast as 32, and
 more in hand is only a longer wait."""
+MOST_REQUESTS = 256
+"""That this process has in hand as the ingress, unless the config file says it."""
 OF_OWN_RAY = {
     "RAY_worker_niceness": "5",  # not 15: threads that decode (19) have something to give way to
     "RAY_enable_metrics_collection": "0",  # Ray's own, which nobody reads here; ours are at /metrics
@@ -55,20 +54,6 @@ OBJECT_STORE_BYTES = 300 * 2**20
 """Of an embedded Ray: only queries and hits pass through it."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServeConfig:
-    """A config file of Ray Serve that holds this application and nothing else."""
-
-    proxy_location: str
-    http_options: dict[str, Any]
-    name: str
-    route_prefix: str
-    args: dict[str, Any]
-    """Fields of `ServeArguments`; `index` is filled in by the caller."""
-    options: dict[str, dict[str, Any]]
-    """Deployment name -> options of Ray Serve's `Deployment.options`."""
-
-
 def serve_index(
     index_uri: str,
     *,
@@ -78,6 +63,7 @@ def serve_index(
     config_file: str | None = None,
     address: str | None = None,
     blocking: bool = True,
+    in_process: bool | None = None,
     loader: Loader = load_retriever,
 ) -> Callable[[], None]:
     """Serves an index, prints one line with the URL when a model is loaded, and returns a function that stops it.
@@ -93,6 +79,8 @@ def serve_index(
             where Ray has GPUs.
         address: Of a Ray cluster; None = RAY_ADDRESS, or else a Ray of our own on this machine.
         blocking: Whether to return only after SIGINT or SIGTERM, when everything is stopped.
+        in_process: Whether this process is the ingress, instead of Ray Serve's proxies with replicas behind them; None = where
+            Ray is our own.
         loader: Makes a searcher's retriever; runs in the searcher's process.
 
     Raises:
@@ -104,31 +92,44 @@ def serve_index(
     for stage in ("trie", "retriever"):
         index.require(stage)
     config = load_serve_config(config_file)
-    http_options = {**config.http_options, **_given(host=host, port=port)}
-    arguments = _arguments(config, index_uri)
+    config.http_options.update(_given(host=host, port=port))
+    arguments, _ = config.arguments(index_uri), config.defaults
 
     import ray
 
+    is_ours = not ray.is_initialized() and _address(address) == "local"
     with contextlib.ExitStack() as cleanup:
-        is_ours = _join_ray(address, http_options, num_replicas or 1, cleanup)
-        has_gpu = ray.cluster_resources().get("GPU", 0) > 0
-        _size_searchers(config, num_replicas, is_default=config_file is None, has_gpu=has_gpu)
-        if is_ours and arguments.num_threads is None:
-            arguments = arguments.model_copy(update={"num_threads": _num_threads(config.options["Searcher"])})
-        if config_file is None and not has_gpu:
-            arguments = arguments.model_copy(update={"most_queries": MOST_QUERIES_ON_CPUS})
+        listening = None
+        if is_ours if in_process is None else in_process:
+            listening = cleanup.enter_context(contextlib.closing(listen(config.host, config.port)))
+        _join_ray(address, num_replicas or 1, 0 if listening else 1, cleanup)
+        arguments = _fit(config, arguments, num_replicas, is_default=config_file is None, is_ours=is_ours)
         events = open_events(config.name) if blocking else None
-        _deploy(config, http_options, arguments, loader, cleanup)
-        url = _url(http_options["host"], http_options["port"], config.route_prefix)
-        print(f"Serving {index_uri} at {url}", flush=True)
+        over = _deploy(config, arguments, loader, listening, cleanup)
+        print(f"Serving {index_uri} at {_url(config.host, config.port, config.route_prefix)}", flush=True)
         stop = cleanup.pop_all().close
     if not blocking:
         return stop
     try:
-        _show_until_signal(config.name, events)
+        _show_until_signal(config.name, events, over)
     finally:
         stop()
     return lambda: None
+
+
+def _fit(
+    config: ServeConfig, arguments: ServeArguments, num_replicas: int | None, *, is_default: bool, is_ours: bool
+) -> ServeArguments:
+    """Fits the searchers to the machines that Ray has; returns the arguments for them."""
+    import ray
+
+    has_gpu = ray.cluster_resources().get("GPU", 0) > 0
+    _size_searchers(config, num_replicas, is_default=is_default, has_gpu=has_gpu)
+    if is_ours and arguments.num_threads is None:
+        arguments = arguments.model_copy(update={"num_threads": _num_threads(config.options["Searcher"])})
+    if is_default and not has_gpu:
+        arguments = arguments.model_copy(update={"most_queries": MOST_QUERIES_ON_CPUS})
+    return arguments
 
 
 def _size_searchers(config: ServeConfig, num_replicas: int | None, *, is_default: bool, has_gpu: bool) -> None:
@@ -153,25 +154,52 @@ def _num_threads(searcher: dict[str, Any]) -> int:
 
 def _deploy(
     config: ServeConfig,
-    http_options: dict[str, Any],
     arguments: ServeArguments,
     loader: Loader,
+    listening: socket.socket | None,
     cleanup: contextlib.ExitStack,
-) -> None:
-    """Starts the application and returns when it answers; `cleanup` deletes it."""
+) -> threading.Event:
+    """Starts the application and returns when it answers; `cleanup` deletes it. The event comes when it answers no more."""
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # what it says of itself is in its log
-    serve.start(proxy_location=config.proxy_location, http_options=http_options)
+    serve.start(
+        proxy_location="Disabled" if listening else config.proxy_location, http_options=dict(config.http_options)
+    )
     cleanup.callback(serve.delete, config.name)
+    make = application if listening is None else searchers
     try:
-        target = application(arguments, loader=loader, options=config.options)
+        target = make(arguments, loader=loader, options=config.options)
     except (TypeError, ValueError) as error:
         raise UserError(f"the deployments of the config file are wrong: {' '.join(str(error).split())}") from error
-    serve.run(target, name=config.name, route_prefix=config.route_prefix)
+    handle = serve.run(target, name=config.name, route_prefix=None if listening else config.route_prefix)
+    over = threading.Event() if listening is None else _open(config, arguments, handle, listening, cleanup)
     # A wildcard address can be listened on, not connected to.
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(http_options["host"], http_options["host"])
-    _wait_for_answer(_url(host, http_options["port"], config.route_prefix))
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
+    _wait_for_answer(_url(host, config.port, config.route_prefix))
+    return over
+
+
+def _open(
+    config: ServeConfig,
+    arguments: ServeArguments,
+    handle: Any,
+    listening: socket.socket,
+    cleanup: contextlib.ExitStack,
+) -> threading.Event:
+    """Lets this process be the ingress; the event comes when it is no more."""
+    import ray
+
+    from serve.ingress import Front
+
+    session = ray.init(ignore_reinit_error=True, logging_level=logging.ERROR).address_info["session_dir"]
+    cleanup.enter_context(log_file(Path(session) / "logs" / "serve", config.name))
+    front = Front(handle, arguments, config.name, config.defaults)
+    most_requests = config.options.get("Ingress", {}).get("max_ongoing_requests", MOST_REQUESTS)
+    server = HttpServer(front.api(most_requests=most_requests), listening, config.route_prefix, config.http_options)
+    server.start()
+    cleanup.callback(server.stop)
+    return server.has_ended
 
 
 def command(options: argparse.Namespace) -> None:
@@ -181,106 +209,36 @@ def command(options: argparse.Namespace) -> None:
     )
 
 
-def load_serve_config(path: str | None = None) -> ServeConfig:
-    """Returns a config file's content, the default file's if `path` is None.
-
-    Raises:
-        UserError: The file is missing, no config of Ray Serve, or holds something else than this application.
-    """
-    from ray.serve.schema import ServeDeploySchema
-
-    name = path or "config.yaml"
-    try:
-        source = Path(path) if path else resources.files("serve").joinpath("config.yaml")
-        content = yaml.safe_load(source.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"the config file '{name}' cannot be read: {' '.join(str(error).split())}") from error
-    try:
-        ServeDeploySchema.model_validate(content)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"'{name}' is no config file of Ray Serve: {place}: {first['msg']}") from error
-    applications = content["applications"]
-    if len(applications) != 1 or applications[0].get("import_path") != "serve.app:build":
-        raise UserError(f"'{name}' must hold one application, with import_path serve.app:build")
-    app = applications[0]
-    deployments = app.get("deployments", [])
-    _refuse_others(name, content, ("proxy_location", "http_options", "applications"))
-    _refuse_others(name, app, ("name", "route_prefix", "import_path", "args", "deployments"))
-    _refuse_others(name, {deployment["name"] for deployment in deployments}, ("Ingress", "Searcher"))
-    return ServeConfig(
-        proxy_location=content.get("proxy_location", "EveryNode"),
-        http_options={"host": "127.0.0.1", "port": 8000, **content.get("http_options", {})},
-        name=app.get("name", "zerogr"),
-        route_prefix=app.get("route_prefix", "/"),
-        args=app.get("args", {}),
-        options={item["name"]: {key: item[key] for key in item if key != "name"} for item in deployments},
-    )
+def _address(address: str | None) -> str:
+    """Returns that of the cluster; `local` for a Ray of our own."""
+    return address or os.environ.get("RAY_ADDRESS") or "local"
 
 
-def _arguments(config: ServeConfig, index_uri: str) -> ServeArguments:
-    """Returns what is served, checked as far as it can be before anything starts."""
-    try:
-        arguments = ServeArguments.model_validate({**config.args, "index": index_uri})
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise UserError(f"args.{'.'.join(map(str, first['loc']))} of the config file: {first['msg']}") from error
-    if arguments.token_file is None:
-        return arguments
-    file = os.path.abspath(arguments.token_file)  # a replica's working directory is not ours
-    read_token(file)
-    return arguments.model_copy(update={"token_file": file})
-
-
-def _refuse_others(name: str, given: Any, known: tuple[str, ...]) -> None:
-    for key in given:
-        if key not in known:
-            raise UserError(
-                f"'{name}' has {key!r}, which `zerogr serve` does not take over; allowed: {', '.join(known)}"
-            )
-
-
-def _join_ray(
-    address: str | None, http_options: dict[str, Any], num_replicas: int, cleanup: contextlib.ExitStack
-) -> bool:
-    """Connects to Ray, starting one if need be; returns whether it is ours alone."""
+def _join_ray(address: str | None, num_replicas: int, num_more: int, cleanup: contextlib.ExitStack) -> None:
+    """Connects to Ray, starting one for so many searchers, with so many CPUs more, if need be."""
     import ray
 
     if ray.is_initialized():
-        return False
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
+        return
+    address = _address(address)
     if address != "local":
         check_ray_address(address)
         ray.init(address=address, log_to_driver=False)
         cleanup.callback(ray.shutdown)
-        return False
-    _check_port(http_options["host"], http_options["port"])
+        return
     protect_own_ray()
     for name, value in OF_OWN_RAY.items():
         os.environ.setdefault(name, value)
-    num_cpus = max(len(os.sched_getaffinity(0)), num_replicas)
     ray.init(
         address="local",
         include_dashboard=False,
-        # One more than there are: the ingress needs its share beside the searchers, and Ray would wait for it silently.
-        num_cpus=num_cpus + 1,
+        # A replica that finds no room for its share of a CPU is waited for silently.
+        num_cpus=max(len(os.sched_getaffinity(0)), num_replicas) + num_more,
         object_store_memory=OBJECT_STORE_BYTES,
         logging_level=logging.ERROR,  # at WARNING, Ray tells of its token
         log_to_driver=False,  # events come by themselves, the rest is in the log
     )
     cleanup.callback(ray.shutdown)
-    return True
-
-
-def _check_port(host: str, port: int) -> None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise UserError(f"cannot listen on {host}:{port} ({error.strerror}); choose another port") from error
 
 
 def _url(host: str, port: int, route_prefix: str) -> str:
@@ -309,11 +267,10 @@ def _wait_for_answer(url: str, timeout_s: float = 30) -> None:
         time.sleep(0.1)
 
 
-def _show_until_signal(app_name: str, events: Any) -> None:
-    """Prints events until SIGINT or SIGTERM comes."""
-    told = threading.Event()
-    with _handlers({signal.SIGINT, signal.SIGTERM}, lambda *_: told.set()):
-        show(app_name, events, told, lambda line: print(line, flush=True))
+def _show_until_signal(app_name: str, events: Any, over: threading.Event) -> None:
+    """Prints events until SIGINT or SIGTERM comes, or it is over."""
+    with _handlers({signal.SIGINT, signal.SIGTERM}, lambda *_: over.set()):
+        show(app_name, events, over, lambda line: print(line, flush=True))
 
 
 @contextlib.contextmanager

@@ -57,6 +57,8 @@ class _Teller:
 
         while True:
             app_name, line = self._lines.get()
+            if not ray.is_initialized():  # it ended meanwhile, and to ask it would start another
+                continue
             try:
                 ray.get_actor(_name_of(app_name), namespace=NAMESPACE).put.remote(line)
             except ValueError:  # nobody looks on
@@ -70,14 +72,14 @@ def _teller() -> _Teller:
     return _Teller()
 
 
-def tell(line: str) -> None:
-    """Logs an event of a replica, and shows it where `zerogr serve` runs. Waits for nobody."""
+def tell(line: str, app_name: str | None = None) -> None:
+    """Logs an event of an application (None = this replica's), and shows it where `zerogr serve` runs. Waits for nobody."""
     logger.info("%s", line, extra={"event": True})
     from ray import serve
     from ray.serve.exceptions import RayServeException
 
     try:
-        _teller().put(serve.get_replica_context().app_name, line)
+        _teller().put(app_name or serve.get_replica_context().app_name, line)
     except RayServeException:
         return  # outside of a replica
 

@@ -17,7 +17,7 @@ import yaml
 from jobs.parser import build_parser
 from jobs.submit import STOP_WAIT_S
 from jobs.train import PATIENCE_S
-from serve.run import load_serve_config
+from serve.config_file import load_serve_config
 from tests.kuberay import RAY_JOB, RAY_SERVICE, refusals, schema_of
 from zerogr.store.cache import cache_folder
 

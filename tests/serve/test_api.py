@@ -12,9 +12,9 @@ import httpx
 import pytest
 
 from serve.api import MAX_BODY_BYTES, Answered, Unavailable, create_api
-from serve.app import summarise
 from serve.metrics import Metrics, Spent
 from serve.requests import ExplainRequest, FieldName, SearchRequest
+from serve.searcher import summarise
 from zerogr.decoding import STRATEGIES
 from zerogr.errors import UserError
 from zerogr.search.contents import FIELDS
@@ -270,14 +270,23 @@ class TestApi:
         assert response.status_code == 413
         assert "bytes; send fewer queries or doc_ids at once" in response.json()["error"]
 
+    @pytest.mark.parametrize(
+        ("is_left", "status", "error"),
+        [
+            (False, 408, "the body did not arrive within 0.2 s; send it at once"),
+            (True, 400, "the client left before its body was over"),
+        ],
+    )
     def test_a_body_that_stops_coming_gives_its_place_back(
-        self, backend: Backend, monkeypatch: pytest.MonkeyPatch
+        self, backend: Backend, monkeypatch: pytest.MonkeyPatch, is_left: bool, status: int, error: str
     ) -> None:
-        monkeypatch.setattr("serve.api.BODY_WITHIN_S", 0.2)
+        monkeypatch.setattr("serve.api.BODY_WITHIN_S", 60.0 if is_left else 0.2)
         sent: list[Any] = []
 
         async def half() -> AsyncIterator[dict[str, Any]]:
             yield {"type": "http.request", "body": b'{"query": ', "more_body": True}
+            if is_left:
+                yield {"type": "http.disconnect"}
             await asyncio.Event().wait()
 
         async def send(message: Any) -> None:
@@ -288,8 +297,8 @@ class TestApi:
             "headers": [(b"content-type", b"application/json")], "http_version": "1.1", "scheme": "http", "root_path": "",
         }  # fmt: skip
         asyncio.run(create_api(backend)(scope, half().__anext__, send))
-        assert sent[0]["status"] == 408
-        assert json.loads(sent[1]["body"]) == {"error": "the body did not arrive within 0.2 s; send it at once"}
+        assert sent[0]["status"] == status
+        assert json.loads(sent[1]["body"]) == {"error": error}
 
     @pytest.mark.parametrize(
         ("failure", "status", "reason", "counted"),

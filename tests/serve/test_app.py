@@ -1,4 +1,8 @@
-"""The whole application on a local Ray Serve, with a double in the place of its retriever. The contract is in `test_api`."""
+"""The whole application on a local Ray Serve, with a double in the place of its retriever. The contract is in `test_api`.
+
+Once behind Ray Serve's proxy, which comes first because Serve keeps the port that it is started with, and once with this
+process as the ingress: whoever asks sees no difference.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,7 @@ import yaml
 from serve.run import serve_index
 from tests.serve import doubles
 from tests.serve.doubles import HTML_DOCID
+from tests.servers import free_port
 from zerogr.decoding import STRATEGIES
 from zerogr.retriever import Retriever
 
@@ -32,15 +37,18 @@ class Service:
     client: httpx.Client
     folder: Path
     printed: str
+    in_process: bool
 
 
-@pytest.fixture(scope="module")
-def service(local_ray: None, serve_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+@pytest.fixture(scope="module", params=[False, True], ids=["replicas", "in process"])
+def service(
+    local_ray: None, serve_port: int, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Service]:
     """The application with a token, a queue of one and a default k of 3."""
     import ray
 
     ray.cloudpickle.register_pickle_by_value(doubles)  # a replica cannot import a test module by name
-    folder = tmp_path_factory.mktemp("service")
+    folder, port = tmp_path_factory.mktemp("service"), free_port() if request.param else serve_port
     config = {
         "applications": [
             {
@@ -68,14 +76,15 @@ def service(local_ray: None, serve_port: int, tmp_path_factory: pytest.TempPathF
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         stop = serve_index(
             doubles.finished_index(folder),
-            port=serve_port,
+            port=port,
             config_file=str(folder / "serve.yaml"),
             blocking=False,
+            in_process=request.param,
             loader=partial(doubles.load_double, folder=str(folder)),
         )
     sent = {"authorization": f"Bearer {TOKEN}"}
-    with httpx.Client(base_url=f"http://127.0.0.1:{serve_port}", timeout=PATIENT_S, headers=sent) as client:
-        yield Service(client, folder, printed.getvalue())
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENT_S, headers=sent) as client:
+        yield Service(client, folder, printed.getvalue(), request.param)
     stop()
 
 
@@ -177,14 +186,15 @@ class TestService:
     def test_a_request_can_be_followed_through_log_and_metrics(self, service: Service) -> None:
         import ray
 
-        answer = service.client.post("/search", json={"query": "private wing"}, headers={"x-request-id": "followed-1"})
-        assert answer.headers["x-request-id"] == "followed-1", "once, and not by the proxy as well"
+        asked_as = f"followed-{service.in_process}"
+        answer = service.client.post("/search", json={"query": "private wing"}, headers={"x-request-id": asked_as})
+        assert answer.headers["x-request-id"] == asked_as, "once, and not by the proxy as well"
         metrics = service.client.get("/metrics").text
         assert 'zerogr_search_seconds_count{phase="overhead"}' in metrics and "zerogr_cache_slots{searcher=" in metrics
         folder = Path(ray._private.worker.global_worker.node.get_logs_dir_path()) / "serve"
-        text = "".join(file.read_text() for file in folder.glob("replica_zerogr_*.log"))
+        text = "".join(file.read_text() for file in folder.glob("*_zerogr*.log"))
         lines = [json.loads(line) for line in text.splitlines()]
-        [line] = [line for line in lines if line.get("request_id") == "followed-1"]
+        [line] = [line for line in lines if line.get("request_id") == asked_as]
         assert (line["status"], line["num_queries"], line["deployment"]) == (200, 1, "zerogr_Ingress")
         assert "private wing" not in text
 
@@ -201,15 +211,22 @@ def test_a_real_index(place: str, tiny_index: str, service: Service, request: py
     """The real retriever answers over HTTP what it answers in this process, from a disk and from S3."""
     config = {"applications": [{"name": "real", "route_prefix": "/real", "import_path": "serve.app:build"}]}
     (service.folder / "real.yaml").write_text(yaml.safe_dump(config))
-    port = service.client.base_url.port
-    stop = serve_index(
-        request.getfixturevalue(place), port=port, config_file=str(service.folder / "real.yaml"), blocking=False
-    )
-    body = {"query": "open a file", "k": 3, "deny": ["coffee-1"], "snippet_characters": 40}
-    answer = service.client.post("/real/search", json=body).json()
-    explained = service.client.post("/real/explain", json=body).json()
-    refused = service.client.post("/real/search", json={**body, "filter": {"year": 2020}})
-    stop()
+    with httpx.Client(timeout=PATIENT_S) as client:
+        stop = serve_index(
+            request.getfixturevalue(place),
+            port=(port := free_port() if service.in_process else service.client.base_url.port),
+            config_file=str(service.folder / "real.yaml"),
+            blocking=False,
+            in_process=service.in_process,
+        )
+        client.base_url = httpx.URL(f"http://127.0.0.1:{port}/real")
+        body = {"query": "open a file", "k": 3, "deny": ["coffee-1"], "snippet_characters": 40}
+        answer = client.post("/search", json=body).json()
+        explained = client.post("/explain", json=body).json()
+        refused = client.post("/search", json={**body, "filter": {"year": 2020}})
+        page, version = client.get("/"), client.get("/index").json()["index_version"]
+        stop()
+    assert page.text.startswith("<!doctype html>") and version == answer["index_version"]
     tenant = Retriever.load(tiny_index).restricted(deny=["coffee-1"])
     [expected] = tenant.search(["open a file"], k=3, fields=["title", "text"], snippet_characters=40)
     for hit, other in zip(answer["hits"], expected, strict=True):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from serve.app import Ingress
+from serve.ingress import Front
 
 
 class Response:
@@ -30,7 +30,7 @@ class Response:
 
 def ask(response: Response, timeout_s: float) -> Any:
     ingress = SimpleNamespace(_defaults=SimpleNamespace(timeout_s=timeout_s))
-    return Ingress.func_or_class._ask(ingress, response)  # type: ignore[attr-defined]
+    return Front._ask(ingress, response)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError("it failed by itself")])

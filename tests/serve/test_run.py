@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from serve.run import ON_CPUS, _num_threads, _size_searchers, load_serve_config, serve_index
+from serve.config_file import load_serve_config
+from serve.run import ON_CPUS, _num_threads, _size_searchers, serve_index
 from serve.settings import SearchDefaults, ServeArguments
 from zerogr.errors import UserError
 from zerogr.store import storage

@@ -14,8 +14,8 @@ import httpx
 import pytest
 import yaml
 
-from serve.app import ServeArguments
 from serve.run import serve_index
+from serve.settings import ServeArguments
 from tests.serve import doubles
 from zerogr.search.answer import Hit
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from serve.api import Unavailable
-from serve.app import Searcher
+from serve.searcher import Searcher
 from serve.settings import ServeArguments
 from tests.serve.doubles import AnswersDouble, RetrieverDouble, finished_index
 from zerogr.index.index import Index

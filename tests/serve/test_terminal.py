@@ -61,6 +61,7 @@ def test_nobody_waits_for_a_head_that_does_not_answer(monkeypatch: pytest.Monkey
         if line == "fourth":
             has_come.set()
 
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "get_actor", get_actor)
     monkeypatch.setattr(ray.serve, "get_replica_context", lambda: SimpleNamespace(app_name="search"))
     serve.terminal._teller.cache_clear()
