@@ -101,20 +101,17 @@ def serve_index(
     with contextlib.ExitStack() as cleanup:
         listening = None
         if is_ours if in_process is None else in_process:
-            listening = cleanup.enter_context(contextlib.closing(listen(config.host, config.port)))
+            listening = cleanup.enter_context(contextlib.closing(listen(config.http_options)))
         _join_ray(address, num_replicas or 1, 0 if listening else 1, cleanup)
         arguments = _fit(config, arguments, num_replicas, is_default=config_file is None, is_ours=is_ours)
         events = open_events(config.name) if blocking else None
-        over = _deploy(config, arguments, loader, listening, cleanup)
+        server = _deploy(config, arguments, loader, listening, cleanup)
         print(f"Serving {index_uri} at {_url(config.host, config.port, config.route_prefix)}", flush=True)
-        stop = cleanup.pop_all().close
-    if not blocking:
-        return stop
-    try:
-        _show_until_signal(config.name, events, over)
-    finally:
-        stop()
-    return lambda: None
+        stop = cleanup.pop_all()
+    if blocking:
+        with contextlib.closing(stop):
+            _show_until_signal(config.name, events, server)
+    return stop.close
 
 
 def _fit(
@@ -158,8 +155,8 @@ def _deploy(
     loader: Loader,
     listening: socket.socket | None,
     cleanup: contextlib.ExitStack,
-) -> threading.Event:
-    """Starts the application and returns when it answers; `cleanup` deletes it. The event comes when it answers no more."""
+) -> HttpServer | None:
+    """Starts the application and returns when it answers; `cleanup` deletes it. None where Ray Serve's proxies speak HTTP."""
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # what it says of itself is in its log
@@ -173,11 +170,11 @@ def _deploy(
     except (TypeError, ValueError) as error:
         raise UserError(f"the deployments of the config file are wrong: {' '.join(str(error).split())}") from error
     handle = serve.run(target, name=config.name, route_prefix=None if listening else config.route_prefix)
-    over = threading.Event() if listening is None else _open(config, arguments, handle, listening, cleanup)
+    server = None if listening is None else _open(config, arguments, handle, listening, cleanup)
     # A wildcard address can be listened on, not connected to.
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
     _wait_for_answer(_url(host, config.port, config.route_prefix))
-    return over
+    return server
 
 
 def _open(
@@ -186,8 +183,8 @@ def _open(
     handle: Any,
     listening: socket.socket,
     cleanup: contextlib.ExitStack,
-) -> threading.Event:
-    """Lets this process be the ingress; the event comes when it is no more."""
+) -> HttpServer:
+    """Lets this process be the ingress."""
     import ray
 
     from serve.ingress import Front
@@ -199,7 +196,7 @@ def _open(
     server = HttpServer(front.api(most_requests=most_requests), listening, config.route_prefix, config.http_options)
     server.start()
     cleanup.callback(server.stop)
-    return server.has_ended
+    return server
 
 
 def command(options: argparse.Namespace) -> None:
@@ -267,10 +264,13 @@ def _wait_for_answer(url: str, timeout_s: float = 30) -> None:
         time.sleep(0.1)
 
 
-def _show_until_signal(app_name: str, events: Any, over: threading.Event) -> None:
-    """Prints events until SIGINT or SIGTERM comes, or it is over."""
+def _show_until_signal(app_name: str, events: Any, server: HttpServer | None) -> None:
+    """Prints events until SIGINT or SIGTERM comes. Raises UserError if the server ends before."""
+    over = threading.Event() if server is None else server.is_over
     with _handlers({signal.SIGINT, signal.SIGTERM}, lambda *_: over.set()):
         show(app_name, events, over, lambda line: print(line, flush=True))
+    if server is not None:
+        server.check()
 
 
 @contextlib.contextmanager

@@ -93,16 +93,8 @@ class HttpServer:
             app: Answers.
             listening: A bound socket, which it closes at its end.
             route_prefix: Where the application is mounted.
-            http_options: As in a config file of Ray Serve; host and port are the socket's.
-
-        Raises:
-            UserError: An option is Ray Serve's alone.
+            http_options: As `listen` took them.
         """
-        if unknown := [name for name in http_options if name not in {"host", "port", *OPTIONS}]:
-            raise UserError(
-                f"http_options.{unknown[0]} of the config file is for Ray Serve's proxies, which run on clusters alone; "
-                f"leave it out. Allowed here: host, port, {', '.join(OPTIONS)}"
-            )
         options = {
             OPTIONS[name]: value for name, value in http_options.items() if name in OPTIONS and value is not None
         }
@@ -121,8 +113,8 @@ class HttpServer:
         )
         self._thread = threading.Thread(target=self._serve, name="http", daemon=True)
         self._failure: BaseException | None = None
-        self.has_ended = threading.Event()
-        """Whether it answers nobody any more."""
+        self.is_over = threading.Event()
+        """Set when it answers nobody any more, or should not."""
 
     def start(self) -> None:
         """Returns when it listens.
@@ -131,7 +123,7 @@ class HttpServer:
             UserError: It cannot, such as without the certificate that its options name.
         """
         self._thread.start()
-        while not self._server.started and not self.has_ended.is_set():
+        while not self._server.started and not self.is_over.is_set():
             time.sleep(0.01)
         self.check()
 
@@ -151,15 +143,24 @@ class HttpServer:
         except (Exception, SystemExit) as error:
             self._failure = error
         finally:
-            self.has_ended.set()
+            self.is_over.set()
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(http_options: dict[str, Any]) -> socket.socket:
     """Returns a socket that has the address, so that nobody else gets it meanwhile.
 
+    Args:
+        http_options: As in a config file of Ray Serve, with host and port.
+
     Raises:
-        UserError: Somebody has it.
+        UserError: Somebody has the address, or an option is Ray Serve's alone.
     """
+    host, port = http_options["host"], http_options["port"]
+    if unknown := [name for name in http_options if name not in {"host", "port", *OPTIONS}]:
+        raise UserError(
+            f"http_options.{unknown[0]} of the config file is for Ray Serve's proxies, which run on clusters alone; leave "
+            f"it out. Allowed here: host, port, {', '.join(OPTIONS)}"
+        )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -80,7 +80,9 @@ class Tally:
     """Requests a second."""
 
 
-def soak(folder: Path, seconds: float, *, endpoint: str, port: int, seed: int = 0) -> Tally:
+def soak(
+    folder: Path, seconds: float, *, endpoint: str, port: int, seed: int = 0, in_process: bool | None = None
+) -> Tally:
     """Returns what became of all requests in so many seconds.
 
     Args:
@@ -89,12 +91,13 @@ def soak(folder: Path, seconds: float, *, endpoint: str, port: int, seed: int = 
         endpoint: Of a sound S3 server with a bucket `zerogr`; Ray, if it runs already, was started with its credentials.
         port: Of the service.
         seed: Of the traffic.
+        in_process: As for `serve.run.serve_index`.
     """
     with ExitStack() as stack:
         uri, answers = build(folder)
         proxy = stack.enter_context(faulty_s3(endpoint))
         config = str(_config_file(folder, proxy.endpoint))
-        stack.callback(serve_index(uri, port=port, config_file=config, blocking=False))
+        stack.callback(serve_index(uri, port=port, config_file=config, blocking=False, in_process=in_process))
         return asyncio.run(_traffic(f"http://127.0.0.1:{port}", uri, answers, proxy, seconds, seed))
 
 

@@ -206,14 +206,13 @@ class TestService:
             time.sleep(0.2)
 
 
-@pytest.mark.parametrize("place", ["tiny_index", "remote_index"])
-def test_a_real_index(place: str, tiny_index: str, service: Service, request: pytest.FixtureRequest) -> None:
+def test_a_real_index(tiny_index: str, service: Service, request: pytest.FixtureRequest) -> None:
     """The real retriever answers over HTTP what it answers in this process, from a disk and from S3."""
     config = {"applications": [{"name": "real", "route_prefix": "/real", "import_path": "serve.app:build"}]}
     (service.folder / "real.yaml").write_text(yaml.safe_dump(config))
     with httpx.Client(timeout=PATIENT_S) as client:
         stop = serve_index(
-            request.getfixturevalue(place),
+            request.getfixturevalue("remote_index") if service.in_process else tiny_index,
             port=(port := free_port() if service.in_process else service.client.base_url.port),
             config_file=str(service.folder / "real.yaml"),
             blocking=False,

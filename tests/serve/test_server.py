@@ -61,7 +61,7 @@ class Running:
     def __init__(self, route_prefix: str = "/", **http_options: Any) -> None:
         self.backend = Backend()
         api = create_api(self.backend, most_requests=2)  # type: ignore[arg-type]
-        listening = listen("127.0.0.1", 0)
+        listening = listen({"host": "127.0.0.1", "port": 0, **http_options})
         self.port = listening.getsockname()[1]
         self.server = HttpServer(api, listening, route_prefix, http_options)
         self.server.start()
@@ -150,11 +150,11 @@ def test_what_is_underway_at_the_end_is_answered(running: Running) -> None:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", running.port)) != 0:
                 break
-    assert not running.server.has_ended.is_set()
+    assert not running.server.is_over.is_set()
     running.backend.may_end.set()
     thread.join()
     stopping.join()
-    assert responses[0].status_code == 200 and running.server.has_ended.is_set()
+    assert responses[0].status_code == 200 and running.server.is_over.is_set()
     running.server.check()
 
 
