@@ -45,7 +45,7 @@ NOTES = """
 - Served: a searcher of one thread per core, at most four, with the default limits, and the titles and snippets of all hits. The
   load comes from this machine as well, and takes part of its cores.
 - `knee_per_s`: the most searches a second that any rate got answered; `ratio_vs_bare_decoder` is its share of `bare_per_s`.
-- `overhead_ms`: median latency of one search at a time, less what its searcher spent decoding: HTTP, two hops between
+- `overhead_ms`: median latency of one search at a time, less what its searcher spent decoding: HTTP, the hop between
   processes, and reading what ten documents say. `single_ms` and `bare_single_ms` are the whole of it, and `Retriever.search` of
   one query with all cores.
 - Latency of a rate: milliseconds from the intended start to the answer, of the searches that were answered.

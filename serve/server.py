@@ -1,6 +1,6 @@
 """HTTP in the process of `zerogr serve`: what stands in the place of Ray Serve's proxy and ingress where Ray is our own.
 
-A search then crosses one process boundary, not three: two hops and two processes less (docs/serving.md has the figures).
+A search then crosses one boundary between processes, not two, and two processes less share the cores (docs/serving.md).
 """
 
 from __future__ import annotations

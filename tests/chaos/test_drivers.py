@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
+from tests.chaos.race import race
 from tests.chaos.settings import write_config
 from tests.processes import running
 from tests.published import contents
 from zerogr.index.index import Index
-from zerogr.index.lease import find_lease, holder_of
+from zerogr.index.lease import find_lease
 from zerogr.store import storage
 
 pytestmark = [pytest.mark.integration]
@@ -76,20 +77,10 @@ def undisturbed_corpus(
     return corpus_of(index)
 
 
-def test_started_together(index: str, start: Start, tmp_path: Path, undisturbed_corpus: dict[str, bytes]) -> None:
-    drivers = [start(), start()]
-    wait(lambda: any(driver.poll() is not None for driver in drivers))
-    loser = next(number for number, driver in enumerate(drivers) if driver.poll() is not None)
-    winner = drivers[1 - loser]
-    assert drivers[loser].returncode == 2 and winner.poll() is None
-    said = last_line(tmp_path / f"driver-{loser + 1}.log")
-    assert said.startswith(f"zerogr: '{index}' is being changed by ") and f", process {winner.pid}, since 20" in said
-    assert said.endswith("ago; wait for its end with --wait, or end that process")
-    (tmp_path / "go").touch()
-    assert winner.wait(timeout=900) == 0
+def test_started_together(index: str, config: str, tmp_path: Path, undisturbed_corpus: dict[str, bytes]) -> None:
+    race(index, config, tmp_path / "drivers")
     assert corpus_of(index) == undisturbed_corpus
     assert Index(index).require("corpus").counts["rows"] == 40
-    assert holder_of(Index(index)) is None
 
 
 def test_killed(
