@@ -1,7 +1,6 @@
 """At which rates does a core of this machine write and learn, while all of them do? `python -m benchmarks.rates [--quick]`
 
-What `zerogr plan` counts with, of the embedded model; `zerogr plan --cpu here` measures the same, and plans with
-it. The last line printed is one JSON object.
+What `zerogr plan` counts with for a kind of processor, of the embedded model. The last line printed is one JSON object.
 """
 
 from __future__ import annotations
@@ -10,9 +9,9 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
+from benchmarks.core_rates import measure
 from benchmarks.report import report
 from zerogr.config.names import EMBEDDED_MODEL
-from zerogr.cost.here import measure
 from zerogr.llm.models import fastest_dtype
 
 NOTES = """

@@ -17,6 +17,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from zerogr.machine import num_cores
+
 
 def report(title: str, figures: Mapping[str, object], out: Path | None, notes: str = "") -> None:
     """Prints the figures, writes them to `out`, and prints them again as one JSON object on the last line.
@@ -67,9 +69,8 @@ def hardware() -> str:
         lines = []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     model = models[0] if models else platform.processor() or platform.machine()
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{model}, {num_cores} cores, {memory_gib:.0f} GiB"
+    return f"{model}, {num_cores()} cores, {memory_gib:.0f} GiB"
 
 
 def software() -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import socket
 import subprocess
 import sys
@@ -27,6 +26,7 @@ import numpy as np
 
 from benchmarks.report import report
 from zerogr.index.index import Index
+from zerogr.machine import num_cores
 from zerogr.queries.source import pseudo_examples
 from zerogr.retriever import Retriever
 
@@ -134,7 +134,7 @@ def served(uri: str) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    searchers = min(len(os.sched_getaffinity(0)), MOST_SEARCHERS)
+    searchers = min(num_cores(), MOST_SEARCHERS)
     command = [sys.executable, "-m", "jobs.cli", "serve", uri, "--port", str(port), "--replicas", str(searchers)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"

@@ -29,10 +29,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.core_rates import NoCheckpoints, passages
 from benchmarks.report import report
 from zerogr.config.file import validate_config
 from zerogr.config.names import EMBEDDED_MODEL
-from zerogr.cost.here import NoCheckpoints, passages
 from zerogr.llm.chat import ChatFormat
 from zerogr.llm.models import fastest_dtype, load_model, resolve_model
 from zerogr.training import learner

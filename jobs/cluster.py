@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 
 from jobs.termination import fault_on_sigterm
+from zerogr.machine import num_cores
 from zerogr.network import check_ray_address, protect_own_ray
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def _connected() -> Iterator[None]:
         ray.init(
             address="local",
             include_dashboard=False,
-            num_cpus=(os.cpu_count() or 1) + 4,
+            num_cpus=num_cores() + 4,
             object_store_memory=LOCAL_OBJECT_STORE_BYTES,
             logging_level=logging.ERROR,  # at WARNING, Ray tells of its token
             runtime_env={"worker_process_setup_hook": prepare_worker},
@@ -88,7 +89,7 @@ def prepare_worker() -> None:
 
 def share_of_cpus(configured: int, num_workers: int) -> int:
     """Returns the threads of one worker: as configured, or an equal share of the machine."""
-    return configured or max(1, (os.cpu_count() or 1) // num_workers)
+    return configured or max(1, num_cores() // num_workers)
 
 
 def cause_of(error: Exception) -> str:

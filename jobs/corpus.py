@@ -23,6 +23,7 @@ from zerogr.errors import UserError
 from zerogr.index.index import Index, StageRecord, shards_in
 from zerogr.index.stage import CORPUS
 from zerogr.index.versions import is_update
+from zerogr.machine import num_cores
 from zerogr.store import storage
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def _can_share(config: Config, splits: Splits) -> bool:
     if os.environ.get("RAY_ADDRESS"):
         # Where the index is on a disk, all nodes have that disk.
         return storage.is_local(config.index) or not storage.is_local(splits.files[0].uri)
-    return config.compute.num_reading_workers > 1 or (os.cpu_count() or 1) > 1
+    return config.compute.num_reading_workers > 1 or num_cores() > 1
 
 
 def _read_in_parallel(config: Config, index: Index, splits: Splits) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def _num_readers(config: Config) -> int:
     if config.compute.num_reading_workers:
         return config.compute.num_reading_workers
     if not os.environ.get("RAY_ADDRESS"):
-        return os.cpu_count() or 1
+        return num_cores()
     import ray
 
     return max(int(ray.cluster_resources().get("CPU", 0)), FEWEST_ON_A_CLUSTER)

@@ -254,9 +254,7 @@ def _add_plan(commands: Commands) -> None:
     sub.add_argument(
         "--gpu", metavar="KIND", help="h200, h100, a100, ... or none (default: h200 where compute has GPUs)"
     )
-    sub.add_argument(
-        "--cpu", default="avx2", metavar="KIND", help="avx2 (the slowest, default), bf16, amx, or here: measured now"
-    )
+    sub.add_argument("--cpu", default="avx2", metavar="KIND", help="avx2 (the slowest, default), bf16 or amx")
     sub.add_argument(
         "--nodes", type=_positive, metavar="N", help="of one GPU and 16 cores each, or of two cores, or this machine's"
     )
@@ -264,6 +262,11 @@ def _add_plan(commands: Commands) -> None:
         sub.add_argument(
             f"--dollars-per-{kind}-hour", type=float, metavar="PRICE", help="none is assumed" if kind == "gpu" else "of a core"
         )  # fmt: skip
+    sub.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="build two small indexes here first, and plan from what they take; minutes",
+    )
     sub.add_argument("--against", metavar="INDEX", help="compare with the seconds that a finished index has recorded")
 
 

@@ -30,6 +30,7 @@ from zerogr.index.index import Index
 from zerogr.index.ledger import Effort, Ledger
 from zerogr.index.versions import is_update
 from zerogr.llm.generation import ShardReport
+from zerogr.machine import num_cores
 from zerogr.progress import Progress
 from zerogr.store import storage
 
@@ -351,7 +352,7 @@ def most_workers(num_gpus: float) -> int:
 
     Engines of one thread each share nothing; the threads of one engine wait for each other at every layer (docs/log.md).
     """
-    return 1 if num_gpus or os.environ.get("RAY_ADDRESS") else min(os.cpu_count() or 1, 4)
+    return 1 if num_gpus or os.environ.get("RAY_ADDRESS") else min(num_cores(), 4)
 
 
 def _effort_of(outcome: Outcome, num_gpus: float) -> Effort:

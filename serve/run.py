@@ -31,6 +31,7 @@ from serve.terminal import open_events, show
 from serve.versions import Loader
 from zerogr.errors import UserError
 from zerogr.index.index import Index
+from zerogr.machine import num_cores
 from zerogr.network import check_ray_address, protect_own_ray
 from zerogr.store import storage
 
@@ -146,7 +147,7 @@ def _num_threads(searcher: dict[str, Any]) -> int:
     Searchers of a thread each answer more than one of as many threads: these wait for each other at every layer.
     """
     most = searcher.get("autoscaling_config", {}).get("max_replicas") or searcher.get("num_replicas")
-    return max(1, len(os.sched_getaffinity(0)) // (most if isinstance(most, int) else 1))
+    return max(1, num_cores() // (most if isinstance(most, int) else 1))
 
 
 def _deploy(
@@ -230,7 +231,7 @@ def _join_ray(address: str | None, num_replicas: int, num_more: int, cleanup: co
         address="local",
         include_dashboard=False,
         # A replica that finds no room for its share of a CPU is waited for silently.
-        num_cpus=max(len(os.sched_getaffinity(0)), num_replicas) + num_more,
+        num_cpus=max(num_cores(), num_replicas) + num_more,
         object_store_memory=OBJECT_STORE_BYTES,
         logging_level=logging.ERROR,  # at WARNING, Ray tells of its token
         log_to_driver=False,  # events come by themselves, the rest is in the log

@@ -10,7 +10,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -174,32 +174,27 @@ def listen(http_options: dict[str, Any]) -> socket.socket:
 
 @contextmanager
 def log_file(folder: Path, application: str) -> Iterator[None]:
-    """Lets the lines of an application's ingress (`serve.logs`) and uvicorn's go into a file, and not to the terminal."""
+    """Lets the lines of an application's ingress (`serve.logs`) go into a file and not to the terminal.
+
+    So do uvicorn's, and those of Ray Serve's router, which is in this process too.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"ingress_{application}.log"
     handler = RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES, encoding="utf-8")
     handler.setFormatter(JsonLines(application))
-    loggers = [logger, logging.getLogger("uvicorn")]
-    before: list[Callable[[], None]] = []
-    for each in loggers:
-        before.append(_restoring(each))
-        each.addHandler(handler)
-        each.setLevel(logging.INFO)
-        each.propagate = False
+    levels = {
+        logger: logging.INFO,
+        logging.getLogger("ray.serve"): logging.WARNING,
+        logging.getLogger("uvicorn"): logging.INFO,
+    }
+    before = [(each, each.level, each.propagate, each.handlers) for each in levels]
+    for each, level in levels.items():
+        each.handlers, each.propagate = [handler], False
+        each.setLevel(level)
     try:
         yield
     finally:
-        for each, restore in zip(loggers, before, strict=True):
-            each.removeHandler(handler)
-            restore()
+        for each, level, propagate, handlers in before:
+            each.handlers, each.propagate = handlers, propagate
+            each.setLevel(level)
         handler.close()
-
-
-def _restoring(changed: logging.Logger) -> Callable[[], None]:
-    level, propagate = changed.level, changed.propagate
-
-    def restore() -> None:
-        changed.setLevel(level)
-        changed.propagate = propagate
-
-    return restore

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("zerogr", "jobs", "serve")
 LAYERS = (
-    "errors seeds progress ragged plugins network",
+    "errors seeds progress ragged plugins network machine",
     "config",
     "store",
     "index text",

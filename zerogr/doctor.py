@@ -19,6 +19,7 @@ from zerogr.corpus.readers import detect_format, read_corpus
 from zerogr.errors import Fault, UserError
 from zerogr.llm.chat import ChatFormat
 from zerogr.llm.models import fastest_dtype, load_tokenizer, resolve_model
+from zerogr.machine import num_cores
 from zerogr.network import check_ray_address
 from zerogr.store import storage
 from zerogr.store.cache import cache_folder, make_folder
@@ -52,7 +53,7 @@ def examine(config: Config) -> Iterator[Finding]:
 
 
 def _python(_: Config) -> Iterator[Finding]:
-    text = f"{platform.python_version()} on {platform.machine()}, {os.cpu_count()} cores"
+    text = f"{platform.python_version()} on {platform.machine()}, {num_cores()} cores"
     is_old = sys.version_info < (3, 11)
     yield Finding("python", "fault" if is_old else "ok", f"{text}; 3.11 or newer is needed" if is_old else text)
 

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from jobs.cli import main
+from tests import tiny
 from zerogr.index.index import Index
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +46,26 @@ class TestCommand:
         config = str(ROOT / "examples" / "paper.yaml")
         printed = self.run(capsys, config, "--document-bytes", "900", "--against", str(tmp_path))
         assert "1,000 documents" in printed and "more than 25% off" in printed
+
+    @pytest.mark.integration
+    def test_a_rehearsal_is_built_and_planned_from(
+        self, tmp_path: Path, collection: Path, tiny_model: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        config = tmp_path / "config.yaml"
+        config.write_text(yaml.safe_dump(tiny.settings(str(tmp_path / "index"), collection, tiny_model)))
+        [plan] = json.loads(self.run(capfd, str(config), "--model", "135M", "--rehearse", "--json"))["plans"]
+        for stage in plan["stages"]:
+            assert stage["formula"].startswith("rehearsed with 2 and 24 documents: a start of "), stage
+            assert stage["seconds"] > 0
+        assert not (tmp_path / "index").exists()
+        capfd.readouterr()
+        elsewhere = "docids.engine=vllm"
+        assert main(["plan", str(config), "--model", "135M", "--rehearse", "--set", elsewhere]) == 2
+        told = capfd.readouterr().err.strip().splitlines()[-1]
+        assert told.startswith("zerogr: the rehearsal has failed: engine is 'vllm', but vLLM is not installed")
+        few = ["--documents", "3", "--document-bytes", "100", "--model", "135M", "--rehearse"]
+        assert main(["plan", str(config), *few]) == 2
+        assert "builds indexes of 2 and of at least 4 documents; this corpus has 3" in capfd.readouterr().err
 
     def test_mistakes_are_one_sentence(self, capsys: pytest.CaptureFixture[str]) -> None:
         config = str(ROOT / "examples" / "paper.yaml")

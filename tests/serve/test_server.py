@@ -23,6 +23,7 @@ from serve.server import HttpServer, listen, log_file
 from zerogr.errors import UserError
 
 PATIENT_S = 120
+LOGGERS = (logger, logging.getLogger("ray.serve"), logging.getLogger("uvicorn"))
 
 
 class Backend:
@@ -188,12 +189,13 @@ class TestOptions:
 
 class TestLogFile:
     def test_lines_go_into_it_and_nowhere_else(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-        before = [(each.level, each.propagate, list(each.handlers)) for each in (logger, logging.getLogger("uvicorn"))]
+        before = [(each.level, each.propagate, list(each.handlers)) for each in LOGGERS]
         with ExitStack() as stack:
             stack.enter_context(log_file(tmp_path / "serve", "wings"))
             running = Running()
             stack.callback(running.close)
             running.client.post("/search", json={"query": "private"}, headers={"x-request-id": "followed-1"})
+            logging.getLogger("ray.serve").warning("a replica is slow")
             try:
                 raise ValueError("a bug")
             except ValueError:
@@ -204,7 +206,8 @@ class TestLogFile:
         [line] = [line for line in lines if line.get("request_id") == "followed-1"]
         assert (line["status"], line["num_queries"], line["application"]) == (200, 1, "wings")
         assert (line["levelname"], line["deployment"]) == ("INFO", "wings_Ingress") and "private" not in text
+        assert "a replica is slow" in [line["message"] for line in lines]
         [failed] = [line for line in lines if line["levelname"] == "ERROR"]
         assert failed["message"] == "a request failed" and "ValueError: a bug" in failed["exc_text"]
-        after = [(each.level, each.propagate, list(each.handlers)) for each in (logger, logging.getLogger("uvicorn"))]
+        after = [(each.level, each.propagate, list(each.handlers)) for each in LOGGERS]
         assert after == before

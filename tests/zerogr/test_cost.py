@@ -11,11 +11,10 @@ import pytest
 from zerogr.config.file import load_config, validate_config
 from zerogr.config.names import EMBEDDED_MODEL
 from zerogr.config.tree import Config
-from zerogr.cost import here
 from zerogr.cost.against import WITHIN, Comparison, compare
 from zerogr.cost.estimate import Models, StageCost, estimate
 from zerogr.cost.machines import GPUS, Machines
-from zerogr.cost.plan import Plan, Prices, make_plan, rates_as_json
+from zerogr.cost.plan import Plan, Prices, make_plan
 from zerogr.cost.rates import CORES, RATES, ZEROGR_WEEKS
 from zerogr.cost.shapes import SHAPES, shape_of
 from zerogr.cost.texts import Texts, assumed_texts, sampled_texts
@@ -240,20 +239,6 @@ class TestPlan:
             Machines.of("tpu", "avx2", 1)
         with pytest.raises(UserError, match="--cpu is arm; there are rates for avx2, bf16, amx"):
             Machines.of("none", "arm", 1)
-
-    def test_this_machine_is_measured_when_it_is_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        measured = here.Measured(
-            load_s=8.0, prompt_tokens_per_s=600.0, new_tokens_per_s=150.0, training_tokens_per_s=200.0,
-            training_step_s=3.0, tokens_per_pair=19.0,
-        )  # fmt: skip
-        monkeypatch.setattr(here, "measure", lambda: measured)
-        monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)), raising=False)
-        machines = Machines.of("none", "here", 1)
-        learning = Learning(pairs=600, steps=20, pair_tokens=30, model_tokens=20, stored_pairs=600)
-        found = machines.training_s(learning, 32, TINY, is_lora=False)
-        assert machines.cores == 6 and found.value == pytest.approx(600 * 20 / (200 * 6)) and found.basis == "measured"
-        assert rates_as_json(machines.core)["here.new"]["value"] == 150.0
-        assert "here.new" not in rates_as_json(LAPTOP.core)
 
     def test_every_rate_says_where_it_is_from(self) -> None:
         for name, rate in RATES.items():

@@ -13,8 +13,6 @@ from zerogr.errors import UserError
 from zerogr.training.peaks import PEAK_FLOPS
 
 MEASURED_GPU = "h200"
-HERE = "here"
-"""The kind of core that this machine has."""
 _REFERENCE = SHAPES[EMBEDDED_MODEL]
 _PEAKS = {name.removeprefix("NVIDIA ").lower().replace(" ", "-"): peak for name, peak in PEAK_FLOPS.items()}
 GPUS = tuple(_PEAKS)
@@ -43,15 +41,15 @@ class Machines:
 
     @classmethod
     def of(cls, gpu: str, cpu: str, nodes: int) -> Machines:
-        """Returns the machines that the flags name; what this machine does is measured now.
+        """Returns the machines that the flags name.
 
         Raises:
             UserError: There are no rates of such a kind.
         """
-        for flag, kind, known in (("--gpu", gpu, ("none", *GPUS)), ("--cpu", cpu, (*CORES, HERE))):
+        for flag, kind, known in (("--gpu", gpu, ("none", *GPUS)), ("--cpu", cpu, tuple(CORES))):
             if kind not in known:
                 raise UserError(f"{flag} is {kind}; there are rates for {', '.join(known)}")
-        return cls(gpu=None if gpu == "none" else gpu, core=_this_core() if cpu == HERE else CORES[cpu], nodes=nodes)
+        return cls(gpu=None if gpu == "none" else gpu, core=CORES[cpu], nodes=nodes)
 
     @property
     def cores(self) -> int:
@@ -111,12 +109,6 @@ class Machines:
     def _of_h200(self) -> float:
         """The GPU's peak over the H200's."""
         return _PEAKS[self.gpu or MEASURED_GPU] / _PEAKS[MEASURED_GPU]
-
-
-def _this_core() -> Core:
-    from zerogr.cost.here import core_of, measure  # with torch, which a plan from a table need not load
-
-    return core_of(measure())
 
 
 _MEASURED_SHAPES = (_REFERENCE, SHAPES["meta-llama/Llama-3.2-1B-Instruct"])

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from zerogr.config.names import EMBEDDED_MODEL
 from zerogr.config.tree import Config
 from zerogr.cost.estimate import Models, StageCost, estimate, search_s
-from zerogr.cost.machines import HERE, MEASURED_GPU, Machines
-from zerogr.cost.rates import CORES, RATES, Core
+from zerogr.cost.machines import MEASURED_GPU, Machines
+from zerogr.cost.rates import RATES
+from zerogr.cost.rehearsal import Rehearsal
 from zerogr.cost.shapes import SHAPES, shape_of
 from zerogr.cost.texts import BYTES_PER_TOKEN, Texts
 from zerogr.cost.work import DOCID_TOKENS, KEPT, QUERY_TOKENS, TUNED_DOCID_TOKENS
@@ -76,6 +77,7 @@ def make_plan(
     model: str | None = None,
     generator: str | None = None,
     prices: Prices,
+    rehearsal: Rehearsal | None = None,
 ) -> Plan:
     """Returns the plan of an index.
 
@@ -86,13 +88,32 @@ def make_plan(
         model: A size such as 3B in the place of `retriever.model`; None = the configured model.
         generator: The same for the models that write docids and pseudo-queries.
         prices: Of the machines.
+        rehearsal: What stages took on one of them; None = rates alone.
 
     Raises:
         UserError: The size of a model is not known.
     """
+    models = models_of(config, model, generator)
+    stages = _costs(config, texts, machines, models, rehearsal)
+    total = _sum(stages, prices)
+    return Plan(
+        model=model or config.retriever.model,
+        parameters=models.retriever.parameters,
+        num_documents=texts.num_documents,
+        stages=stages,
+        total=total,
+        one_query_more=_one_query_more(config, texts, machines, models, total, generator, prices, rehearsal),
+        search_s=search_s(machines, models.retriever, SHAPES[EMBEDDED_MODEL]),
+        dollars=[prices.of(stage.gpu_hours or 0.0, stage.cpu_hours or 0.0) for stage in stages],
+        assumptions=list(_assumptions(config, texts, machines, prices)),
+    )
+
+
+def models_of(config: Config, model: str | None = None, generator: str | None = None) -> Models:
+    """Returns the shapes of an index's models; arguments and errors as for `make_plan`."""
     retriever = shape_of(model or config.retriever.model, "--model")
     layers = min(config.retriever.num_layers or retriever.layers, retriever.layers)
-    models = Models(
+    return Models(
         docids=shape_of(generator or str(getattr(config.docids, "model", None)), "--generator")
         if config.docids.needs_engine
         else None,
@@ -101,19 +122,16 @@ def make_plan(
         else None,
         retriever=retriever._replace(layers=layers),
     )
-    stages = estimate(config, texts, machines, models)
-    total = _sum(stages, prices)
-    return Plan(
-        model=model or config.retriever.model,
-        parameters=models.retriever.parameters,
-        num_documents=texts.num_documents,
-        stages=stages,
-        total=total,
-        one_query_more=_one_query_more(config, texts, machines, models, total, generator, prices),
-        search_s=search_s(machines, models.retriever, SHAPES[EMBEDDED_MODEL]),
-        dollars=[prices.of(stage.gpu_hours or 0.0, stage.cpu_hours or 0.0) for stage in stages],
-        assumptions=list(_assumptions(config, texts, machines, prices)),
-    )
+
+
+def _costs(
+    config: Config, texts: Texts, machines: Machines, models: Models, rehearsal: Rehearsal | None
+) -> list[StageCost]:
+    costs = estimate(config, texts, machines, models)
+    if rehearsal is None:
+        return costs
+    starts = estimate(config, replace(texts, num_documents=0), machines, models)
+    return rehearsal.applied(costs, starts, texts.num_documents)
 
 
 def _sum(stages: list[StageCost], prices: Prices) -> Sums:
@@ -138,16 +156,18 @@ def _one_query_more(
     total: Sums,
     generator: str | None,
     prices: Prices,
+    rehearsal: Rehearsal | None,
 ) -> Sums:
     number = config.queries.num_queries_per_document
     queries = config.queries.model_copy(update={"num_queries_per_document": number + 1})
     asked = models.queries or shape_of(generator or config.queries.model, "--generator")
     more = _sum(
-        estimate(
+        _costs(
             config.model_copy(update={"queries": queries}),
             texts,
             machines,
             Models(docids=models.docids, queries=asked, retriever=models.retriever),
+            rehearsal,
         ),
         prices,
     )
@@ -186,7 +206,6 @@ def _assumptions(config: Config, texts: Texts, machines: Machines, prices: Price
         yield f"prices are yours: ${prices.gpu_hour or 0:g} a GPU-hour, ${prices.cpu_hour or 0:g} a core-hour"
 
 
-def rates_as_json(core: Core) -> dict[str, dict[str, Any]]:
-    """Returns every rate that plans count with, by its name; those of a core that was measured now are called `here`."""
-    measured = {} if core in CORES.values() else core.rates(HERE)
-    return {name: asdict(rate) for name, rate in {**RATES, **measured}.items()}
+def rates_as_json() -> dict[str, dict[str, Any]]:
+    """Returns every rate that plans count with, by its name."""
+    return {name: asdict(rate) for name, rate in RATES.items()}

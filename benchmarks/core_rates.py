@@ -1,4 +1,4 @@
-"""How fast a core of this machine writes and learns: the rates of a plan for this machine, measured when it is asked for.
+"""How fast a core of this machine writes and learns: what the kinds of processors that `zerogr plan` knows were measured with.
 
 Of the embedded model, while all cores are at work as they are in a stage: an engine of one thread on each, then a trainer on
 all of them. A core by itself may be twice as fast, where two are threads of one or share what memory carries.
@@ -7,7 +7,6 @@ all of them. A core by itself may be twice as fast, where two are threads of one
 from __future__ import annotations
 
 import logging
-import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -23,13 +22,14 @@ from zerogr.config.names import EMBEDDED_MODEL
 from zerogr.config.tree import QueriesConfig
 from zerogr.corpus.document import Document
 from zerogr.corpus.pystdlib import read_pystdlib
-from zerogr.cost.rates import MOST_ENGINES, Core, Rate
+from zerogr.cost.rates import MOST_ENGINES
 from zerogr.docids.rules import Terms
 from zerogr.llm.chat import ChatFormat
 from zerogr.llm.engines.engine import Prompt, Sampling
 from zerogr.llm.engines.transformers import TransformersEngine
-from zerogr.llm.models import fastest_dtype, load_model, resolve_model
+from zerogr.llm.models import load_model, resolve_model
 from zerogr.llm.prompts import query_prompt
+from zerogr.machine import num_cores
 from zerogr.queries.spans import make_spans
 from zerogr.text.terms import DocumentFrequency
 from zerogr.text.words import words
@@ -78,30 +78,6 @@ def measure(model: str = EMBEDDED_MODEL, *, num_prompts: int = 16, num_steps: in
         return Measured(**writing, **_learning(model, num_steps))
     finally:
         torch.set_num_threads(before)
-
-
-def num_cores() -> int:
-    """Returns the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def core_of(measured: Measured) -> Core:
-    """Returns the kind of core that was measured, as a plan wants it."""
-    hardware = f"{num_cores()} cores of this machine"
-
-    def rate(value: float, unit: str) -> Rate:
-        return Rate(float(f"{value:.4g}"), unit, hardware, "measured by this command")
-
-    return Core(
-        hardware=hardware,
-        precision="bf16" if fastest_dtype("cpu") is torch.bfloat16 else "fp32",
-        prompt=rate(measured.prompt_tokens_per_s, "prompt tokens/s"),
-        new=rate(measured.new_tokens_per_s, "new tokens/s"),
-        training=rate(measured.training_tokens_per_s, "tokens through the model/s"),
-        load_s=rate(measured.load_s, "s per stage with a model"),
-        search_s=None,
-        cores=num_cores(),
-    )
 
 
 def passages(chat: ChatFormat, count: int) -> tuple[list[TextExample], Choices]:
