@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from zerogr.cost.estimate import StageCost
 
-FEW, MOST_PER_ENGINE = 2, 12
-"""Documents of the small index, and of the larger one per engine."""
+FEW, MOST_PER_ENGINE = 2, 25
+"""Documents of the small index, and of the larger one per engine: fewer would not fill a batch, as a whole corpus does."""
 LEAST_GROWTH_S = 3.0
 """A stage that grows by less says nothing but how it starts: another second would be hours of a million documents."""
 
