@@ -132,7 +132,7 @@ def test_who_can_help(
     readers: int, cores: int, address: str, source: str, index: str, can: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
-    monkeypatch.setattr(jobs.corpus.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(jobs.corpus, "num_cores", lambda: cores)
     tree = {"index": index, "corpus": {"source": source}, "compute": {"num_reading_workers": readers}}
     parts = splits.Splits("jsonl", [splits.SourceFile(source, 1, "")], [[], []], [1, 1])
     assert jobs.corpus._can_share(validate_config(tree), parts) is can

@@ -12,7 +12,7 @@ from jobs.shards import Hands
 def test_engines_where_nobody_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     for num_cores, num_workers in ((1, 1), (2, 2), (16, 4)):
-        monkeypatch.setattr(shards.os, "cpu_count", lambda num_cores=num_cores: num_cores)
+        monkeypatch.setattr(shards, "num_cores", lambda num_cores=num_cores: num_cores)
         assert shards.most_workers(0) == num_workers
     assert shards.most_workers(1) == 1
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
