@@ -24,7 +24,7 @@ from zerogr.config.file import validate_config
 from zerogr.index.index import Index, shards_in
 from zerogr.llm.engines.engine import Generation, Prompt, Sampling
 from zerogr.llm.engines.fake import FakeEngine
-from zerogr.network import protect_own_ray
+from zerogr.network import prepare_own_ray
 
 WORKERS = (1, 2, 4, 8, 16)
 SHARD_SIZE, SHARDS_PER_WORKER = 20, 12
@@ -102,7 +102,7 @@ def run(num_workers: int, engine_s: float) -> dict[str, Any]:
                 },
             }
         )
-        protect_own_ray()
+        prepare_own_ray()
         # Logical CPUs: a worker waits most of the time.
         ray.init(
             address="local",

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from jobs.termination import fault_on_sigterm
 from zerogr.machine import num_cores
-from zerogr.network import check_ray_address, protect_own_ray
+from zerogr.network import check_ray_address, prepare_own_ray
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +47,7 @@ def _connected() -> Iterator[None]:
         ray.init(logging_level=logging.WARNING, runtime_env={"worker_process_setup_hook": prepare_worker})
         logger.info("joined the Ray cluster at %s", address)
     else:
-        protect_own_ray()
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        prepare_own_ray()
         if len(tempfile.gettempdir()) > LONGEST_TEMP_DIR:
             os.environ.setdefault("RAY_TMPDIR", "/tmp")
         # Logical CPUs: every stage's actor, Ray Data's own tasks and the trainer's controller want one; a machine with two

@@ -32,7 +32,7 @@ from serve.versions import Loader
 from zerogr.errors import UserError
 from zerogr.index.index import Index
 from zerogr.machine import num_cores
-from zerogr.network import check_ray_address, protect_own_ray
+from zerogr.network import check_ray_address, prepare_own_ray
 from zerogr.store import storage
 
 logger = logging.getLogger(__name__)
@@ -43,14 +43,13 @@ MOST_QUERIES_ON_CPUS = 16
 more in hand is only a longer wait."""
 MOST_REQUESTS = 256
 """That this process has in hand as the ingress, unless the config file says it."""
-OF_OWN_RAY = {
+OF_OWN_SERVE = {
     "RAY_worker_niceness": "5",  # not 15: threads that decode (19) have something to give way to
-    "RAY_enable_metrics_collection": "0",  # Ray's own, which nobody reads here; ours are at /metrics
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",  # not 100
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # not .1
 }
-"""The environment of an embedded Ray, unless it is set otherwise: on two cores its processes take .35 of one while nobody asks
-anything, so .22."""
+"""The environment of an embedded Ray, beside that of every Ray of our own: on two cores its processes take .35 of one while
+nobody asks anything, so .22."""
 OBJECT_STORE_BYTES = 300 * 2**20
 """Of an embedded Ray: only queries and hits pass through it."""
 
@@ -224,8 +223,8 @@ def _join_ray(address: str | None, num_replicas: int, num_more: int, cleanup: co
         ray.init(address=address, log_to_driver=False)
         cleanup.callback(ray.shutdown)
         return
-    protect_own_ray()
-    for name, value in OF_OWN_RAY.items():
+    prepare_own_ray()
+    for name, value in OF_OWN_SERVE.items():
         os.environ.setdefault(name, value)
     ray.init(
         address="local",

@@ -12,11 +12,14 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # the clusters of the tests 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # not a process for each of many logical CPUs
+os.environ.setdefault("RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", "0")  # look for new logs twice a second, not ten times
+os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "240")  # of a slow machine too
 
 import pytest
 import yaml
 
 from tests import servers, tiny
+from zerogr.network import OF_OWN_RAY
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -58,7 +61,8 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def local_ray(s3_server: str) -> Iterator[None]:
-    """One small Ray for all tests that need one; logical CPUs are more than the machine has, so that nothing waits for one.
+    """One small Ray for all tests that need one, as the jobs start theirs; logical CPUs are more than the machine has, so that
+    nothing waits for one.
 
     Its workers inherit the environment, so the S3 server must be known before it starts.
     """
@@ -67,6 +71,8 @@ def local_ray(s3_server: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         # What Ray has to say it prints on standard output, whenever it likes; there the tests read what commands print.
         patch.setattr("ray._private.worker.print_to_stdstream", lambda *_, **__: None)
+        for name, value in OF_OWN_RAY.items():
+            patch.setenv(name, value)
         ray.init(
             address="local", include_dashboard=False, num_cpus=8, object_store_memory=200 * 2**20, log_to_driver=False
         )

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[1]
+ON_A_CLUSTER = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1"}
+"""The environment of a driver that joins a cluster: this process may have a Ray of its own, where that is off."""
 
 
 @contextmanager

@@ -11,6 +11,12 @@ from zerogr.errors import UserError
 
 ANSWERS_WITHIN_S = 10.0
 """So long a cluster may take to answer at all."""
+OF_OWN_RAY = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_enable_metrics_collection": "0",  # Ray's own, which nobody reads here
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process more per training; the only machine goes with all its processes
+}
+"""The environment of a Ray of our own, unless it is set otherwise: processes that cost time and do nothing on one machine."""
 
 
 def check_ray_address(address: str) -> None:
@@ -38,10 +44,12 @@ def check_ray_address(address: str) -> None:
         time.sleep(0.5)
 
 
-def protect_own_ray() -> None:
-    """Gives the Ray that this process is about to start a token of its own; call it before `ray.init(address="local")`.
+def prepare_own_ray() -> None:
+    """Sets the environment of the Ray that this process is about to start; call it before `ray.init(address="local")`.
 
-    Such a Ray listens on all interfaces and runs what it is sent. It asks for a token unless RAY_AUTH_MODE says otherwise, and
-    would leave a new one in the home directory, which need not be writable.
+    Such a Ray listens on all interfaces and runs what it is sent, so it gets a token of its own. It asks for it unless
+    RAY_AUTH_MODE says otherwise, and would leave a new one in the home directory, which need not be writable.
     """
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    for name, value in OF_OWN_RAY.items():
+        os.environ.setdefault(name, value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from tests import tiny
 from tests.processes import REPOSITORY, kill_with_descendants
 from zerogr.config.file import load_config
 from zerogr.errors import UserError
+from zerogr.index.index import Index
 from zerogr.store import cache
 
 
@@ -170,8 +172,12 @@ def test_nobody_is_served_by_a_cluster_that_is_gone(tiny_index: str) -> None:
 
 
 @pytest.mark.integration
-def test_ctrl_c_while_training_says_what_to_do(tmp_path: Path, collection: Path, tiny_model: Path) -> None:
+def test_ctrl_c_while_training_says_what_to_do(
+    tmp_path: Path, tiny_index: str, collection: Path, tiny_model: Path
+) -> None:
     """09: Ray Train ends the process on its own, without a word."""
+    shutil.copytree(tiny_index, tmp_path / "index")
+    Index(str(tmp_path / "index")).rebuild("retriever")
     settings = {"training__num_epochs": 1000, "training__checkpoint_every": 5}
     tree = tiny.settings(str(tmp_path / "index"), collection, tiny_model, **settings)
     config = tmp_path / "config.yaml"

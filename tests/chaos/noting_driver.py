@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.processes import running
+from tests.processes import ON_A_CLUSTER, running
 from zerogr.index.stage import RETRIEVER
 from zerogr.store import storage
 
@@ -79,6 +79,8 @@ def noting_train_on_worker(arguments: dict[str, Any], *, diary: str) -> None:
 def noting_driver(config: str, diary: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """Starts the driver for the length of a block. Its output is DIARY/driver.log."""
     diary.mkdir()
+    if "RAY_ADDRESS" in environment:
+        environment |= ON_A_CLUSTER
     with running("tests.chaos.noting_driver", config, str(diary), log=diary / "driver.log", **environment) as driver:
         yield driver
 

@@ -30,7 +30,7 @@ from tests import tiny
 from tests.chaos.faulty_s3 import PASSING, FaultyS3, faulty_s3
 from tests.chaos.settings import LANGUAGE_MODEL, run_stages, write_config
 from tests.chaos.test_nodes import SOON, kill_node
-from tests.processes import REPOSITORY, kill_with_descendants
+from tests.processes import ON_A_CLUSTER, REPOSITORY, kill_with_descendants
 from tests.published import contents
 from tests.servers import s3
 from zerogr.index.index import Index
@@ -72,7 +72,7 @@ class Run:
         with self.log.open("ab") as output:
             self.driver = subprocess.Popen(
                 [sys.executable, "-m", "jobs.cli", "index", self.config],
-                cwd=REPOSITORY, env={**os.environ, "RAY_ADDRESS": self.cluster.address},
+                cwd=REPOSITORY, env={**os.environ, **ON_A_CLUSTER, "RAY_ADDRESS": self.cluster.address},
                 stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
 

@@ -37,10 +37,10 @@ LATEST = f"{RETRIEVER.work[0]}/checkpoints/latest.json"
 
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BEIR folder of 120 documents: as many shards, so that a stage can be caught in the middle."""
+    """A BEIR folder of 80 documents: as many shards, so that a stage can be caught in the middle."""
     rows = [
         {**row, "_id": f"{row['_id']}-{edition}", "text": f"{row['text']} Edition {edition} adds notes {edition * 7}."}
-        for edition in range(3)
+        for edition in range(2)
         for row in tiny.documents()
     ]
     return tiny.write_collection(tmp_path_factory.mktemp("documents"), rows)
@@ -61,12 +61,12 @@ def test_driver_killed_in_every_stage(documents: Path, tiny_model: Path, tmp_pat
 
     _kill_driver(torn_config, when=lambda: len(shards_in(f"{torn}/{FOLDER}")) >= 2)
     in_docids = files(torn)
-    assert 2 <= len(shards_in(f"{torn}/{FOLDER}")) < 120
+    assert 2 <= len(shards_in(f"{torn}/{FOLDER}")) < 80
     assert Index(torn).begun() == ["docids"]
 
     _kill_driver(torn_config, when=lambda: len(shards_in(f"{torn}/queries")) >= 2)
     in_queries = files(torn)
-    assert 2 <= len(shards_in(f"{torn}/queries")) < 120
+    assert 2 <= len(shards_in(f"{torn}/queries")) < 80
     _assert_not_made_again(in_docids, in_queries)
 
     _kill_driver(torn_config, when=lambda: storage.exists(storage.join(torn, LATEST)))
@@ -101,10 +101,10 @@ def test_driver_told_to_end(documents: Path, tiny_model: Path, tmp_path: Path, l
     )
     assert "SIGTERM received" not in log and "Traceback" not in log
     begun = files(index)
-    assert 2 <= len(shards_in(f"{index}/{FOLDER}")) < 120
+    assert 2 <= len(shards_in(f"{index}/{FOLDER}")) < 80
     assert main(["docids", config]) == 0
     _assert_not_made_again(begun, files(index))
-    assert Index(index).require("docids").counts["rows"] == 120
+    assert Index(index).require("docids").counts["rows"] == 80
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_driver_told_to_end(documents: Path, tiny_model: Path, tmp_path: Path, l
 def test_engine_actor_killed(
     changes: dict[str, Any], documents: Path, tiny_model: Path, tmp_path: Path, local_ray: None
 ) -> None:
-    num_shards_of_all = 120 // changes["corpus__shard_size"]
+    num_shards_of_all = 80 // changes["corpus__shard_size"]
     whole, whole_config = _write(tmp_path / "whole", documents, tiny_model, **changes)
     torn, torn_config = _write(tmp_path / "torn", documents, tiny_model, **changes)
     for command in ("corpus", "docids"):
@@ -162,7 +162,7 @@ def test_error_of_ray_itself(
     assert last_line.endswith("; what is published is kept, and the same command goes on from there")
     monkeypatch.undo()
     assert main(["docids", config]) == 0
-    assert Index(index).require("docids").counts["rows"] == 120
+    assert Index(index).require("docids").counts["rows"] == 80
 
 
 def _kill_actors(*names: str) -> list[str]:
