@@ -105,7 +105,7 @@ def serve_index(
         _join_ray(address, num_replicas or 1, 0 if listening else 1, cleanup)
         arguments = _fit(config, arguments, num_replicas, is_default=config_file is None, is_ours=is_ours)
         events = open_events(config.name) if blocking else None
-        server = _deploy(config, arguments, loader, listening, cleanup)
+        server = _deploy(config, arguments, loader, listening, cleanup, is_ours=is_ours)
         print(f"Serving {index_uri} at {_url(config.host, config.port, config.route_prefix)}", flush=True)
         stop = cleanup.pop_all()
     if blocking:
@@ -155,15 +155,23 @@ def _deploy(
     loader: Loader,
     listening: socket.socket | None,
     cleanup: contextlib.ExitStack,
+    *,
+    is_ours: bool,
 ) -> HttpServer | None:
-    """Starts the application and returns when it answers; `cleanup` deletes it. None where Ray Serve's proxies speak HTTP."""
+    """Starts the application and returns when it answers; `cleanup` deletes it, unless it goes with a Ray of our own.
+
+    The server is None where Ray Serve's proxies speak HTTP.
+    """
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # what it says of itself is in its log
     serve.start(
         proxy_location="Disabled" if listening else config.proxy_location, http_options=dict(config.http_options)
     )
-    cleanup.callback(serve.delete, config.name)
+    if not (
+        is_ours and listening
+    ):  # our server has answered what was underway; Ray Serve may be gone, and is waited for long
+        cleanup.callback(serve.delete, config.name)
     make = application if listening is None else searchers
     try:
         target = make(arguments, loader=loader, options=config.options)
