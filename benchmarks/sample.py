@@ -11,7 +11,6 @@ room is left is filled with documents that nobody asks for. A single split is sh
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import random
 from collections.abc import Iterable
@@ -19,8 +18,9 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
-Judgements = dict[str, dict[str, str]]
-"""query -> document -> grade, as it stands in the file."""
+from zerogr.corpus.collection import Collection
+from zerogr.corpus.judged import Qrels
+from zerogr.errors import UserError
 
 
 def main() -> None:
@@ -35,31 +35,25 @@ def main() -> None:
     splits = options.split or ["test"]
     if len(splits) > 2:
         parser.error("--split is given once or twice")
-    train, test = shares(options.collection, splits, options.seed)
-    chosen = drawn(train, test, options.documents)
-    counts = write(options.collection, options.out, chosen, (train, test), options.documents, options.seed)
+    try:
+        both = shares(options.collection, splits, options.seed)
+        chosen = drawn(*both, options.documents)
+        counts = write(options.collection, options.out, chosen, both, options.documents, options.seed)
+    except UserError as error:
+        parser.error(str(error))
     print(json.dumps(counts))
 
 
-def shares(collection: Path, splits: list[str], seed: int) -> tuple[Judgements, Judgements]:
+def shares(collection: Path, splits: list[str], seed: int) -> tuple[Qrels, Qrels]:
     """Returns what there is to learn from and to be measured on, each in the order of the draw."""
-    found = [judgements(collection / "qrels" / f"{split}.tsv") for split in splits]
+    found = [Collection.load(str(collection), split).qrels for split in splits]
     orders = [random.Random(seed).sample(sorted(each), len(each)) for each in found]
     if len(found) == 2:
         return {query: found[0][query] for query in orders[0]}, {query: found[1][query] for query in orders[1]}
     return {query: found[0][query] for query in orders[0][::2]}, {query: found[0][query] for query in orders[0][1::2]}
 
 
-def judgements(file: Path) -> Judgements:
-    """Reads a file of BEIR's qrels."""
-    found: Judgements = {}
-    with file.open(encoding="utf-8", newline="") as lines:
-        for row in csv.DictReader(lines, delimiter="\t"):
-            found.setdefault(row["query-id"], {})[row["corpus-id"]] = row["score"]
-    return found
-
-
-def drawn(train: Judgements, test: Judgements, num_documents: int) -> set[str]:
+def drawn(train: Qrels, test: Qrels, num_documents: int) -> set[str]:
     """Returns the documents of the queries that find room, train's and test's in turn."""
     chosen: set[str] = set()
     for query in chain.from_iterable(zip_longest(train, test)):
@@ -70,14 +64,20 @@ def drawn(train: Judgements, test: Judgements, num_documents: int) -> set[str]:
 
 
 def write(
-    collection: Path, out: Path, chosen: set[str], both: tuple[Judgements, Judgements], num_documents: int, seed: int
+    collection: Path, out: Path, chosen: set[str], both: tuple[Qrels, Qrels], num_documents: int, seed: int
 ) -> dict[str, int]:
-    """Writes the folder; returns how many documents and queries it has."""
+    """Writes the folder; returns how many documents and queries it has.
+
+    Raises:
+        UserError: The documents of no training query, or of no test query, find room.
+    """
+    train, test = ({query: each for query, each in share.items() if each.keys() <= chosen} for share in both)
+    if not train or not test:
+        raise UserError(f"{num_documents} documents have room for {len(train)} training and {len(test)} test queries")
     rows = list(_rows(collection / "corpus.jsonl"))
     others = [row["_id"] for row in rows if row["_id"] not in chosen]
     room = min(len(others), num_documents - len(chosen))
     kept = chosen | set(random.Random(seed).sample(others, room))
-    train, test = ({query: each for query, each in share.items() if each.keys() <= chosen} for share in both)
     (out / "qrels").mkdir(parents=True, exist_ok=True)
     _write_rows(out / "corpus.jsonl", (row for row in rows if row["_id"] in kept))
     queries = (row for row in _rows(collection / "queries.jsonl") if row["_id"] in train or row["_id"] in test)
