@@ -1,7 +1,8 @@
 """What losses that rank are worth beside likelihood (docs/ranking.md).
 
     python -m benchmarks.ranking small/scifact out/scifact
-    python -m benchmarks.ranking small/scifact out/scifact --low-resource
+    python -m benchmarks.ranking small/scifact out/scifact --study graded         # the parts of GR2's contrast
+    python -m benchmarks.ranking small/scifact out/scifact --study low-resource   # shares of the judged queries
 
 The collection is one with a train and a test split, as `benchmarks.sample` writes it. A retriever learns passages of all
 documents; from it each loss trains on, by the same steps: the judged training queries, and two passages of each document
@@ -20,7 +21,17 @@ import yaml
 from jobs.cli import main as zerogr
 
 LOSSES = ("cross_entropy", "margin", "prefix_margin", "ranknet", "graded")
-SHARES = (0.0, 0.05, 0.1, 0.25, 1.0)
+STUDIES: dict[str, list[dict[str, list[Any]]]] = {
+    "losses": [{"training.loss.name": list(LOSSES)}],
+    "graded": [
+        {"training.loss.name": ["graded"], "training.loss.penalty": ["distance", "grade"]},
+        {"training.loss.name": ["graded"], "training.loss.constrained": [False]},
+        {"training.loss.name": ["graded"], "training.loss.weight": [0.1]},
+    ],
+    "low-resource": [
+        {"training.judged_share": [0.0, 0.05, 0.1, 0.25, 1.0], "training.loss.name": ["cross_entropy", "graded"]}
+    ],
+}
 
 
 def main() -> None:
@@ -30,17 +41,13 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--instruction", default="Given a query, find the documents that answer it.")
     parser.add_argument("--scheme", default="tfidf", help="of the docids (default: tfidf)")
-    parser.add_argument("--low-resource", action="store_true", help="shares of the judged queries, in place of losses")
+    parser.add_argument("--study", choices=STUDIES, default="losses", help="what is compared (default: losses)")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     start, onward = configurations(options.collection, options.out, options.instruction, options.scheme)
-    name = "losses"
-    if options.low_resource:
-        name = "low-resource"
-        grid = {"training.judged_share": list(SHARES), "training.loss.name": ["cross_entropy", "graded"]}
-        onward["ablation"]["grids"] = [grid]
-    onward["ablation"]["out"] = str(options.out / name)
-    for command, file, tree in (("index", "start", start), ("ablate", name, onward)):
+    onward["ablation"] = {"grids": STUDIES[options.study], "out": str(options.out / options.study)}
+    onward["compute"]["reuse"] += sorted(map(str, options.out.glob("*/indexes/*")))  # what other studies have trained
+    for command, file, tree in (("index", "start", start), ("ablate", options.study, onward)):
         path = options.out / f"{file}.yaml"
         path.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
         if status := zerogr([command, str(path)]):
@@ -70,7 +77,6 @@ def configurations(collection: Path, out: Path, instruction: str, scheme: str) -
         "negatives": {"sources": ["lexical"], "number": 7},
         "training": {"learning_rate": 2e-4, "judged": str(collection), "judged_weight": 4.0, "num_epochs": 2},
         "compute": {"reuse": [str(index)]},
-        "ablation": {"grids": [{"training.loss.name": list(LOSSES)}]},
     }
     return start, onward
 

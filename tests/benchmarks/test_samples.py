@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.ranking import configurations
+from benchmarks.ranking import STUDIES, configurations
 from benchmarks.sample import drawn, shares, write
 from tests import tiny
 from zerogr.config.file import validate_config
@@ -62,8 +62,10 @@ def test_two_splits_stay_what_they_are(graded: Path, tmp_path: Path) -> None:
 def test_the_configurations_are_valid(tmp_path: Path) -> None:
     start, onward = configurations(tmp_path / "small", tmp_path / "out", "Find it.", "tfidf")
     validate_config(start)
-    names = [variant.name for variant in variants(validate_config(onward))]
-    assert names == [
-        "base",
-        *(f"training.loss.name={each}" for each in ("margin", "prefix_margin", "ranknet", "graded")),
-    ]
+    names = {}
+    for study, grids in STUDIES.items():
+        config = validate_config(onward | {"ablation": {"grids": grids}})
+        names[study] = [variant.name for variant in variants(config)]
+    losses = ("margin", "prefix_margin", "ranknet", "graded")
+    assert names["losses"] == ["base", *(f"training.loss.name={each}" for each in losses)]
+    assert {study: len(found) for study, found in names.items()} == {"losses": 5, "graded": 5, "low-resource": 10}
