@@ -5,7 +5,7 @@
     python -m benchmarks.ranking small/scifact out/scifact --study low-resource   # shares of the judged queries
 
 The collection is one with a train and a test split, as `benchmarks.sample` writes it. A retriever learns passages of all
-documents; from it each loss trains on, by the same steps: the judged training queries, and two passages of each document
+documents; from it each loss trains on, by the same steps: the judged training queries, and passages of each document
 beside them. All are measured on the test queries, against cross-entropy on the same data. Both configurations stand in OUT;
 what is finished there is kept.
 """
@@ -42,9 +42,11 @@ def main() -> None:
     parser.add_argument("--instruction", default="Given a query, find the documents that answer it.")
     parser.add_argument("--scheme", default="tfidf", help="of the docids (default: tfidf)")
     parser.add_argument("--study", choices=STUDIES, default="losses", help="what is compared (default: losses)")
+    parser.add_argument("--passages", type=int, default=2, help="per document, beside the judged queries (default: 2)")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     start, onward = configurations(options.collection, options.out, options.instruction, options.scheme)
+    onward["queries"]["num_spans_per_document"] = options.passages
     onward["ablation"] = {"grids": STUDIES[options.study], "out": str(options.out / options.study)}
     onward["compute"]["reuse"] += sorted(map(str, options.out.glob("*/indexes/*")))  # what other studies have trained
     for command, file, tree in (("index", "start", start), ("ablate", options.study, onward)):

@@ -7,6 +7,7 @@ A shard that ends every process it is given to stops the stage after `compute.ma
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -101,6 +102,7 @@ class ShardActor:
                     ray.get(self._attempts.fail_to_load.remote(_in_short(shard, broken)))
                     end_process()
                 ray.get(self._attempts.loaded.remote())
+                gc.freeze()  # what is loaded stays; walking through it at every full collection took half of a shard's time
                 if torch := sys.modules.get("torch"):  # a worker without a language model need not wait for it
                     torch.set_num_threads(self._num_threads)
             return self._worker

@@ -134,7 +134,10 @@ class TestRepair:
 class _Counted(DocumentFrequency):
     """Exact and small: 16 MiB of counters for each of two hundred examples would take longer than the test."""
 
+    NUM_COUNTERS = 1
+
     def __init__(self, texts: list[str]) -> None:
+        super().__init__()
         self.num_documents = len(texts)
         self._sets = [set(words(text)) for text in texts]
 

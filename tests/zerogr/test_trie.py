@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from zerogr.errors import UserError
 from zerogr.trie import DocidTrie
+from zerogr.trie.build import as_ragged
 from zerogr.trie.nodes import ARRAYS
 
 sequences_strategy = st.lists(st.lists(st.integers(0, 4), max_size=7), max_size=20)
@@ -47,12 +49,13 @@ class TestAgainstBruteForce:
             assert tokens == sorted({sequences[row][len(prefix)] for row in below if len(sequences[row]) > len(prefix)})
 
         distinct = sorted({tuple(s) for s in sequences})
-        for docid in distinct:
-            shared = [sum(d[:i] == docid[:i] for d in distinct) > 1 for i in range(len(docid) + 1)]
-            assert trie.num_free(docid) == sum(shared)
-        for prefix in prefixes - set(distinct):
-            with pytest.raises(ValueError, match="the trie holds no docid with the tokens"):
-                trie.num_free(prefix)
+        expected = [
+            sum(sum(d[:i] == docid[:i] for d in distinct) > 1 for i in range(len(docid) + 1)) for docid in distinct
+        ]
+        assert trie.num_free(*as_ragged(distinct)).tolist() == expected
+        for prefix in {*prefixes - set(distinct), *((*docid, 1) for docid in distinct), (10**6,)} - set(distinct):
+            with pytest.raises(ValueError, match=re.escape(f"the trie holds no docid with the tokens {list(prefix)}")):
+                trie.num_free(*as_ragged([*distinct, prefix]))
         assert (trie.num_docids, trie.num_rows) == (len(distinct), len(sequences))
         for prefix, node in nodes.items():
             first, last = trie.docid_range(node)

@@ -95,6 +95,16 @@ class TestDocumentFrequency:
         assert frequency.idf("b") == pytest.approx(math.log(4 / 1.5))
         assert frequency.idf("unheard") == pytest.approx(math.log(4 / 0.5))
 
+    def test_what_is_remembered_is_never_out_of_date(self) -> None:
+        frequency, other = DocumentFrequency(), DocumentFrequency()
+        assert frequency.idf("oven") == pytest.approx(math.log(1 / 0.5))
+        frequency.add(["oven", "bread"])
+        assert frequency.idf("oven") == pytest.approx(math.log(2 / 1.5))
+        other.add(["bread"])
+        frequency.add_counts(*other.counts(), 1)
+        assert frequency.idf("oven") == pytest.approx(math.log(3 / 1.5))
+        assert frequency.idf("bread") == pytest.approx(math.log(3 / 2.5))
+
     def test_bytes_round_trip(self) -> None:
         frequency, again = DocumentFrequency(), DocumentFrequency()
         for table in (frequency, again):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 
 from zerogr.text.terms import DocumentFrequency, Term, rank_terms
 from zerogr.text.words import is_topical, words
@@ -47,7 +48,7 @@ class Terms:
             [term.word for term in ranked],
             frozenset(own),
             {term.word: term.weight for term in ranked},
-            [round(term.count) for term in ranked],
+            [round(term.occurrences) for term in ranked],
         )
 
     def coverage(self, docid: Iterable[str]) -> float:
@@ -96,8 +97,13 @@ def repair(candidate: Sequence[str], terms: Terms, limits: Limits, frequency: Do
     kept = [word for word in kept if word in terms.own or word in foreign][: limits.max_words]
     num_wanted = max(min(limits.min_words, len(terms.ranked)), num_core + len(foreign))
     spare = [term for term in terms.ranked if term not in kept]
-    spare.sort(key=lambda term: not any(map(str.isalpha, term)))
-    return kept + spare[: max(0, num_wanted - len(kept))]
+    names = (term for term in spare if _has_letter(term))
+    numbers = (term for term in spare if not _has_letter(term))
+    return kept + list(islice(chain(names, numbers), max(0, num_wanted - len(kept))))
+
+
+def _has_letter(word: str) -> bool:
+    return any(map(str.isalpha, word))
 
 
 def _is_function_word(word: str, terms: Terms) -> bool:

@@ -44,7 +44,7 @@ def judge_queries(
     those off the topic: fewer than two of their topical words, or fewer than a third, share a stem with a word of the document.
     """
     document = f"{title}\n{text}".lower()
-    own = {stem(word) for word in words(document) if is_topical(word)}
+    own = {stem(word) for word in words(document) if is_topical(word)} if samples else set()
     kept: dict[str, str] = {}
     dropped = []
     for sample in samples:

@@ -6,6 +6,7 @@ poor.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 
@@ -45,5 +46,5 @@ def make_spans(
 
 def _draw_terms(ranked: list[Term], count: int, draw: random.Random) -> list[str]:
     """Returns `count` different terms, heavy ones more often (exponential keys: Efraimidis and Spirakis, 2006)."""
-    keyed = sorted(ranked, key=lambda term: draw.expovariate(1.0) / max(term.weight, 1e-6))
+    keyed = sorted(ranked, key=lambda term: -math.log(1.0 - draw.random()) / max(term.weight, 1e-6))
     return [term.word for term in keyed[:count]]

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from functools import lru_cache
+from operator import attrgetter
+from typing import NamedTuple
 
 import numpy as np
 
 from zerogr.text.words import is_topical, stem, words
+
+MAX_REMEMBERED = 2**16
+"""Terms whose number is kept at hand; few words are most of any text."""
 
 
 class DocumentFrequency:
@@ -28,11 +34,13 @@ class DocumentFrequency:
     def __init__(self) -> None:
         self.num_documents = 0
         self._counters = np.zeros(self.NUM_COUNTERS, dtype="<u4")
+        self._idfs: dict[str, float] = {}
 
     def add(self, terms: Iterable[str]) -> None:
         """Counts one document that holds these terms; repetitions count once."""
-        slots = {self._slot(term) for term in set(terms)}
+        slots = {_hash_of(term) % self.NUM_COUNTERS for term in set(terms)}
         self._counters[list(slots)] += 1
+        self._idfs.clear()
         self.num_documents += 1
 
     def counts(self) -> tuple[np.ndarray, np.ndarray]:
@@ -43,18 +51,21 @@ class DocumentFrequency:
     def add_counts(self, slots: np.ndarray, values: np.ndarray, num_documents: int) -> None:
         """Counts the documents of another table, given as its `counts`."""
         self._counters[slots] += values
+        self._idfs.clear()
         self.num_documents += num_documents
 
     def of(self, term: str) -> int:
         """Returns the number of documents that hold `term` (at least, if terms share a counter)."""
-        return int(self._counters[self._slot(term)])
-
-    def _slot(self, term: str) -> int:
-        return zlib.crc32(stem(term).encode()) % self.NUM_COUNTERS
+        return int(self._counters[_hash_of(term) % self.NUM_COUNTERS])
 
     def idf(self, term: str) -> float:
         """Returns ln((N + 1) / (df + 0.5)), positive, higher for rarer terms; a term never seen is the rarest."""
-        return math.log((self.num_documents + 1) / (min(self.of(term), self.num_documents) + 0.5))
+        if (known := self._idfs.get(term)) is not None:
+            return known
+        if len(self._idfs) >= MAX_REMEMBERED:
+            self._idfs.clear()
+        idf = math.log((self.num_documents + 1) / (min(self.of(term), self.num_documents) + 0.5))
+        return self._idfs.setdefault(term, idf)
 
     def to_bytes(self) -> bytes:
         """Returns the table in a form `from_bytes` reads; the same counts give the same bytes."""
@@ -69,15 +80,19 @@ class DocumentFrequency:
         return table
 
 
-@dataclass(frozen=True, slots=True)
-class Term:
+@lru_cache(maxsize=MAX_REMEMBERED)
+def _hash_of(term: str) -> int:
+    return zlib.crc32(stem(term).encode())
+
+
+class Term(NamedTuple):
     """A topical word of a document."""
 
     word: str
     """The form that the document has most often."""
     weight: float
     """TF-IDF, (1 + ln count) x idf."""
-    count: float
+    occurrences: float
     """How often the document has any of its forms."""
 
 
@@ -86,13 +101,17 @@ def rank_terms(title: str, text: str, frequency: DocumentFrequency, *, title_wei
 
     The forms of a word are one term. An occurrence in the title counts `title_weight` times.
     """
-    counts: dict[str, dict[str, float]] = {}
-    for part, weight in ((title, title_weight), (text, 1.0)):
-        for word in filter(is_topical, words(part)):
-            forms = counts.setdefault(stem(word), {})
-            forms[word] = forms.get(word, 0.0) + weight
-    ranked = []
-    for term, forms in counts.items():
-        count = sum(forms.values())
-        ranked.append(Term(max(forms, key=forms.__getitem__), (1 + math.log(count)) * frequency.idf(term), count))
-    return sorted(ranked, key=lambda term: -term.weight)
+    counts: dict[str, float] = {word: title_weight * number for word, number in Counter(words(title)).items()}
+    for word, number in Counter(words(text)).items():
+        counts[word] = counts.get(word, 0.0) + number
+    forms: dict[
+        str, tuple[str, float, float]
+    ] = {}  # by stem: its commonest form, how often that is there, how often any
+    for word, count in counts.items():
+        if is_topical(word):
+            form, most, total = forms.get(stem(word), (word, 0.0, 0.0))
+            forms[stem(word)] = (*((word, count) if count > most else (form, most)), total + count)
+    ranked = [
+        Term(form, (1 + math.log(total)) * frequency.idf(term), total) for term, (form, _, total) in forms.items()
+    ]
+    return sorted(ranked, key=attrgetter("weight"), reverse=True)  # ties stay in their order

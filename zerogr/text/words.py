@@ -16,6 +16,8 @@ import re
 import threading
 import unicodedata
 from collections.abc import Iterator
+from functools import lru_cache
+from operator import itemgetter
 
 import regex
 import Stemmer
@@ -93,7 +95,7 @@ def _grams(run: regex.Match[str]) -> str:
 def stretches(text: str) -> Iterator[str]:
     """Yields the text piece by piece, each with the white space behind it: what stands between spaces, and of a script without
     spaces four letters. Joined they are the text from its first letter on. A measure of length, where words would be."""
-    return (found[0] for found in (_ASCII_STRETCH if text.isascii() else _STRETCH).finditer(text))
+    return map(itemgetter(0), (_ASCII_STRETCH if text.isascii() else _STRETCH).finditer(text))
 
 
 def is_spaced(text: str) -> bool:
@@ -106,6 +108,7 @@ def is_topical(word: str) -> bool:
     return word not in FUNCTION_WORDS and (len(word) > 1 or not word.isascii())
 
 
+@lru_cache(maxsize=2**16)  # few words are most of any text, and the stemmer takes ten times as long
 def stem(word: str) -> str:
     """Returns what the forms of a word have in common: Snowball's stem for English. Other languages lose little by it."""
     stemmer = getattr(_stemmers, "english", None)

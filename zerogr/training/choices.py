@@ -21,19 +21,31 @@ class Choices:
         self._trie, self._end = trie, end_token_id
 
     def open_part(self, docid: Sequence[int]) -> list[int]:
-        """Returns the tokens of a docid up to the last that is a choice, the end token where that is one; at least one.
+        """Returns the open part of one docid; see `open_parts`."""
+        return self.open_parts(np.array(docid, dtype=np.int64), np.array([0, len(docid)]))[0]
+
+    def open_parts(self, tokens: np.ndarray, offsets: np.ndarray) -> list[list[int]]:
+        """Returns the tokens of each docid up to the last that is a choice, the end token where that is one; at least one.
+
+        Args:
+            tokens: Of docids without end tokens; int [T].
+            offsets: Where each docid begins; int64 [docids + 1].
 
         Raises:
-            UserError: The docid is not in the trie.
+            UserError: A docid is not in the trie.
         """
         try:
-            num_free = self._trie.num_free(docid)
-        except ValueError:
+            num_free = self._trie.num_free(tokens, offsets)
+        except ValueError as error:
             raise UserError(
-                f"a docid is not in the trie as the retriever's tokenizer writes it (tokens {list(docid)}); "
-                "build the trie again with --rebuild trie"
+                f"a docid is not as the retriever's tokenizer writes it: {error}; build the trie again with --rebuild trie"
             ) from None
-        return [*docid, self._end][: max(num_free, 1)]  # the only docid of all is learnt by its first token
+        num_open = np.maximum(num_free, 1)  # the only docid of all is learnt by its first token
+        flat, bounds = tokens.tolist(), offsets.tolist()
+        return [
+            [*flat[begin:end], self._end][:number]
+            for begin, end, number in zip(bounds, bounds[1:], num_open.tolist(), strict=False)
+        ]
 
     def along(self, tokens: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns where the tokens of some docids are chosen, and among what.

@@ -84,16 +84,16 @@ class Examples:
         """
         examples = list(examples)
         tasks: dict[str, int] = {}
-        targets: dict[str, list[int]] = {}
         queries = chat.queries([example.query for example in examples])
-
-        def target(text: str) -> list[int]:
-            return targets.get(text) or targets.setdefault(text, _target(text, chat, choices))
+        texts = dict.fromkeys(
+            text for example in examples for document in example.documents for text, _ in document.answers
+        )
+        targets = dict(zip(texts, _targets(list(texts), chat, choices), strict=True))
 
         def tokenised() -> Iterator[_Example]:
             for example, query in zip(examples, queries, strict=True):
                 documents = [
-                    _Document(grade, [(target(text), weight) for text, weight in answers], teacher)
+                    _Document(grade, [(targets[text], weight) for text, weight in answers], teacher)
                     for grade, answers, teacher in example.documents
                 ]
                 yield _Example(query, documents, tasks.setdefault(example.instruction, len(tasks)))
@@ -239,10 +239,12 @@ class _Example(NamedTuple):
     task: int
 
 
-def _target(answer: str, chat: ChatFormat, choices: Choices | None) -> list[int]:
-    """Returns the tokens of an answer with its end, or up to its last choice."""
-    tokens = chat.docid(answer)
-    return choices.open_part(tokens) if choices else [*tokens, chat.end_token_id]
+def _targets(answers: list[str], chat: ChatFormat, choices: Choices | None) -> list[list[int]]:
+    """Returns the tokens of each answer with its end, or up to its last choice."""
+    tokens, offsets = chat.docids(answers)
+    if choices:
+        return choices.open_parts(tokens, offsets)
+    return [[*answer.tolist(), chat.end_token_id] for answer in np.split(tokens, offsets[1:-1])[: len(answers)]]
 
 
 def _flat(tokens: Iterable[list[int]], offsets: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from zerogr.ragged import offsets_of
+from zerogr.ragged import offsets_of, ranges
 from zerogr.trie.build import parts
 
 ARRAYS = (
@@ -172,27 +172,59 @@ class StoredTrie:
             node = begin + option
         return int(self.first_docid[node]) if self.num_rows and len(self.ends(node)) else -1
 
-    def num_free(self, docid: Sequence[int]) -> int:
-        """Returns how many tokens of a docid, its end counted as one, are written before no other docid is left.
+    def num_free(self, tokens: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        """Returns how many tokens of each docid, its end counted as one, are written before no other docid is left.
 
         The rest is forced: constrained decoding never asks the model for it.
 
+        Args:
+            tokens: Of the docids, one behind the other; int [T].
+            offsets: Where each begins; int64 [docids + 1].
+
+        Returns:
+            int64 [docids].
+
         Raises:
-            ValueError: The trie does not hold the docid.
+            ValueError: The trie does not hold one of them.
         """
-        node = self.root
-        for depth, token in enumerate(docid):
-            if self.docids_below(node)[1] == 1 and self.tail(node).tolist() == list(docid[depth:]):
-                return depth
-            tokens, nodes = self.children(node)
-            at = int(np.searchsorted(tokens, token))
-            if at == len(tokens) or tokens[at] != token:
-                break
-            node = int(nodes[at])
-        else:
-            if len(self.ends(node)):
-                return len(docid) + (self.docids_below(node)[1] > 1)
-        raise ValueError(f"the trie holds no docid with the tokens {list(docid)}")
+        codes = np.searchsorted(self.vocabulary, tokens)
+        codes[np.append(self.vocabulary, -1)[codes] != tokens] = -1
+        lengths, walking = np.diff(offsets), np.arange(len(offsets) - 1 if self.num_rows else 0)
+        num_free, is_held = np.zeros(len(lengths), dtype=np.int64), np.zeros(len(lengths), dtype=bool)
+        node, depth = np.zeros(len(walking), dtype=np.int64), 0
+        while len(walking):
+            place, num_left = offsets[walking] + depth, lengths[walking] - depth
+            is_alone = self.first_child[node] == self.first_child[node + 1]
+            num_free[walking] = np.where(is_alone, depth, depth + 1)
+            is_rest = self._is_tail(node, codes, place, num_left)
+            is_held[walking] = np.where(is_alone, is_rest, (num_left == 0) & self.is_end(node))
+            going = np.flatnonzero(~is_alone & (num_left > 0))
+            child = self._child(node[going], codes[place[going]])
+            walking, node, depth = walking[going[child >= 0]], child[child >= 0], depth + 1
+        if not is_held.all():
+            of_docid = slice(*offsets[np.flatnonzero(~is_held)[0] :][:2])
+            raise ValueError(f"the trie holds no docid with the tokens {np.asarray(tokens)[of_docid].tolist()}")
+        return num_free
+
+    def _is_tail(self, node: np.ndarray, codes: np.ndarray, begin: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Whether `lengths` (int64 [n]) vocabulary indices from `begin` on are the tail of a node's first docid, bool [n]."""
+        docid = self.first_docid[node]
+        tail = self.tail_offsets[docid].astype(np.int64)
+        is_tail: np.ndarray = self.tail_offsets[docid + 1] - tail == lengths
+        at = np.flatnonzero(is_tail)
+        differs = self.tail_tokens[ranges(tail[at], lengths[at])] != codes[ranges(begin[at], lengths[at])]
+        is_tail[np.repeat(at, lengths[at])[differs]] = False
+        return is_tail
+
+    def _child(self, node: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        """Returns the stored child of each node (int64 [n]) for a vocabulary index, -1 where there is none."""
+        low, end = (self.first_child[at].astype(np.int64) for at in (node, node + 1))
+        high, last = end, self.num_nodes - 1
+        while (is_open := low < high).any():
+            middle = (low + high) // 2
+            is_before = self.edge_token[np.minimum(middle, last)] < codes
+            low, high = np.where(is_open & is_before, middle + 1, low), np.where(is_open & ~is_before, middle, high)
+        return np.where((low < end) & (self.edge_token[np.minimum(low, last)] == codes), low, -1)
 
     def docid_documents(self, docid: int) -> np.ndarray:
         """Rows (int64, ascending) of the documents that carry the docid at this place of the sorted order."""
