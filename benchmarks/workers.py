@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pipeline import in_fresh_process, say, write_documents
+from benchmarks.pipeline import in_fresh_process, say
 from benchmarks.report import report
+from benchmarks.synthetic import write_documents
 from benchmarks.trie import peak_resident_bytes
 from zerogr.config.file import validate_config
 from zerogr.index.index import Index, shards_in
