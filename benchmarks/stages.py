@@ -10,7 +10,7 @@ Not a benchmark itself: `benchmarks.pipeline` calls it. A process of its own run
     opening    the index, with the base model in the place of a trained one, is loaded and answers a query
 
 What is finished stands in `figures.json` of the size's folder; a run that was ended goes on from there, and a stage that was
-ended in its middle counts its seconds on.
+ended in its middle counts its seconds on. Libraries are imported by the stage that needs them, as `zerogr index` does it.
 """
 
 from __future__ import annotations
@@ -33,10 +33,7 @@ from jobs.examples import publish_examples
 from zerogr.config.file import validate_config
 from zerogr.config.tree import Config
 from zerogr.index.index import Index
-from zerogr.llm.models import load_tokenizer, resolve_model
-from zerogr.retriever import Retriever
 from zerogr.store import storage
-from zerogr.training.recipes.retriever import RetrieverRecipe
 
 STAGES = ("corpus", "docids", "queries", "trie", "examples", "opening")
 NUM_SPANS = 4
@@ -88,6 +85,9 @@ def run_stages(folder: str, num_documents: int, shard_size: int) -> dict[str, di
 
 def _examples(config: Config) -> dict[str, float]:
     """Tokenises all examples, on as many processes as engines, and maps them."""
+    from zerogr.llm.models import load_tokenizer, resolve_model
+    from zerogr.training.recipes.retriever import RetrieverRecipe
+
     index = Index(config.index)
     publish_examples(config, index)
     recipe = RetrieverRecipe(config)
@@ -102,6 +102,10 @@ def _examples(config: Config) -> dict[str, float]:
 
 def _opening(config: Config) -> dict[str, float]:
     """Opens the index as a search does; its retriever is the base model, which no one has trained."""
+    from zerogr.llm.models import resolve_model
+    from zerogr.retriever import Retriever
+    from zerogr.training.recipes.retriever import RetrieverRecipe
+
     index, recipe = Index(config.index), RetrieverRecipe(config)
     if index.begin("retriever", recipe.inputs()):
         with storage.staging_folder(index.path("retriever")) as staging:
