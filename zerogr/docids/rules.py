@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 
-from zerogr.text.terms import DocumentFrequency, Term, rank_terms
+from zerogr.text.terms import DocumentFrequency, Term, rank_words
 from zerogr.text.words import is_topical, words
 
 
@@ -42,8 +42,9 @@ class Terms:
     @classmethod
     def of(cls, title: str, text: str, frequency: DocumentFrequency) -> Terms:
         """Returns the terms of a document; `ranked` is empty only if it holds no word at all."""
-        own = dict.fromkeys(words(f"{title}\n{text}"))
-        ranked = rank_terms(title, text, frequency) or [Term(word, 1.0, 1) for word in own]
+        in_title, in_text = words(title), words(text)
+        own = dict.fromkeys([*in_title, *in_text])
+        ranked = rank_words(in_title, in_text, frequency) or [Term(word, 1.0, 1) for word in own]
         return cls(
             [term.word for term in ranked],
             frozenset(own),

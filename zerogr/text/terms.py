@@ -101,8 +101,15 @@ def rank_terms(title: str, text: str, frequency: DocumentFrequency, *, title_wei
 
     The forms of a word are one term. An occurrence in the title counts `title_weight` times.
     """
-    counts: dict[str, float] = {word: title_weight * number for word, number in Counter(words(title)).items()}
-    for word, number in Counter(words(text)).items():
+    return rank_words(words(title), words(text), frequency, title_weight=title_weight)
+
+
+def rank_words(
+    title: list[str], text: list[str], frequency: DocumentFrequency, *, title_weight: float = 3.0
+) -> list[Term]:
+    """As `rank_terms`, of the words of both."""
+    counts: dict[str, float] = {word: title_weight * number for word, number in Counter(title).items()}
+    for word, number in Counter(text).items():
         counts[word] = counts.get(word, 0.0) + number
     forms: dict[
         str, tuple[str, float, float]

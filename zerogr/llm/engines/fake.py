@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import struct
 from collections.abc import Sequence
-
-import numpy as np
 
 from zerogr.llm.engines.engine import Generation, Prompt, Sampling
 from zerogr.llm.engines.rendering import cut_at_stop
@@ -36,13 +35,11 @@ def _answer(prompt: Prompt, sampling: Sampling) -> Generation:
         return Generation(texts=[], error=f"ValueError: the prompt contains {FAIL_MARKER}")
     all_words = re.findall(r"\w+", prompt.user)
     words = all_words[: sampling.max_prompt_tokens]  # here a word counts as a token
-    digest = hashlib.sha256(f"{prompt.user}\0{prompt.prefill}".encode(errors="surrogatepass")).digest()
-    prompt_key = int.from_bytes(digest[:8], "little")
-    texts = []
-    for seed in prompt.seeds:
-        # At temperature 0 a language model ignores its seed; so do we.
-        key = prompt_key ^ (seed if sampling.temperature > 0 else 0)
-        texts.append(_text(words, np.random.Generator(np.random.Philox(key=key)), sampling.max_tokens))
+    asked = f"{prompt.user}\0{prompt.prefill}".encode(errors="surrogatepass")
+    prompt_key = int.from_bytes(hashlib.blake2b(asked, digest_size=8).digest(), "little")
+    # At temperature 0 a language model ignores its seed; so do we.
+    seeds = prompt.seeds if sampling.temperature > 0 else [0] * len(prompt.seeds)
+    texts = [_text(words, prompt_key ^ seed, sampling.max_tokens) for seed in seeds]
     return Generation(
         texts=[cut_at_stop(text, sampling.stop) for text in texts],
         num_prompt_tokens=len(words),
@@ -50,11 +47,14 @@ def _answer(prompt: Prompt, sampling: Sampling) -> Generation:
     )
 
 
-def _text(words: list[str], rng: np.random.Generator, max_words: int) -> str:
-    def made_up() -> str:
-        return "".join(_SYLLABLES[i] for i in rng.integers(len(_SYLLABLES), size=2))
-
-    count = min(int(rng.integers(4, 9)), max_words)
-    return " ".join(
-        words[rng.integers(len(words))] if words and rng.random() < 0.8 else made_up() for _ in range(count)
-    )
+def _text(words: list[str], key: int, max_words: int) -> str:
+    # Drawn from a hash: making a generator of random numbers for each text takes longer than all the rest.
+    length, *drawn = struct.unpack("<25H14x", hashlib.blake2b(key.to_bytes(16, "little", signed=True)).digest())
+    text = []
+    for at in range(0, 3 * min(4 + length % 5, max_words), 3):
+        is_own, one, other = drawn[at : at + 3]
+        if words and is_own % 5:
+            text.append(words[one % len(words)])
+        else:
+            text.append(_SYLLABLES[one % len(_SYLLABLES)] + _SYLLABLES[other % len(_SYLLABLES)])
+    return " ".join(text)
