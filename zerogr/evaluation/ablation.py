@@ -99,7 +99,9 @@ def results_of(
     queries: list[dict[str, Any]],
     base: list[dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Returns a row per system of a variant.
+    """Returns a row per system of a variant, each compared with the same system of the base.
+
+    What the base lacks, such as re-ranking by a score that only one loss teaches, is compared with the base's first system.
 
     Args:
         variant: What was changed.
@@ -119,7 +121,10 @@ def results_of(
     for row in records["evaluation"].counts["rows_compared"]:
         tests: dict[str, float] = {}
         for metric in dict.fromkeys((*DEFAULT_METRICS, *config.evaluation.metrics)):
-            ours, theirs = ([query["systems"][row["system"]][metric] for query in each] for each in (queries, base))
+            ours, theirs = (
+                [query["systems"].get(row["system"], next(iter(query["systems"].values())))[metric] for query in each]
+                for each in (queries, base)
+            )
             found = compare(ours, theirs)
             tests |= {f"{metric} - base": round(found.mean, 4), f"{P_OF}{metric}": round(found.p, 4)}
         changes = json.dumps(variant.changes, ensure_ascii=False)
