@@ -78,12 +78,13 @@ class Given:
             with torch.no_grad():
                 output = self.model(torch.tensor([[*prompt, *docid]]), output_hidden_states=True)
             states, logits = output.hidden_states[-1][0], output.logits[0].double()
-            log_probs, node = [], self.choices._trie.root
+            log_probs, num_open, node = [], 0, self.choices._trie.root
             for depth, token in enumerate(docid):
                 tokens, children = self.choices._trie.children(node)
                 allowed = [*tokens.tolist(), *([self.chat.end_token_id] if len(self.choices._trie.ends(node)) else [])]
                 at = logits[len(prompt) + depth - 1]
                 log_probs.append(float(at[token] - at[allowed].logsumexp(0)))
+                num_open += len(allowed) > 1
                 if token != self.chat.end_token_id:
                     node = int(children[tokens.tolist().index(token)])
             begin = len(self.chat.prefix("Find it."))
@@ -95,8 +96,7 @@ class Given:
                     "query": states[begin : len(prompt)],
                     "docid": states[len(prompt) : len(prompt) + len(docid) - 1],
                     "weight": grade,
-                    "num_targets": len(docid),
-                    "num_open": len(self.choices.open_part(docid[:-1])),
+                    "num_open": num_open,
                 }
             )
         return found
@@ -140,7 +140,7 @@ def prefix_margin(documents: list[dict[str, Any]], loss: Any, progress: float) -
 
 def ranknet(documents: list[dict[str, Any]], loss: Any, progress: float) -> float:
     def score(document: dict[str, Any]) -> float:
-        return float(document["docid"][-1] @ loss.scorer.weight[0])
+        return float(document["docid"][-1] @ loss.scorer.weight[0].detach())
 
     return mean([math.log1p(math.exp(score(b) - score(a))) for a, b in pairs_of(documents)])
 
@@ -151,7 +151,7 @@ def graded(documents: list[dict[str, Any]], loss: Any, progress: float) -> float
         return found / found.norm()
 
     settings = loss._settings
-    scores = [float(pooled(document["query"]) @ pooled(document["docid"])) / 0.1 for document in documents]
+    scores = [float((pooled(each["query"]) @ pooled(each["docid"])).detach()) / 0.1 for each in documents]
     costs = [math.log(sum(math.exp(other - score) for other in scores)) for score in scores]
     grades = sorted({document["grade"] for document in documents if document["grade"] > 0})
     total = 0.0
@@ -193,8 +193,7 @@ def expected(name: str, given: Given, loss: Any, progress: float, ids: list[int]
     total = 0.0
     for i in ids:
         documents = given.alone(i)
-        key = "num_targets" if loss.Settings.needs_whole_docids else "num_open"
-        weight = sum(document["weight"] * document[key] for document in documents)
+        weight = sum(document["weight"] * document["num_open"] for document in documents)
         likelihood = -sum(document["weight"] * sum(document["log_probs"]) for document in documents)
         total += likelihood + weight * REFERENCES[name](documents, loss, progress)
     return total
@@ -250,7 +249,7 @@ class TestGraded:
         scores = torch.stack(pooled) @ query / 0.1
         contrast = float(-(scores - scores.logsumexp(0))[:2].mean())
         seen = given.seen([2], 0.0)
-        weight = sum(document["weight"] * document["num_targets"] for document in documents)
+        weight = sum(document["weight"] * document["num_open"] for document in documents)
         found = float(loss(seen) - seen.cross_entropy())
         assert found == pytest.approx(weight * contrast, rel=1e-5)
 

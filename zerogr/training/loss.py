@@ -47,14 +47,20 @@ class Seen:
         return batch.predicting[batch.predicted_by[torch.searchsorted(batch.answer, number, right=True) - 1]]
 
     def query_weights(self) -> torch.Tensor:
-        """Returns what a query counts: the weights of its targets together; fp32 [D], by its number, 0 behind the last.
+        """Returns what a query counts: the weights of its open targets together; fp32 [D], by its number, 0 behind the last.
 
         The learner divides by the weights of all targets. A loss per query times this is then a mean over queries, on the
-        scale of the cross-entropy beside it.
+        scale of the cross-entropy beside it: what the trie forces costs nothing there, however long docids are.
         """
         batch = self.batch
         of_target = batch.example[batch.document[batch.answer]]
-        return batch.weights.new_zeros(len(batch.example)).index_add_(0, of_target, batch.weights)
+        weights = batch.weights
+        if batch.allowed.shape[1]:
+            num_allowed = torch.zeros_like(batch.node).index_add_(
+                0, batch.allowed[0], torch.ones_like(batch.allowed[0])
+            )
+            weights = weights * (num_allowed[batch.node] > 1)[batch.predicted_by]
+        return weights.new_zeros(len(batch.example)).index_add_(0, of_target, weights)
 
     def mean_over_pairs(self, values: torch.Tensor) -> torch.Tensor:
         """Returns the sum over queries of what each counts times the mean of its pairs' values [K]."""

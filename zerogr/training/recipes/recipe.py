@@ -22,7 +22,7 @@ from zerogr.training.learner import TrainingSettings
 from zerogr.training.log import TrainingLog
 from zerogr.training.loop import train
 
-VERSION = 7
+VERSION = 8
 
 
 class Recipe(Protocol):
