@@ -18,6 +18,7 @@ from jobs.driving import driving
 from tests import tiny
 from zerogr.index.driver import lease_of
 from zerogr.index.index import Index
+from zerogr.index.lease import FOLDER as LEASE
 from zerogr.index.lease import holder_of, own_lease, path_of
 from zerogr.store import storage
 
@@ -46,7 +47,7 @@ def place(tiny_index: str, tmp_path: Path, collection: Path, tiny_model: Path) -
 
 def drive_elsewhere(uri: str) -> None:
     """Another machine's driver has an index from here on."""
-    number = 1 + max([int(name[:6]) for name in storage.list_files(f"{uri}/work/lease")], default=0)
+    number = 1 + max([int(name[:6]) for name in storage.list_files(f"{uri}/{LEASE}")], default=0)
     other = replace(own_lease(), host="elsewhere", machine="another", command="zerogr index theirs.yaml")
     storage.write_json(path_of(Index(uri), number), other.as_json())
 
@@ -112,11 +113,11 @@ def test_a_command_is_one_lease(place: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     def noting(of: str, *rest: Any) -> dict[str, int]:
         found = list_files(of, *rest)
-        numbers.update(name for name in found if of.endswith("/work/lease"))
+        numbers.update(name for name in found if of.endswith(LEASE))
         return found
 
     monkeypatch.setattr(storage, "list_files", noting)
-    before = set(list_files(f"{uri}/work/lease"))
+    before = set(list_files(f"{uri}/{LEASE}"))
     assert main(["update", uri, "--add", str(place / "new.jsonl"), "--set", "update.max_forgetting=1"]) == 0
     assert len(numbers - before) == 1
     assert holder_of(Index(uri)) is None

@@ -16,6 +16,7 @@ from jobs.cli import main
 from tests import tiny
 from tests.published import contents
 from zerogr.index.index import Index
+from zerogr.index.lease import FOLDER as LEASE
 from zerogr.store import storage
 
 pytestmark = pytest.mark.integration
@@ -55,7 +56,7 @@ def test_second_run_does_nothing(remote_index: str, tmp_path: Path, collection: 
 
     def modified() -> dict[str, Any]:
         found = fs.find(path, detail=True).items()
-        return {name: info["LastModified"] for name, info in found if "/work/lease/" not in name}
+        return {name: info["LastModified"] for name, info in found if LEASE not in name}
 
     before = modified()
     config = _write(tmp_path, remote_index, collection, tiny_model, corpus__source="s3://zerogr/collection")

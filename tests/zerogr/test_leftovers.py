@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from zerogr.corpus.stage import FREQUENCY
 from zerogr.errors import UserError
 from zerogr.index.index import Index
 from zerogr.index.versions import Layer, Version, folder_of, manifest_of, propose, publish
@@ -153,7 +154,7 @@ def update(index: Index, step: Step) -> None:
     )  # fmt: skip
     if step.adds:
         write(index, *(f"{folder}/{each}/part-000000.parquet" for each in ("corpus", "docids", "queries", "rejected")))
-        write(index, f"{folder}/work/document_frequency.bin")
+        write(index, f"{folder}/{FREQUENCY}")
         layer = Layer(number=number, folder=folder, first_row=0, num_rows=1, shard_size=1)
         version = replace(version, layers=(*before.layers, layer))
     if step.learns:

@@ -111,9 +111,8 @@ def rank_words(
     counts: dict[str, float] = {word: title_weight * number for word, number in Counter(title).items()}
     for word, number in Counter(text).items():
         counts[word] = counts.get(word, 0.0) + number
-    forms: dict[
-        str, tuple[str, float, float]
-    ] = {}  # by stem: its commonest form, how often that is there, how often any
+    # By stem: its commonest form, how often the document has that, how often it has any.
+    forms: dict[str, tuple[str, float, float]] = {}
     for word, count in counts.items():
         if is_topical(word):
             form, most, total = forms.get(stem(word), (word, 0.0, 0.0))
