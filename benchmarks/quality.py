@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -156,10 +157,10 @@ def publish(out: Path, rows: Sequence[dict[str, Any]] = (), experiment: dict[str
     tables = {"rows": everything, "experiments": list(experiments.values())}
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(tables, indent=1) + "\n")
-    lines = ["# Results", "", _ABOUT]
+    lines = ["# Results", "", *_prose(_ABOUT)]
     for chain, (title, about) in CHAINS.items():
         own = [row for row in everything if row["chain"] == chain]
-        lines += ["", f"## {title}", "", about, *(_of_collections(own) if own else [])]
+        lines += ["", f"## {title}", "", *_prose(about), *(_of_collections(own) if own else [])]
         for each in experiments.values():
             lines += _of_experiment(each) if each["chain"] == chain else []
     out.with_suffix(".md").write_text("\n".join(lines) + "\n")
@@ -203,10 +204,14 @@ def _of_experiment(experiment: dict[str, Any]) -> list[str]:
         "",
         f"### {experiment['title']}",
         "",
-        f"{made_with}{experiment['commit']}.",
+        *_prose(f"{made_with}{experiment['commit']}."),
         "",
         *table(columns, rows),
     ]
+
+
+def _prose(text: str) -> list[str]:
+    return textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def _p(value: float | None) -> str:
