@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 ShardWorker = Callable[[int], ShardReport | None]
 """Publishes a shard; None = there was nothing left to do."""
+OBJECTS_BETWEEN_COLLECTIONS = 100_000
+"""Of Python's memory management. Its own 700 suit programs that hold few objects."""
 
 
 class ShardActor:
@@ -102,7 +104,9 @@ class ShardActor:
                     ray.get(self._attempts.fail_to_load.remote(_in_short(shard, broken)))
                     end_process()
                 ray.get(self._attempts.loaded.remote())
-                gc.freeze()  # what is loaded stays; walking through it at every full collection took half of a shard's time
+                # What is loaded stays, and a shard's own rows are many: walking through them took half of its time.
+                gc.freeze()
+                gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
                 if torch := sys.modules.get("torch"):  # a worker without a language model need not wait for it
                     torch.set_num_threads(self._num_threads)
             return self._worker

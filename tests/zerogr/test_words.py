@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import string
 import sys
 
 import pytest
@@ -8,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zerogr.text.terms import DocumentFrequency, Term, rank_terms
-from zerogr.text.words import FUNCTION_WORDS, MAX_WORD_CHARACTERS, is_spaced, is_topical, stretches, words
+from zerogr.text.words import (
+    _STRETCH,
+    _WORD,
+    FUNCTION_WORDS,
+    MAX_WORD_CHARACTERS,
+    beginning,
+    is_spaced,
+    is_topical,
+    stretches,
+    words,
+)
 
 
 class TestWords:
@@ -147,8 +158,19 @@ def test_stretches() -> None:
     assert list(stretches("ข้อมูลใหม่ abc検索する、x")) == ["ข้อมูล", "ใหม่ ", "abc", "検索する", "、x"]
 
 
+@given(st.text(max_size=60), st.integers(0, 9))
+def test_the_beginning_is_the_first_stretches(text: str, number: int) -> None:
+    assert beginning(text, number) == "".join(list(stretches(text))[:number])
+
+
+@given(st.text(st.sampled_from(string.printable), max_size=30))
+def test_ascii_has_the_words_of_every_script(text: str) -> None:
+    """It has a pattern of its own, which is faster."""
+    assert words(text + " x") == _WORD.findall(text.lower() + " x")
+
+
 def test_no_script_without_spaces_is_taken_for_one_with() -> None:
     """Two neighbouring letters of such a script are cut into pieces or grams; none of them may be called spaced."""
     letters = (chr(code) for code in range(sys.maxunicode + 1) if chr(code).isalpha())
-    assert all(len(list(stretches(letter * 5))) == 1 for letter in letters if is_spaced(letter))
+    assert all(len(_STRETCH.findall(letter * 5)) == 1 for letter in letters if is_spaced(letter))
     assert is_spaced("Caf\u00e9 \u2013 it\u2019s \u00a73") and not is_spaced("\u6771\u4eac") and not is_spaced("\u0e02")

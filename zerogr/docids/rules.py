@@ -67,7 +67,7 @@ def validate(candidate: Sequence[str], terms: Terms, limits: Limits, frequency: 
         broken.append("too_many_words")
     if len(set(candidate)) < len(candidate):
         broken.append("repeated_word")
-    if any(_is_function_word(word, terms) for word in candidate):
+    if not all(map(is_topical, candidate)) and any(_is_function_word(word, terms) for word in candidate):
         broken.append("function_word")
     if sum(word in terms.own for word in set(candidate)) < min(limits.min_core_terms, len(terms.ranked)):
         broken.append("too_few_core_terms")

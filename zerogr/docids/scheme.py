@@ -7,7 +7,7 @@ give identifiers that several documents share, such as their terms: then the ret
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -127,9 +127,13 @@ class Scheme(Protocol):
         """Returns what shared identifiers that count as one have in common."""
 
     def teach(
-        self, query: str, docid: str, shared: Sequence[Identifier], draw: random.Random
+        self, query: str, docid: str, shared: Sequence[Identifier], draw: Callable[[], random.Random]
     ) -> list[tuple[str, float]]:
-        """Returns what a query about a document teaches the retriever to write, with probabilities that add up to 1."""
+        """Returns what a query about a document teaches the retriever to write, with probabilities that add up to 1.
+
+        `draw` makes this example's source of random numbers, the same in every run. That takes longer than all the rest, so
+        ask only where there is something to draw.
+        """
 
 
 class DocidScheme:
@@ -150,7 +154,7 @@ class DocidScheme:
         return text
 
     def teach(
-        self, query: str, docid: str, shared: Sequence[Identifier], draw: random.Random
+        self, query: str, docid: str, shared: Sequence[Identifier], draw: Callable[[], random.Random]
     ) -> list[tuple[str, float]]:
         """Returns the docid."""
         return [(docid, 1.0)]

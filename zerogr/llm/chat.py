@@ -19,6 +19,7 @@ import numpy as np
 from zerogr.errors import UserError
 from zerogr.llm.codec import CODECS, Codec, CodecName
 from zerogr.llm.markers import as_data, undeclared_markers
+from zerogr.llm.tokens import encode_many
 
 SETTINGS_FILE = "zerogr.json"
 """In a retriever's folder: {"instruction", "codec", "max_instruction_tokens", "max_query_tokens"}, as it was trained."""
@@ -114,12 +115,11 @@ class ChatFormat:
 
     def queries(self, queries: list[str]) -> list[list[int]]:
         """Returns the same of many queries, much faster than one by one."""
-        options = {"add_special_tokens": False, "split_special_tokens": True, "return_attention_mask": False}
         found = []
         for start in range(0, len(queries), _AT_ONCE):
             texts = [as_data(" ".join(query.split()), self.markers) for query in queries[start : start + _AT_ONCE]]
-            for tokens in self.tokenizer(texts, verbose=False, **options)["input_ids"]:
-                found.append([*tokens[: self.max_query_tokens], *self.between])
+            encoded = encode_many(self.tokenizer, texts, is_data=True)
+            found += [[*tokens[: self.max_query_tokens], *self.between] for tokens in encoded]
         return found
 
     def prompt(self, instruction: str, query: str) -> list[int]:
@@ -137,7 +137,5 @@ class ChatFormat:
 
 
 def _encode(tokenizer: Any, text: str, *, is_data: bool = False) -> list[int]:
-    """Returns token ids; in data, the names of special tokens ("<|im_end|>") are ordinary text and end no turn."""
-    if not text:
-        return []
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=is_data, verbose=False)["input_ids"]
+    """Returns token ids, as `encode_many`; of no text, none."""
+    return encode_many(tokenizer, [text], is_data=is_data)[0] if text else []

@@ -18,6 +18,7 @@ import numpy as np
 
 from zerogr.errors import Fault
 from zerogr.llm.models import tokenizer_hash
+from zerogr.llm.tokens import encode_many
 from zerogr.ragged import offsets_of
 
 CodecName = Literal["text", "codes"]
@@ -42,9 +43,7 @@ class TextCodec:
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """See `Codec`."""
-        spaced = [f" {text}" for text in texts]
-        options = {"add_special_tokens": False, "verbose": False}
-        return _flat(self._tokenizer(spaced, **options)["input_ids"] if spaced else [])
+        return _flat(encode_many(self._tokenizer, [f" {text}" for text in texts]))
 
     def decode(self, tokens: Sequence[int]) -> str:
         """See `Codec`."""

@@ -6,11 +6,10 @@ better than rules, so each prompt comes with the first words of the answer.
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import Any
 
 from zerogr.config.tree import QueriesConfig
-from zerogr.text.words import stretches
+from zerogr.text.words import beginning
 
 QUERY_USER = """Task: {instruction}
 
@@ -27,7 +26,7 @@ QUERY_PREFILL = "1."
 def excerpt(title: str, text: str, num_words: int) -> str:
     """Returns the title and the beginning of the text, `num_words` words (`stretches`) in all, line breaks kept."""
     document = f"{title}\n{text}" if title else text
-    cut = "".join(islice(stretches(document), num_words)).rstrip()
+    cut = beginning(document, num_words).rstrip()
     while "<<<" in cut or ">>>" in cut:  # once is not enough: without its arrows, "<<>>><" is a marker
         cut = cut.replace("<<<", "").replace(">>>", "")
     return cut

@@ -115,9 +115,12 @@ def rank_words(
     forms: dict[str, tuple[str, float, float]] = {}
     for word, count in counts.items():
         if is_topical(word):
-            form, most, total = forms.get(stem(word), (word, 0.0, 0.0))
-            forms[stem(word)] = (*((word, count) if count > most else (form, most)), total + count)
-    ranked = [
-        Term(form, (1 + math.log(total)) * frequency.idf(term), total) for term, (form, _, total) in forms.items()
-    ]
+            term = stem(word)
+            if (known := forms.get(term)) is None:
+                forms[term] = (word, count, count)
+            else:
+                form, most, total = known
+                forms[term] = (word, count, total + count) if count > most else (form, most, total + count)
+    idf, log = frequency.idf, math.log
+    ranked = [Term(form, (1 + log(total)) * idf(term), total) for term, (form, _, total) in forms.items()]
     return sorted(ranked, key=attrgetter("weight"), reverse=True)  # ties stay in their order

@@ -17,6 +17,7 @@ import threading
 import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import islice
 from operator import itemgetter
 
 import regex
@@ -26,6 +27,8 @@ MAX_WORD_CHARACTERS = 64
 """Longer words (addresses, encoded data) fall apart at their `+ # . -`, and what is still longer is cut."""
 
 _WORD = regex.compile(r"[\p{L}\p{N}][\p{L}\p{M}\p{N}]*(?:[+#.\-][\p{L}\p{N}][\p{L}\p{M}\p{N}]*)*[+#]*")
+_ASCII_WORD = re.compile(r"[a-z0-9]++(?:[+#.\-][a-z0-9]++)*+[+#]*+")
+"""The same of lower-case ASCII, in half the time."""
 _PIECE = regex.compile(r"[\p{L}\p{N}][\p{L}\p{M}\p{N}]*")
 _UNSPACED = regex.compile(
     r"""(?V1x)
@@ -35,7 +38,7 @@ _UNSPACED = regex.compile(
 )
 _UNSPACED_LETTER = r"(?:[[\p{Han}\p{Hiragana}]&&[\p{L}\p{N}]][\p{M}ー]*|[\p{Line_Break=SA}&&\p{L}]\p{M}*)"
 _STRETCH = regex.compile(rf"(?V1)(?:{_UNSPACED_LETTER}{{1,4}}|(?:(?!{_UNSPACED_LETTER})\S)+)\s*")
-_ASCII_STRETCH = regex.compile(r"\S+\s*")
+_SPACED_STRETCH = regex.compile(r"\S+\s*")
 _MAY_BE_UNSPACED = re.compile("[\u0e00-\u1fff\u2e80-\U0010ffff]")
 _LETTER = regex.compile(r"[\p{L}\p{N}][\p{M}ー]*")
 _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200c\u200d\u2060\ufeff"))
@@ -70,12 +73,11 @@ def words(text: str) -> list[str]:
     istanbul and ISTANBUL are one as well.
     """
     if text.isascii():
-        text = text.lower()
+        found = _ASCII_WORD.findall(text.lower())
     else:
         text = unicodedata.normalize("NFKC", text.translate(_INVISIBLE)).casefold()
         text = unicodedata.normalize("NFKC", text)  # folding may compose what upper case could not
-        text = _UNSPACED.sub(_grams, text.replace("i\u0307", "i"))
-    found = _WORD.findall(text)
+        found = _WORD.findall(_UNSPACED.sub(_grams, text.replace("i\u0307", "i")))
     if max(map(len, found), default=0) <= MAX_WORD_CHARACTERS:
         return found
     return [
@@ -95,12 +97,24 @@ def _grams(run: regex.Match[str]) -> str:
 def stretches(text: str) -> Iterator[str]:
     """Yields the text piece by piece, each with the white space behind it: what stands between spaces, and of a script without
     spaces four letters. Joined they are the text from its first letter on. A measure of length, where words would be."""
-    return map(itemgetter(0), (_ASCII_STRETCH if text.isascii() else _STRETCH).finditer(text))
+    return map(itemgetter(0), (_SPACED_STRETCH if is_spaced(text) else _STRETCH).finditer(text))
+
+
+def beginning(text: str, number: int) -> str:
+    """Returns the first `number` stretches of a text, joined."""
+    if is_spaced(text):
+        return str(_first_stretches(number).match(text)[1])  # in one go
+    return "".join(islice(stretches(text), number))
+
+
+@lru_cache
+def _first_stretches(number: int) -> regex.Pattern[str]:
+    return regex.compile(rf"\s*+((?:\S++\s*+){{0,{number}}})")
 
 
 def is_spaced(text: str) -> bool:
     """Whether all its words surely have spaces between them: no letter is in a block of Unicode with a script without."""
-    return _MAY_BE_UNSPACED.search(text) is None
+    return text.isascii() or _MAY_BE_UNSPACED.search(text) is None
 
 
 def is_topical(word: str) -> bool:

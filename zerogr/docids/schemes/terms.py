@@ -63,10 +63,10 @@ class Terms(WordScheme):
         return stem(text)
 
     def teach(
-        self, query: str, docid: str, shared: Sequence[Identifier], draw: random.Random
+        self, query: str, docid: str, shared: Sequence[Identifier], draw: Callable[[], random.Random]
     ) -> list[tuple[str, float]]:
         """Returns terms of the document, those of the query first."""
-        return draw_terms(query, shared, self.context.frequency.idf, draw)
+        return draw_terms(query, shared, self.context.frequency.idf, draw())
 
 
 def identifiers_of(ranked: Sequence[str], num_terms: int) -> list[Identifier]:

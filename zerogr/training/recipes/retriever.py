@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -221,11 +221,14 @@ class RetrieverRecipe:
         for row_id, grade in example.relevant:
             document = documents[row_id]
             shared = [Identifier(**identifier) for identifier in document.get("identifiers") or ()]
-            draw = random.Random(seed_of(self._config.seed, "answers", document["doc_id"], example.query))
+            draw = partial(self._draw, document["doc_id"], example.query)
             taught = self._scheme.teach(example.query, document["docid"], shared, draw)
             weight = example.weight * grade
             relevant.append(Relevant(grade, [(text, weight * probability) for text, probability in taught]))
         return TextExample(example.instruction, example.query, relevant)
+
+    def _draw(self, doc_id: str, query: str) -> random.Random:
+        return random.Random(seed_of(self._config.seed, "answers", doc_id, query))
 
     def choices(self, tokenizer: Any = None) -> Choices:
         """Returns what the index's trie leaves open. Raises UserError if there is none, or one made otherwise."""
