@@ -211,7 +211,7 @@ def _add_update(commands: Commands) -> None:
     sub.add_argument(
         "--add",
         metavar="SOURCE",
-        help="what to add: a folder or a file, as corpus.source; read as the index's corpus was",
+        help="what to add: a folder or a file, as corpus.source; columns as in the index's corpus, format auto",
     )
     sub.add_argument("--remove", metavar="FILE", help="a text file with the doc_ids to remove, one a line")
     sub.add_argument("--method", metavar="NAME", help="how the retriever learns: " + ", ".join(METHOD_NAMES))

@@ -84,6 +84,13 @@ def _run(root: Index, request: Request, config: Config) -> dict[str, Any]:
     }
 
 
+def _build_lexical(update: Update) -> dict[str, Any]:
+    if update.request.source is not None:
+        count = partial(count_terms, update.config)
+        run_shards("lexical", update.index, TERMS_FOLDER, count, update.config.compute, needs_engine=False)
+    return build_lexical_of(update)
+
+
 def _build(update: Update) -> tuple[Version, dict[str, Any], dict[str, Any], float]:
     """Runs the stages; returns the version, the counts of its documents, its method's report and the seconds it took."""
     request, config, root = update.request, update.config, update.root
@@ -93,16 +100,7 @@ def _build(update: Update) -> tuple[Version, dict[str, Any], dict[str, Any], flo
         for stage in (*wanted, DOCIDS, QUERIES):
             importlib.import_module(f"jobs.{stage.command}").run(update.config)
     if config.ranking.needs_lexical:
-        if request.source is not None:
-            run_shards(
-                "lexical",
-                update.index,
-                TERMS_FOLDER,
-                partial(count_terms, update.config),
-                config.compute,
-                needs_engine=False,
-            )
-        run_stage(LEXICAL, update.config, addition_inputs(update), lambda _, index: build_lexical_of(update))
+        run_stage(LEXICAL, update.config, addition_inputs(update), lambda _, index: _build_lexical(update))
     added = run_stage(TRIE, update.config, addition_inputs(update), lambda _, index: build_addition(update)).counts
     version = planned(update, num_removed=added["removed"])
     report: dict[str, Any] = {}

@@ -62,6 +62,9 @@ class IndexAnswer(BaseModel):
 
     index_version: str
     instruction: str | None = None
+    num_documents: int = Field(
+        description="Of the version that is searched; the counts of `stages` are those of the first."
+    )
     filter_keys: list[str]
     strategies: list[str]
     k: int | None = None

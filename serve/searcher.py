@@ -26,6 +26,7 @@ from serve.settings import ServeArguments
 from serve.terminal import replica_name, tell
 from serve.versions import Answers, LoadedRetriever, Loader, Versions
 from zerogr.errors import Fault, UserError
+from zerogr.index.versions import Version
 from zerogr.trie.metadata import keys_of
 
 UNREADABLE = "what the documents say cannot be read from storage now; try again soon, or ask for no fields"
@@ -157,6 +158,7 @@ def summarise(manifest: dict[str, Any], index_version: str) -> dict[str, Any]:
         "index_version": index_version,
         "format": manifest.get("format"),
         "instruction": config.get("instruction"),
+        "num_documents": Version.of(manifest).num_documents,
         "filter_keys": keys_of(manifest),
         "stages": {
             name: {key: stage.get(key) for key in ("fingerprint", "counts", "files", "seconds")}

@@ -104,8 +104,10 @@ class Served:
     """By default; None = the index's own."""
     strategy: str | None = None
     """By default; None = the index's own."""
+    num_documents: int = 0
+    """Of the version that is searched."""
     stages: dict[str, Any] = field(default_factory=dict)
-    """Name -> counts, fingerprint and more."""
+    """Name -> counts, fingerprint and more, of the version that the index began with."""
 
 
 class Client:

@@ -125,7 +125,7 @@ def _index(config: Config, made: Path) -> Index:
     index, donor = Index(config.index), Index(str(made))
 
     def run(stage: str, inputs: dict[str, Any], build: Any) -> None:
-        if index.begin(stage, inputs) and not index.adopt(stage, inputs, donor, config=config.model_dump(mode="json")):
+        if not index.adopt(stage, inputs, donor, config=config.model_dump(mode="json")) and index.begin(stage, inputs):
             start = time.monotonic()
             counts = build()
             seconds = time.monotonic() - start

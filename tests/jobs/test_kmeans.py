@@ -27,10 +27,25 @@ def settings(tmp_path_factory: pytest.TempPathFactory, collection: Path, tiny_mo
     """The configuration of an index that is built."""
     folder = tmp_path_factory.mktemp("kmeans")
     docids = {"docids__scheme": "kmeans", "docids__branching": 4, "docids__leaf_size": 4}
-    tree = tiny.settings(str(folder / "index"), collection, tiny_model, **docids, training__num_epochs=6)
+    tree = tiny.settings(str(folder / "index"), with_an_empty_end(collection, folder), tiny_model, **docids)
+    tree["training"]["num_epochs"] = 6
     (folder / "config.yaml").write_text(yaml.safe_dump(tree))
     assert main(["index", str(folder / "config.yaml")]) == 0
     return tree
+
+
+def with_an_empty_end(collection: Path, folder: Path) -> Path:
+    """Returns a copy whose last rows are rejected: forty documents fill five shards, and a sixth one has none."""
+    shutil.copytree(collection, folder / "collection")
+    with (folder / "collection" / "corpus.jsonl").open("a") as file:
+        file.write(json.dumps({"_id": "nothing", "title": "", "text": " "}) + "\n")
+    return folder / "collection"
+
+
+def test_a_shard_without_documents_stops_nothing(settings: Any) -> None:
+    index = Index(settings["index"])
+    assert index.rows_of_shards()[5] == 0
+    assert all(storage.parquet_num_rows(index.shard(folder, 5)) == 0 for folder in ("embeddings", "docids", "queries"))
 
 
 def test_docids_are_paths_and_near_documents_begin_alike(settings: Any) -> None:

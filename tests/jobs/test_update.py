@@ -22,13 +22,14 @@ from zerogr import Retriever
 from zerogr.config.file import load_config
 from zerogr.config.owned import METHOD
 from zerogr.corpus.collection import Collection
-from zerogr.editing.update import Request
+from zerogr.editing.update import Request, begin, update_config
 from zerogr.errors import UserError
 from zerogr.evaluation.baselines.systems import Documents
 from zerogr.evaluation.explain import training_queries
 from zerogr.index.index import Index
 from zerogr.index.versions import Live, Version, publish
 from zerogr.plugins import built_in
+from zerogr.store import storage
 
 METHODS = built_in(METHOD.package)
 
@@ -143,6 +144,31 @@ class TestAVersion:
         Index(str(place / "index")).rebuild("trie")
         assert Version.of(Index(str(place / "index")).manifest()).number == 0
         assert not (place / "index" / "versions").exists()
+
+    @pytest.mark.parametrize("stage", ["trie", "retriever"])
+    def test_a_rebuilt_index_forgets_an_unfinished_update(self, place: Path, stage: str) -> None:
+        """What it has learnt is of a retriever that is no more."""
+        begin_only(place)
+        Index(str(place / "index")).rebuild(stage)
+        assert not (place / "index" / "versions").exists()
+
+    def test_an_update_of_what_the_index_was_is_not_gone_on_with(self, place: Path) -> None:
+        begin_only(place)
+        index = Index(str(place / "index"))
+        manifest = index.manifest()
+        manifest["stages"]["retriever"]["fingerprint"] = "another"
+        storage.write_json(index.path("index.json"), manifest)
+        with pytest.raises(
+            UserError, match="begun before the index was built anew; forget it with `zerogr update .* --discard`"
+        ):
+            update(place, add="new.jsonl")
+
+
+def begin_only(place: Path) -> None:
+    """Begins the update that adds `new.jsonl`, and leaves it."""
+    root, request = Index(str(place / "index")), Request(source=str(place / "new.jsonl"))
+    assert begin(root, request, update_config(root, request, [*LENIENT, "update.method.name=none"]))
+    assert (place / "index" / "versions" / "000001" / "update.json").exists()
 
 
 class TestMethods:

@@ -25,6 +25,7 @@ MANIFEST = {
     "config": {"instruction": "Find it.", "corpus": {"source": "s3://private/corpus"}},
     "stages": {
         "corpus": {"fingerprint": "f", "inputs": {"prompt": SECRET}, "counts": {"rows": 9}, "files": 1},
+        "docids": {"fingerprint": "d", "inputs": {"prompt": SECRET}, "counts": {"rows": 8}, "files": 1},
         "trie": {"fingerprint": "t", "inputs": {"serving.filter_keys": ["year"], "prompt": SECRET}},
     },
 }
@@ -441,9 +442,11 @@ class TestApi:
             "index_version": "version-1",
             "format": 2,
             "instruction": "Find it.",
+            "num_documents": 8,
             "filter_keys": ["year"],
             "stages": {
                 "corpus": {"fingerprint": "f", "counts": {"rows": 9}, "files": 1, "seconds": None},
+                "docids": {"fingerprint": "d", "counts": {"rows": 8}, "files": 1, "seconds": None},
                 "trie": {"fingerprint": "t", "counts": None, "files": None, "seconds": None},
             },
         }

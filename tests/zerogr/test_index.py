@@ -317,3 +317,45 @@ class TestReuse:
         assert storage.read_bytes(index.shard("work/lexical", 0)) == b"terms"
         assert storage.read_bytes(index.path("work/document_frequency.bin")) == b"x"
         assert not storage.exists(index.path("work/docids"))
+
+    def test_what_was_taken_over_in_part_binds_the_stage(
+        self, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Shards of the donor must never stand beside ones that were made from other inputs."""
+        donor = Index(str(tmp_path / "donor"))
+        fill(donor)
+        inputs = donor.require("corpus").inputs
+        monkeypatch.setattr(storage, "upload_folder", lambda *_: (_ for _ in ()).throw(OSError("lost")))
+        with pytest.raises(OSError, match="lost"):
+            index.adopt("corpus", inputs, donor, config={})
+        monkeypatch.undo()
+        with pytest.raises(StageRefused, match="was made with another"):
+            index.begin("corpus", {**inputs, "other": 1})
+        assert index.adopt("corpus", inputs, donor, config={})
+        assert index.require("corpus").fingerprint == donor.require("corpus").fingerprint
+
+
+class TestWhatNobodyHasClaimed:
+    def test_is_deleted_before_a_stage_begins(self, index: Index) -> None:
+        """Of an update that was forgotten halfway, for one: its shards are other documents'."""
+        storage.write_bytes(index.shard("queries", 0), b"another's")
+        storage.write_bytes(index.path("rejected", "queries-part-000000.parquet"), b"another's")
+        storage.write_bytes(index.path("rejected", "corpus-part-000000.parquet"), b"mine")
+        assert index.begin("queries", {"seed": 1})
+        assert not storage.list_files(index.path("queries"))
+        assert list(storage.list_files(index.path("rejected"))) == ["corpus-part-000000.parquet"]
+        storage.write_bytes(index.shard("queries", 0), b"mine")
+        assert index.begin("queries", {"seed": 1})
+        assert list(storage.list_files(index.path("queries"))) == ["part-000000.parquet"]
+
+    def test_what_is_named_by_its_inputs_binds_nobody(self, index: Index) -> None:
+        """Examples that were tokenised before a mistake in the training's settings serve when it is mended."""
+        assert index.begin("retriever", {"training.lora_rank": 4})
+        storage.write_bytes(index.path("work/training/examples/key/000000.safetensors"), b"x")
+        index.release("retriever")
+        assert index.begin("retriever", {"training.lora_rank": 0})
+        assert storage.exists(index.path("work/training/examples/key/000000.safetensors"))
+        storage.write_bytes(index.path("work/training/checkpoints/latest.json"), b"x")
+        index.release("retriever")
+        with pytest.raises(StageRefused):
+            index.begin("retriever", {"training.lora_rank": 8})

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import fsspec
@@ -270,17 +273,71 @@ def test_an_interpreter_that_has_read_a_table_ends_in_peace(tmp_path: Path) -> N
         assert (done.returncode, done.stderr) == (0, "")
 
 
+class TestAFolderThatCannotBeRead:
+    """It is never taken for an empty one: a corpus would lose files without a word."""
+
+    @pytest.mark.parametrize(
+        ("number", "kind", "message"),
+        [
+            (errno.EACCES, UserError, "folder '.*secret' may not be read; give yourself the right"),
+            (errno.EIO, Fault, "folder '.*secret' cannot be read: input/output error"),
+        ],
+    )
+    def test_is_an_error(
+        self, number: int, kind: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "secret").mkdir()
+        (tmp_path / "secret" / "rows.jsonl").write_text("{}")
+        (tmp_path / "a.jsonl").write_text("{}")
+        assert storage.list_files(str(tmp_path)) == {"a.jsonl": 2, "secret/rows.jsonl": 2}
+        real = os.scandir
+
+        def scandir(path: str) -> Any:
+            if str(path).endswith("secret"):
+                raise OSError(number, os.strerror(number), path)
+            return real(path)
+
+        monkeypatch.setattr(os, "scandir", scandir)
+        with pytest.raises(kind, match=message):
+            storage.list_files(str(tmp_path))
+
+    def test_what_is_not_there_is_empty(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("x")
+        (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+        for name in ("missing", "file", "nowhere"):
+            assert storage.list_files(str(tmp_path / name)) == {}
+        assert storage.list_files(str(tmp_path)) == {"file": 1}
+
+
 class TestCached:
-    def test_the_second_of_two_racing_processes_keeps_the_first_ones_folder(self, tmp_path: Path) -> None:
-        target = tmp_path / "kept" / "raced"
+    def test_of_two_that_race_one_fills_and_the_other_waits(self, tmp_path: Path) -> None:
+        target, has_begun, may_end, fills = tmp_path / "kept" / "raced", Event(), Event(), []
 
-        def slow(folder: Path) -> None:
-            cache.cached(target, lambda fast: (fast / "file").write_text("fast"))
-            (folder / "file").write_text("slow")
+        def fill(folder: Path) -> None:
+            fills.append(folder)
+            (folder / "file").write_text("half")
+            has_begun.set()
+            assert may_end.wait(60)
+            (folder / "file").write_text("whole")
 
-        assert cache.cached(target, slow) == target
-        assert (target / "file").read_text() == "fast"
-        assert [path.name for path in target.parent.iterdir()] == ["raced"]
+        with ThreadPoolExecutor(2) as threads:
+            first = threads.submit(cache.cached, target, fill)
+            assert has_begun.wait(60)
+            second = threads.submit(cache.cached, target, fill)
+            may_end.set()
+            assert first.result() == second.result() == target
+        assert len(fills) == 1 and (target / "file").read_text() == "whole"
+        assert [path.name for path in target.parent.iterdir() if path.is_dir()] == ["raced"]
+
+    def test_what_a_killed_process_has_left_is_deleted(self, tmp_path: Path) -> None:
+        script = (
+            "import os, pathlib; from zerogr.store import cache; "
+            f"cache.cached(pathlib.Path({str(tmp_path / 'x')!r}), lambda folder: ((folder / 'old').touch(), os._exit(9)))"
+        )
+        assert subprocess.run([sys.executable, "-c", script], timeout=600).returncode == 9
+        target = cache.cached(tmp_path / "x", lambda folder: (folder / "new").touch())
+        assert [path.name for path in target.iterdir()] == ["new"]
+        assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["x"]
 
     def test_a_failed_copy_leaves_nothing(self, tmp_path: Path) -> None:
         def fail(_folder: Path) -> None:
@@ -288,4 +345,4 @@ class TestCached:
 
         with pytest.raises(RuntimeError):
             cache.cached(tmp_path / "kept" / "half", fail)
-        assert list((tmp_path / "kept").iterdir()) == []
+        assert not any(path.is_dir() for path in (tmp_path / "kept").iterdir())

@@ -13,8 +13,7 @@ from pydantic import ValidationError
 
 from zerogr.config.base import EncoderConfig, EngineConfig, SchemeSettings, Section, TunedConfig
 from zerogr.config.owned import LOSS, METHOD, RANKER, SCHEME, OwnedError, UnknownOwnerError, settings_of
-from zerogr.config.teaching import PretrainingConfig, TuningConfig
-from zerogr.config.tree import Config, RetrieverConfig
+from zerogr.config.tree import Config
 from zerogr.errors import UserError
 from zerogr.plugins import built_in
 
@@ -86,16 +85,16 @@ def _with_absolute_paths(config: Config) -> Config:
     def changed(section: Section, *keys: str) -> Section:
         return section.model_copy(update={key: absolute(getattr(section, key)) for key in keys})
 
-    def with_model(
-        section: EngineConfig | RetrieverConfig | TuningConfig | PretrainingConfig,
-    ) -> Section:  # it may be a name on a hub, and no folder
-        return changed(section, "model") if os.path.isdir(os.path.expanduser(section.model)) else section
+    def with_model(section: Section, key: str = "model") -> Section:  # it may be a name on a hub, and no folder
+        name = getattr(section, key)
+        return changed(section, key) if name and os.path.isdir(os.path.expanduser(name)) else section
 
     def with_models(scheme: SchemeSettings) -> Section:
         kinds = {EngineConfig: "model", EncoderConfig: "encoder", TunedConfig: "model"}
-        keys = [key for kind, key in kinds.items() if isinstance(scheme, kind)]
-        folders = [key for key in keys if os.path.isdir(os.path.expanduser(getattr(scheme, key)))]
-        return changed(scheme, *folders, *(["judged"] if isinstance(scheme, TunedConfig) else []))
+        section: Section = changed(scheme, "judged") if isinstance(scheme, TunedConfig) else scheme
+        for key in dict.fromkeys(key for kind, key in kinds.items() if isinstance(scheme, kind)):
+            section = with_model(section, key)
+        return section
 
     teacher = {
         "out": absolute(config.distil.out),
@@ -116,6 +115,7 @@ def _with_absolute_paths(config: Config) -> Config:
             "retriever": with_model(config.retriever),
             "evaluation": changed(config.evaluation, "dataset"),
             "training": changed(config.training, "judged"),
+            "negatives": with_model(changed(config.negatives, "retriever"), "teacher"),
             "ablation": changed(config.ablation, "out"),
             "study": changed(config.study, "out"),
             "compute": config.compute.model_copy(update={"reuse": [absolute(uri) for uri in config.compute.reuse]}),

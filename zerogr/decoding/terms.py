@@ -127,7 +127,7 @@ class Terms:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Terms:
         """Reads what `save` wrote. Raises UserError if a file is missing or not what was written."""
-        arrays, _ = load_arrays(path, _ARRAYS, "list of terms")
+        arrays, _ = load_arrays(path, _ARRAYS, "list of terms", stage="trie")
         terms, offsets = cls(), arrays["prefix_offsets"].tolist()
         rows = torch.from_numpy(np.array(arrays["terms"]))
         for number, token in enumerate(arrays["tokens"].tolist()):

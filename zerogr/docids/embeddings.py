@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -55,11 +54,23 @@ class Embedder:
 def read_vectors(index: Index, shard: int) -> np.ndarray:
     """Returns the vectors of a shard's documents, float32 [documents, dimensions], in the order of corpus/."""
     column = storage.read_parquet(index.shard(FOLDER, shard), ["vector"]).column("vector").combine_chunks()
-    vectors: np.ndarray = column.flatten().to_numpy().reshape(len(column), -1)
+    vectors: np.ndarray = column.flatten().to_numpy().reshape(len(column), column.type.list_size)
     return vectors
 
 
-def all_vectors(index: Index) -> Iterator[np.ndarray]:
-    """Yields the vectors of one shard after the other."""
-    for shard in shards_in(index.path(FOLDER)):
-        yield read_vectors(index, shard)
+def sampled_vectors(index: Index, number: int, seed: int) -> np.ndarray:
+    """Returns the vectors of so many documents at most, drawn evenly; float32 [documents, dimensions], in their order.
+
+    One shard is read at a time: what is held are the vectors that are returned.
+    """
+    shards = shards_in(index.path(FOLDER))
+    ends = np.cumsum([storage.parquet_num_rows(index.shard(FOLDER, shard)) for shard in shards])
+    total = int(ends[-1])
+    rows = np.arange(total)
+    if total > number:
+        rows = np.sort(np.random.default_rng(seed).choice(total, number, replace=False))
+    found = []
+    for begin, end, shard in zip([0, *ends[:-1].tolist()], ends.tolist(), shards, strict=True):
+        own = rows[(rows >= begin) & (rows < end)] - begin
+        found.append(read_vectors(index, shard)[own])
+    return np.concatenate(found)

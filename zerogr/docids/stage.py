@@ -96,10 +96,10 @@ def load_scheme(config: Config, index: Index, engine: Engine | None = None) -> S
 
 
 def fit_scheme(config: Config, index: Index) -> dict[str, Any]:
-    """Makes and publishes what the scheme needs to know of the whole corpus, unless it is there; returns the counts."""
-    if not storage.list_files(index.path(FITTED)):
-        with storage.staging_folder(index.path(FITTED)) as folder:
-            scheme_class(config.docids).fit(config.docids, Context(index, config.seed), folder)
+    """Makes and publishes what the scheme needs to know of the whole corpus; returns the counts."""
+    storage.delete(index.path(FITTED))  # of a run that was lost while it published, perhaps the half of it
+    with storage.staging_folder(index.path(FITTED)) as folder:
+        scheme_class(config.docids).fit(config.docids, Context(index, config.seed), folder)
     return {}
 
 

@@ -65,7 +65,7 @@ class States:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> States:
         """Reads what `save` wrote. Raises UserError if a file is missing or not what was written."""
-        arrays, _ = load_arrays(path, _ARRAYS, "list of hidden states")
+        arrays, _ = load_arrays(path, _ARRAYS, "list of hidden states", stage="trie")
         found = cls()
         if len(arrays["keys"]):
             found.put(arrays["keys"].astype(np.int64), torch.from_numpy(np.array(arrays["states"])))

@@ -117,7 +117,8 @@ def begin(root: Index, request: Request, config: Config) -> Update | None:
         UserError: Another update was begun and not finished.
     """
     before = Version.of(root.manifest())
-    inputs = {**_inputs(request, config), "before": before.number}
+    made_from = {stage: root.require(stage).fingerprint for stage in ("corpus", "docids", "trie", "retriever")}
+    inputs = {**_inputs(request, config), "before": before.number, "made_from": made_from}
     done = _request_of(root, before.number) if before.number else None
     if done is not None and done["fingerprint"] == inputs["fingerprint"]:
         return None
@@ -130,7 +131,13 @@ def begin(root: Index, request: Request, config: Config) -> Update | None:
         begun = _request_of(root, update.number)
         if begun is None:
             continue  # it was discarded since
-        if (begun["fingerprint"], begun["before"]) != (inputs["fingerprint"], inputs["before"]):
+        is_same = all(begun[key] == inputs[key] for key in ("fingerprint", "before"))
+        if is_same and begun.get("made_from") != made_from:
+            raise UserError(
+                f"this update of '{root.uri}' was begun before the index was built anew; forget it with "
+                f"`zerogr update {root.uri} --discard`, and give it again"
+            )
+        if not is_same:
             raise UserError(
                 f"another update of '{root.uri}' was begun and not finished ({_in_words(begun)}); give the same again to "
                 f"finish it, or forget it with `zerogr update {root.uri} --discard`"

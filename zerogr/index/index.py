@@ -127,6 +127,8 @@ class Index:
     def begin(self, stage: str, inputs: dict[str, Any]) -> bool:
         """Returns whether there is anything left to do, and claims the stage for these inputs if so.
 
+        What lies there without a claim, of an update that was forgotten halfway for one, is nobody's, and is deleted first.
+
         Raises:
             StageRefused: The stage was begun or finished with other inputs; the differing keys are named.
             UserError: The folder holds something of another kind.
@@ -141,13 +143,33 @@ class Index:
                 raise StageRefused(_refusal(self.uri, stage, known, inputs))
             if stored:
                 return False
-            if begun or storage.create_json(self.path("work", f"{stage}.json"), claim):
+            if begun:
+                return True
+            if self._has_published(stage):
+                self._clear(stage)
+            if storage.create_json(self.path("work", f"{stage}.json"), claim):
                 return True  # else another driver has begun it since; look at what with
 
     def release(self, stage: str) -> None:
         """Forgets that a stage was begun, if it has published nothing: a mistake that made nothing binds nobody."""
-        if not any(storage.list_files(self.path(folder)) for folder in _places(STAGES[stage])):
+        if not self._has_published(stage):
             storage.delete(self.path("work", f"{stage}.json"))
+
+    def _has_published(self, stage: str) -> bool:
+        """Whether anything of a stage is there that depends on what it was begun with."""
+        keyed = tuple(f"{self.path(folder)}/" for folder in STAGES[stage].keyed)
+        places = map(self.path, _places(STAGES[stage]))
+        return any(not f"{place}/{name}".startswith(keyed) for place in places for name in storage.list_files(place))
+
+    def _clear(self, stage: str) -> None:
+        """Deletes everything of a stage, the claim last."""
+        for place in _places(STAGES[stage]):
+            storage.delete(self.path(place))
+        for folder in ("rejected", RUNS):
+            for file in storage.list_files(self.path(folder)):
+                if file.startswith((f"{stage}-", f"{stage}.")):
+                    storage.delete(self.path(folder, file))
+        storage.delete(self.path("work", f"{stage}.json"))
 
     def kind(self) -> FolderKind | None:
         """Returns what the folder holds; None if nothing was begun there."""
@@ -204,16 +226,23 @@ class Index:
     def adopt(self, stage: str, inputs: dict[str, Any], donor: Index, *, config: dict[str, Any]) -> bool:
         """Takes over a finished stage of another index, if that was made from the same inputs and this one has not begun it.
 
-        The manifest goes last, and every file is published whole: what an interrupted call leaves are finished shards.
+        The stage is claimed first, the manifest goes last, and every file is published whole: what an interrupted call leaves
+        are finished shards of a stage that was begun with these inputs.
 
         Returns:
             Whether the stage is now done.
         """
         record = donor.record(stage)
-        is_same = record is not None and record.fingerprint == fingerprint(inputs)
-        if not is_same or self.record(stage) or self._begun(stage):
+        begun = self._begun(stage)
+        is_ours = begun is not None and not ("donor" in begun and begun["fingerprint"] == fingerprint(inputs))
+        if record is None or record.fingerprint != fingerprint(inputs) or self.record(stage) or is_ours:
             return False
         self._check_kind(stage)
+        if begun is None:
+            if self._has_published(stage):
+                self._clear(stage)
+            claim = {"fingerprint": fingerprint(inputs), "inputs": inputs, "donor": donor.uri}
+            storage.write_json(self.path("work", f"{stage}.json"), claim)
         for place in (*STAGES[stage].keeps, *STAGES[stage].folders):
             if storage.list_files(donor.path(place)):
                 storage.upload_folder(cache.local_folder(donor.path(place)), self.path(place))
@@ -245,23 +274,15 @@ class Index:
                 doomed.append(name)
         manifest["stages"] = {name: entry for name, entry in manifest["stages"].items() if name not in doomed}
         is_served = not set(doomed) <= {EVALUATION.name, STATISTICS.name}
-        is_updated = "version" in manifest and is_served
-        if is_updated:
-            del manifest["version"]
+        if is_served:
+            manifest.pop("version", None)
         if storage.exists(self.path("index.json")):
             storage.write_json(self.path("index.json"), manifest)
         if is_served:  # a stage made again from the same inputs need not have the same bytes
             storage.delete(self.path(CHECK))
-        if is_updated:  # updates were made from what is forgotten
-            storage.delete(self.path(VERSIONS))
+            storage.delete(self.path(VERSIONS))  # updates, finished or not, were made from what is forgotten
         for name in doomed:
-            for place in _places(STAGES[name]):
-                storage.delete(self.path(place))
-            for folder in ("rejected", RUNS):
-                for file in storage.list_files(self.path(folder)):
-                    if file.startswith((f"{name}-", f"{name}.")):
-                        storage.delete(self.path(folder, file))
-            storage.delete(self.path("work", f"{name}.json"))
+            self._clear(name)
         logger.info("rebuilding %s", ", ".join(doomed))
         return doomed
 

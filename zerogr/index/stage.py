@@ -29,6 +29,8 @@ class Stage:
     """What it publishes, below the index."""
     work: tuple[str, ...] = ()
     """What it needs only while it runs."""
+    keyed: tuple[str, ...] = ()
+    """Of that, folders named by what they are made from: they are right whatever the stage is begun with."""
     keeps: tuple[str, ...] = ()
     """Working files and folders that later stages, or updates, read."""
     shards: str | None = None
@@ -150,6 +152,7 @@ RETRIEVER = Stage(
     help="train the retriever, or a generator",
     folders=("retriever",),
     work=("work/training",),
+    keyed=("work/training/examples",),
     upstream=lambda config: (
         ("docids", "queries", "negatives") if config.training.loss.needs_negatives else ("docids", "queries")
     ),

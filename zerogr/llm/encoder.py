@@ -37,6 +37,8 @@ class Encoder:
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Returns the unit vectors of texts, float32 [len(texts), dimensions]."""
+        if not texts:
+            return np.empty((0, self.encode([""]).shape[1]), np.float32)
         vectors = self._model.encode(
             list(texts), normalize_embeddings=True, show_progress_bar=False, batch_size=_AT_ONCE
         )

@@ -129,5 +129,5 @@ def model_inputs(section: str, config: EngineConfig) -> dict[str, Any]:
 
 
 def load_generator(config: EngineConfig, *, batch_size: int | None, options: dict[str, Any]) -> Engine:
-    """Returns the engine of a generating stage; `options` reach vLLM alone."""
+    """Returns the engine of a generating stage; `options` reach vLLM, or an engine of the user's."""
     return load_engine(config.engine, config.model, batch_size=batch_size, **options)

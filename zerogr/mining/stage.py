@@ -3,18 +3,21 @@
 A document that is relevant to the query, or that shares a docid with one, is never a negative, whatever finds it. Where sources
 give too few, documents are drawn from all.
 
-Cost: the documents' docids in memory; per query a ranking by the lexical index, or the decoding of `negatives.depth` docids.
+Cost: the documents' docids and doc_ids in memory, as Arrow has them; per query a ranking by the lexical index, or the decoding
+of `negatives.depth` docids.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from zerogr.config.tree import Config
 from zerogr.corpus.collection import Collection
@@ -64,6 +67,22 @@ class _Asked(NamedTuple):
     example: Example
 
 
+class _Rows:
+    """Where the documents are by their row_ids, which ascend."""
+
+    def __init__(self, row_ids: np.ndarray) -> None:
+        self.row_ids = row_ids
+
+    def __contains__(self, row_id: object) -> bool:
+        row = int(np.searchsorted(self.row_ids, row_id))  # type: ignore[call-overload]
+        return row < len(self.row_ids) and bool(self.row_ids[row] == row_id)
+
+    def rows_of(self, relevant: Sequence[tuple[int, float]]) -> list[int]:
+        """Returns the rows of (row_id, grade) pairs, all of which are there."""
+        rows: list[int] = np.searchsorted(self.row_ids, [row_id for row_id, _ in relevant]).tolist()
+        return rows
+
+
 class Miner:
     """Finds the negatives of one shard's queries at a time, or those of the judged ones."""
 
@@ -71,10 +90,8 @@ class Miner:
         """Reads the documents' docids. Raises UserError for a retriever or a teacher that cannot be opened."""
         self._config, self._index, self._settings = config, index, config.negatives
         table = read_docids(index)
-        self._row_ids: list[int] = table.column("row_id").to_pylist()
-        self._docids: list[str] = table.column("docid").to_pylist()
-        self._row_of_id = {row_id: row for row, row_id in enumerate(self._row_ids)}
-        self._doc_ids = table.column("doc_id")
+        self._rows_by_id = _Rows(table.column("row_id").to_numpy())
+        self._docids, self._doc_ids = table.column("docid"), table.column("doc_id")
 
     @cached_property
     def _lexical(self) -> LexicalTeacher:
@@ -85,16 +102,21 @@ class Miner:
         if self._settings.teacher is None:
             return self._lexical
         version = Version.of(self._index.manifest())
-        return CrossEncoderTeacher(self._settings.teacher, Lookup(self._index, version), self._row_ids)
+        return CrossEncoderTeacher(self._settings.teacher, Lookup(self._index, version), self._rows_by_id.row_ids)
 
     @cached_property
     def _retriever(self) -> Retriever:
         assert self._settings.retriever is not None
         return Retriever.load(self._settings.retriever)
 
-    @cached_property
-    def _row_of_doc(self) -> dict[str, int]:
-        return {doc_id: row for row, doc_id in enumerate(self._doc_ids.to_pylist())}
+    def _rows_of_docs(self, doc_ids: Iterable[str]) -> dict[str, int]:
+        """Returns {doc_id: row} of those that the index holds."""
+        wanted = list(dict.fromkeys(doc_ids))
+        rows = pc.index_in(pa.array(wanted, pa.string()), value_set=self._doc_ids).to_pylist()
+        return {doc_id: row for doc_id, row in zip(wanted, rows, strict=True) if row is not None}
+
+    def _docid(self, row: int) -> str:
+        return str(self._docids[row])
 
     def __call__(self, shard: int) -> ShardReport:
         """Publishes the negatives of a shard's pseudo-queries."""
@@ -114,7 +136,7 @@ class Miner:
     def asked(self, shard: int) -> list[_Asked]:
         """Returns the pseudo-queries of a shard that are to have negatives."""
         found = []
-        for example in pseudo_examples(self._index, shard, self._row_of_id):
+        for example in pseudo_examples(self._index, shard, self._rows_by_id):
             row_id = example.relevant[0][0]
             if seed_of(self._config.seed, "negatives", row_id, example.query) % self._settings.every == 0:
                 found.append(_Asked(row_id, example))
@@ -126,7 +148,8 @@ class Miner:
         if not (training.judged and training.judged_share):
             return 0
         collection = Collection.load(training.judged, training.judged_split)
-        row_of = {doc_id: self._row_ids[row] for doc_id, row in self._row_of_doc.items()}
+        rows_of = self._rows_of_docs(doc_id for grades in collection.qrels.values() for doc_id in grades)
+        row_of = {doc_id: int(self._rows_by_id.row_ids[row]) for doc_id, row in rows_of.items()}
         examples = judged_examples(collection, row_of, instruction=self._config.instruction, weight=1.0)
         rows = self._rows([_Asked(NOT_PSEUDO, example) for example in examples])
         storage.write_parquet(judged_uri(self._index), pa.Table.from_pylist(rows, SCHEMA))
@@ -143,24 +166,24 @@ class Miner:
     def _row(self, asked: _Asked, decoded: list[int]) -> dict[str, Any]:
         query, seed = asked.example.query, self._config.seed
         draw = random.Random(seed_of(seed, "negatives", "draw", asked.row_id, query))
-        relevant = [self._row_of_id[row_id] for row_id, _ in asked.example.relevant]
+        row_ids, relevant = self._rows_by_id.row_ids, self._rows_by_id.rows_of(asked.example.relevant)
         chosen = self._chosen(query, set(relevant), decoded, draw)
         scores = self._teacher.score(query, [*relevant, *chosen])
         return {
             "row_id": asked.row_id,
             "query": query,
             "relevant": [
-                {"row_id": self._row_ids[row], "teacher": score} for row, score in zip(relevant, scores, strict=False)
+                {"row_id": int(row_ids[row]), "teacher": score} for row, score in zip(relevant, scores, strict=False)
             ],
             "negatives": [
-                {"row_id": self._row_ids[row], "docid": self._docids[row], "teacher": score}
+                {"row_id": int(row_ids[row]), "docid": self._docid(row), "teacher": score}
                 for row, score in zip(chosen, scores[len(relevant) :], strict=True)
             ],
         }
 
     def _chosen(self, query: str, relevant: set[int], decoded: list[int], draw: random.Random) -> list[int]:
         """Returns the rows of a query's negatives."""
-        settings, taken = self._settings, {self._docids[row] for row in relevant}
+        settings, taken = self._settings, set(map(self._docid, relevant))
         found = list(decoded)
         if "lexical" in settings.sources:
             found += self._lexical.first(query, settings.depth)
@@ -173,8 +196,8 @@ class Miner:
         for row in [*candidates, *every]:
             if len(chosen) == settings.number:
                 break
-            if self._docids[row] not in taken:
-                taken.add(self._docids[row])
+            if (docid := self._docid(row)) not in taken:
+                taken.add(docid)
                 chosen.append(row)
         return chosen
 
@@ -185,7 +208,8 @@ class Miner:
             instruction=[each.example.instruction for each in asked],
             k=self._settings.depth,
         )
-        return [[self._row_of_doc[hit.doc_id] for hit in found if hit.doc_id in self._row_of_doc] for found in hits]
+        row_of = self._rows_of_docs(hit.doc_id for found in hits for hit in found)
+        return [[row_of[hit.doc_id] for hit in found if hit.doc_id in row_of] for found in hits]
 
 
 def _counts(rows: list[dict[str, Any]]) -> dict[str, int]:

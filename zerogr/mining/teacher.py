@@ -47,7 +47,7 @@ class LexicalTeacher:
 class CrossEncoderTeacher:
     """A cross-encoder of sentence-transformers, which reads query and document together."""
 
-    def __init__(self, name: str, texts: Lookup, row_ids: Sequence[int]) -> None:
+    def __init__(self, name: str, texts: Lookup, row_ids: Sequence[int] | np.ndarray) -> None:
         """Loads it. Raises UserError if it or its package is missing."""
         try:
             from sentence_transformers import CrossEncoder
@@ -63,6 +63,6 @@ class CrossEncoderTeacher:
 
     def score(self, query: str, rows: Sequence[int]) -> list[float]:
         """See `Teacher`."""
-        documents = self._texts.read([self._row_ids[row] for row in rows], ["title", "text"])
+        documents = self._texts.read([int(self._row_ids[row]) for row in rows], ["title", "text"])
         pairs = [(query, f"{document['title']}\n{document['text']}") for document in documents]
         return [float(score) for score in self._model.predict(pairs, show_progress_bar=False)]

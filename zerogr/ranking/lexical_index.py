@@ -141,7 +141,7 @@ class LexicalIndex:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Opens a saved index as memory maps. Raises UserError if a file is missing or not what was written."""
-        arrays, _ = load_arrays(path, ARRAYS, "lexical index")
+        arrays, _ = load_arrays(path, ARRAYS, "lexical index", stage="lexical")
         return cls(arrays)
 
 

@@ -101,7 +101,7 @@ class Owners:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Opens saved owners as memory maps. Raises UserError if a file is missing or not what was written."""
-        arrays, meta = load_arrays(path, ARRAYS, "table of owners")
+        arrays, meta = load_arrays(path, ARRAYS, "table of owners", stage="trie")
         return cls(arrays, meta["num_rows"])
 
 

@@ -1,15 +1,15 @@
 """The one cache of a machine: folders of object storage, converted models, tokenised examples.
 
-It is `$ZEROGR_CACHE`, else `~/.cache/zerogr`. A folder enters it by one rename, so that a reader never sees half of it and
-processes that race all succeed.
+It is `$ZEROGR_CACHE`, else `~/.cache/zerogr`. A folder enters it by one rename, so that a reader never sees half of it; of
+processes that want the same one, the first fills it and the others wait.
 """
 
 from __future__ import annotations
 
-import contextlib
+import fcntl
 import hashlib
 import os
-import tempfile
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,18 +40,19 @@ def cached(target: Path, fill: Callable[[Path], None]) -> Path:
     """
     if target.exists():
         return target
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(storage.room_at(str(target)))
+    with storage.room_at(str(target)):
         make_folder(target.parent)
-        temporary = stack.enter_context(tempfile.TemporaryDirectory(dir=target.parent, prefix="."))
-        unfinished = Path(temporary) / "files"
-        unfinished.mkdir()
-        fill(unfinished)
-        try:
-            unfinished.rename(target)
-        except OSError:
-            if not target.exists():  # else another process was faster, with the same content
-                raise
+        with (target.parent / f".{target.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the process, however it ends
+            if not target.exists():
+                unfinished = target.parent / f".{target.name}.part"
+                shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+                unfinished.mkdir()
+                try:
+                    fill(unfinished)
+                    unfinished.rename(target)
+                finally:
+                    shutil.rmtree(unfinished, ignore_errors=True)
     return target
 
 
@@ -91,4 +92,14 @@ def local_folder(uri: str, is_wanted: Callable[[str], bool] = lambda _: True) ->
             (folder / below).parent.mkdir(parents=True, exist_ok=True)
             fs.get_file(name, str(folder / below))
 
-    return cached(cache_folder() / "downloads" / version(uri), download)
+    return cached(_download_of(uri), download)
+
+
+def forget(uri: str) -> None:
+    """Frees the disk of what `local_folder` has downloaded, if anything. Who has its files open keeps them."""
+    if not storage.is_local(uri):
+        shutil.rmtree(_download_of(uri), ignore_errors=True)  # another process may be faster
+
+
+def _download_of(uri: str) -> Path:
+    return cache_folder() / "downloads" / version(uri)

@@ -33,6 +33,7 @@ import pyarrow.parquet as pq
 
 from zerogr.errors import Fault, UserError
 from zerogr.store import hub
+from zerogr.store.local import files_below
 
 _Result = TypeVar("_Result")
 _S3_RETRIES = {"mode": "standard", "total_max_attempts": 8}
@@ -269,6 +270,8 @@ def list_unfinished(uri: str) -> dict[str, int]:
 
 def _find(uri: str) -> dict[str, int]:
     fs, path = filesystem(uri)
+    if fs.protocol[0] == "file":
+        return dict(sorted(files_below(path).items()))
     try:
         with hub.in_one_sentence(uri):
             found = fs.find(path, detail=True)

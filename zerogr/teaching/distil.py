@@ -108,6 +108,7 @@ def distil_inputs(config: Config) -> dict[str, Any]:
         "docids.prompt": docid_wording(docids),
         "docids.version": DOCIDS_VERSION,
         "queries.document_words": config.queries.document_words,
+        "queries.on_topic": config.queries.on_topic,
         "queries.prompt": prompts.QUERY_USER + prompts.QUERY_PREFILL,
         "queries.version": QUERIES_VERSION,
     }
@@ -214,7 +215,7 @@ class Distiller:
         documents = storage.read_parquet(task.corpus.shard("corpus", shard)).to_pylist()
         judge_docids = partial(self._judge_docids, self._frequency(task))
         docids = self._ask(task, "docids", documents, self._docid_prompt, judge_docids)
-        queries = self._ask(task, "queries", documents, self._query_prompt, _judge_queries, stop=("\n",))
+        queries = self._ask(task, "queries", documents, self._query_prompt, self._judge_queries, stop=("\n",))
         num_failed = len(docids.failed | queries.failed)
         report = ShardReport(
             number,
@@ -312,10 +313,10 @@ class Distiller:
                 kept.setdefault(" ".join(proposal))
         return _Judgement(list(kept), rejected)
 
-
-def _judge_queries(document: dict[str, Any], samples: Sequence[str]) -> _Judgement:
-    kept, dropped = judge_queries(samples, document["title"], document["text"])
-    return _Judgement(kept, [(reason, sample) for reason, sample in dropped if reason != REPETITION])
+    def _judge_queries(self, document: dict[str, Any], samples: Sequence[str]) -> _Judgement:
+        on_topic = self._config.queries.on_topic
+        kept, dropped = judge_queries(samples, document["title"], document["text"], on_topic=on_topic)
+        return _Judgement(kept, [(reason, sample) for reason, sample in dropped if reason != REPETITION])
 
 
 def distil_counts(config: Config, index: Index) -> dict[str, Any]:

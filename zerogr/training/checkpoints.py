@@ -98,12 +98,16 @@ class StorageCheckpointer:
         latest = _latest(self._uri)
         if latest is None:
             return 0
-        with _Shards(cache.local_folder(storage.join(self._uri, latest["folder"]))) as shards, torch.no_grad():
+        uri = storage.join(self._uri, latest["folder"])
+        with _Shards(cache.local_folder(uri)) as shards, torch.no_grad():
             for name, parameter in weights.items():
                 parameter.copy_(shards.read(f"weights/{name}", parameter))
                 state: dict[str, Any] = {key: shards.read(f"{key}/{name}", parameter) for key in _STATE}
                 done = torch.tensor(float(latest["step"]), device=parameter.device)  # where the fused AdamW wants it
                 optimizer.state[parameter] = {"step": done, **state}
+        if self._num_ranks > 1:
+            torch.distributed.barrier()  # the ranks of a machine share what was downloaded
+        cache.forget(uri)
         return int(latest["step"])
 
 

@@ -34,7 +34,7 @@ REPORT_EVERY = 10
 
 
 class Checkpointer(Protocol):
-    """Where checkpoints go. All ranks call all; only rank 0 writes."""
+    """Where checkpoints go. All ranks call all; each writes its own shards."""
 
     def save(self, weights: Weights, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Stores the state after `step` optimiser steps."""

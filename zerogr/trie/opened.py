@@ -59,7 +59,7 @@ def open_trie(index: Index, version: Version) -> OpenedTrie:
     if version.addition is None:
         return OpenedTrie(base, base.extra, np.empty(0, np.int64), base.num_rows, folder)
     added = cache.local_folder(index.path(version.addition, "trie"))
-    arrays, _ = load_arrays(added / ROWS, ROW_ARRAYS, "list of rows")
+    arrays, _ = load_arrays(added / ROWS, ROW_ARRAYS, "list of rows", stage="trie")
     grown, denied = GrownTrie(base, DocidTrie.load(added), arrays["in_base"]), arrays["denied"]
     left = grown.filter(deny=denied) if len(denied) else grown
     return OpenedTrie(left, base.extra, denied, grown.num_rows, folder)

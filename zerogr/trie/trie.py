@@ -83,5 +83,5 @@ class DocidTrie(StoredTrie):
         Raises:
             UserError: A file is missing, has the wrong size, format version or (with `verify`) content.
         """
-        arrays, meta = load_arrays(path, ARRAYS, "trie", verify=verify)
+        arrays, meta = load_arrays(path, ARRAYS, "trie", stage="trie", verify=verify)
         return cls(arrays, meta["extra"])

@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from zerogr.config.base import EncoderConfig, SchemeSettings
-from zerogr.docids.embeddings import all_vectors
+from zerogr.docids.embeddings import sampled_vectors
 from zerogr.docids.scheme import Context, DocidScheme, Proposal
 from zerogr.errors import UserError
 from zerogr.llm.generation import Rejection
@@ -47,17 +47,14 @@ class Kmeans(DocidScheme):
     Settings = KmeansSettings
 
     def __init__(self, settings: KmeansSettings, context: Context) -> None:
-        arrays, _ = load_arrays(context.fitted, _ARRAYS, "tree of clusters")
+        arrays, _ = load_arrays(context.fitted, _ARRAYS, "tree of clusters", stage="scheme")
         self._centroids = arrays["centroids"]  # float32 [nodes, dimensions]; the root, node 0, has zeros
         self._first_child = arrays["first_child"]  # int64 [nodes + 1]; children are neighbours
 
     @classmethod
     def fit(cls, settings: KmeansSettings, context: Context, folder: Path) -> None:
         """Makes the tree. Raises UserError if scikit-learn is missing."""
-        vectors = np.concatenate(list(all_vectors(context.index)))
-        if len(vectors) > settings.sample_size:
-            chosen = np.random.default_rng(context.seed).choice(len(vectors), settings.sample_size, replace=False)
-            vectors = vectors[np.sort(chosen)]
+        vectors = sampled_vectors(context.index, settings.sample_size, context.seed)
         centroids, num_children = [np.zeros((1, vectors.shape[1]), np.float32)], []
         waiting = [np.arange(len(vectors))]
         for rows in waiting:  # breadth first, so that children are neighbours
@@ -71,6 +68,8 @@ class Kmeans(DocidScheme):
 
     def identify(self, documents: Sequence[dict[str, Any]]) -> list[Proposal | Rejection]:
         """Returns the path of each document's vector."""
+        if not documents:
+            return []
         vectors = np.stack([document["vector"] for document in documents])
         node = np.zeros(len(vectors), dtype=np.int64)
         paths: list[list[str]] = [[] for _ in documents]

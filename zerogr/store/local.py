@@ -1,0 +1,34 @@
+"""Listing folders of a disk, where a folder that cannot be read is an error and never an empty one."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+from zerogr.errors import Fault, UserError
+
+
+def files_below(folder: str) -> dict[str, int]:
+    """Returns {path relative to `folder`: bytes} of every file below it; empty if there is no such folder.
+
+    Links are followed; one that leads nowhere, and a file that vanishes meanwhile, are left out.
+
+    Raises:
+        UserError: A folder may not be read.
+        Fault: One cannot be read for another reason.
+    """
+    found = {}
+    for place, _, names in os.walk(folder, followlinks=True, onerror=_refuse):
+        for name in names:
+            path = os.path.join(place, name)
+            with suppress(FileNotFoundError):
+                found[path[len(folder) :].lstrip("/")] = os.stat(path).st_size
+    return found
+
+
+def _refuse(error: OSError) -> None:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return  # there is none, or no longer
+    if isinstance(error, PermissionError):
+        raise UserError(f"the folder '{error.filename}' may not be read; give yourself the right to, or move it away")
+    raise Fault(f"the folder '{error.filename}' cannot be read: {str(error.strerror).lower()}") from error
