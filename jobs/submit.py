@@ -34,6 +34,8 @@ PLACES = ("index", "add", "dataset", "out", "runs")
 """Arguments that name a place: a job has another working directory."""
 STOP_WAIT_S = 150
 """So long `ray job stop` waits before it kills: longer than `jobs.train` waits for a checkpoint. Ray's default is 3 s."""
+STARTING_S = 60.0
+"""So long a cluster may need until it takes jobs: its nodes' agents start after the job server."""
 
 
 def job_of(options: argparse.Namespace) -> argparse.Namespace:
@@ -89,7 +91,7 @@ def submit(
 
     Raises:
         UserError: The cluster cannot be reached, a variable is not set, or the job failed; its last line is in the message.
-        Fault: The job can no longer be followed.
+        Fault: The cluster does not take the job, or it can no longer be followed.
     """
     import jobs
     import serve
@@ -100,7 +102,9 @@ def submit(
         entrypoint = packed(job, Path(folder))
         client = _client(address)
         modules = [str(Path(module.__path__[0])) for module in (zerogr, jobs, serve)]
-        job_id = client.submit_job(
+        job_id = _taken(
+            client,
+            address,
             entrypoint=entrypoint,  # the job server sets RAY_ADDRESS
             runtime_env={"working_dir": folder, "py_modules": modules, "env_vars": variables},
             entrypoint_num_gpus=num_gpus or None,
@@ -135,6 +139,21 @@ def _client(address: str) -> Any:
             f"no Ray cluster answers at '{address}': {' '.join(str(error).split())}; start one, or open the tunnel to it "
             "(docs/cluster.md)"
         ) from error
+
+
+def _taken(client: Any, address: str, **job: Any) -> str:
+    """Submits a job; returns its id. A cluster that has only just started is given a minute to take it."""
+    deadline = time.monotonic() + STARTING_S
+    while True:
+        try:
+            return str(client.submit_job(**job))
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise Fault(
+                    f"the cluster at '{address}' has not taken the job: {' '.join(str(error).split())}; look at "
+                    "`ray status` on its head, and give the same command again"
+                ) from error
+        time.sleep(1)
 
 
 def _follow(client: Any, address: str, job_id: str) -> None:

@@ -23,7 +23,7 @@ import yaml
 import jobs.submit
 from jobs.cli import main
 from jobs.parser import build_parser, spelt
-from jobs.submit import STOP_WAIT_S, _follow, job_of, packed, submit
+from jobs.submit import STOP_WAIT_S, _follow, _taken, job_of, packed, submit
 from jobs.train import PATIENCE_S
 from tests import tiny
 from tests.processes import kill_with_descendants
@@ -218,6 +218,30 @@ def test_a_tunnel_that_breaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     ):
         _follow(Job("RUNNING", "RUNNING", ConnectionError("gone")), "here", "raysubmit_1")
     assert capsys.readouterr().err == "one line\n"  # once
+
+
+class Starting(Job):
+    """One whose cluster takes no job before it has been asked so often."""
+
+    def __init__(self, refusals: int, why: str = "Request failed: No available agent to submit job") -> None:
+        super().__init__()
+        self.refusals, self.why = refusals, why
+
+    def submit_job(self, **sent: Any) -> str:
+        self.refusals -= 1
+        if self.refusals >= 0:
+            raise RuntimeError(self.why)
+        return super().submit_job(**sent)
+
+
+def test_a_cluster_that_has_only_just_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs.submit.time, "sleep", lambda _: None)
+    assert _taken(Starting(3), "here", entrypoint="x") == "raysubmit_1"
+    with pytest.raises(Fault, match="cluster at 'here' has not taken the job: out of disk; look at `ray status`"):
+        _taken(Starting(1, "out of\n disk"), "here", entrypoint="x")
+    monkeypatch.setattr(jobs.submit, "STARTING_S", -1.0)
+    with pytest.raises(Fault, match="No available agent"):
+        _taken(Starting(1), "here", entrypoint="x")
 
 
 def test_ctrl_c_leaves_the_job(

@@ -153,7 +153,7 @@ def _row(document: dict[str, Any], proposal: Proposal) -> dict[str, Any]:
 
 
 def assign_docids(config: Config, index: Index, *, taken: Taken | None = None, num_workers: int = 4) -> dict[str, Any]:
-    """Resolves the collisions of all candidates, writes the docid shards, and returns the stage's counts.
+    """Resolves the collisions of all candidates, writes the docid shards that are not there, and returns the stage's counts.
 
     Args:
         config: Of the run.
@@ -161,7 +161,7 @@ def assign_docids(config: Config, index: Index, *, taken: Taken | None = None, n
         taken: The docids of an index that these documents are added to.
         num_workers: Threads that read and write shards; the docids do not depend on it.
     """
-    shards = shards_in(index.path(FOLDER))
+    shards, written = shards_in(index.path(FOLDER)), set(shards_in(index.path("docids")))
 
     def read(place: int, columns: list[str]) -> pa.Table:
         return storage.read_parquet(index.shard(FOLDER, shards[place]), columns)
@@ -173,7 +173,8 @@ def assign_docids(config: Config, index: Index, *, taken: Taken | None = None, n
 
     def write(place: int) -> report.Sums:
         docids, sums = writer.docids(place)
-        storage.write_parquet(index.shard("docids", shards[place]), docids)
+        if shards[place] not in written:  # by a driver that was lost
+            storage.write_parquet(index.shard("docids", shards[place]), docids)
         return sums
 
     sums = report.total(map_shards("docids", write, range(len(shards)), num_workers))
