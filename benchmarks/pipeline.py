@@ -281,6 +281,7 @@ def in_processes(function: Callable[[int], None], pieces: Iterable[int]) -> None
 def resolve_all(folder: str, num_workers: int) -> dict[str, Any]:
     """Resolves the proposals and writes the docids."""
     config = validate_config({"index": folder, "docids": {"max_words": DOCID_WORDS}})
+    storage.delete(Index(folder).path("docids"))  # of the run before
     start = time.perf_counter()
     counts = assign_docids(config, Index(folder), num_workers=num_workers)
     return {"seconds": time.perf_counter() - start, "peak_bytes": peak_resident_bytes(), "counts": counts}

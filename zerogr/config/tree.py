@@ -263,8 +263,7 @@ class ComputeConfig(Section):
         2, ge=1, description="Shards that one engine actor has in hand at a time, so that it never waits for storage."
     )
     engine_options: dict[str, Any] = Field(
-        default_factory=dict,
-        description="Passed to vLLM, or an engine of yours: tensor_parallel_size, max_model_len, ...",
+        default_factory=dict, description="Passed to vLLM, or an engine of yours: tensor_parallel_size and the like."
     )
     num_reading_workers: int = Field(
         0, ge=0, description="Readers of a large corpus; 1 = one stream; 0 = one per core, on a cluster at least 4."
