@@ -309,6 +309,22 @@ class TestAFolderThatCannotBeRead:
         assert storage.list_files(str(tmp_path)) == {"file": 1}
 
 
+def test_deleting_needs_no_working_folder(tmp_path: Path) -> None:
+    """A job's own can go under its feet; nothing that has an absolute path may care."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there" / "below").mkdir(parents=True)
+    (tmp_path / "there" / "below" / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    script = (
+        f"import os; from zerogr.store import storage; os.chdir({str(tmp_path / 'here')!r}); "
+        f"os.rmdir({str(tmp_path / 'here')!r}); "
+        f"[storage.delete(f'{tmp_path}/{{name}}') for name in ('missing', 'link', 'there/below/file/x', 'there')]"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not any(tmp_path.iterdir())
+
+
 class TestCached:
     def test_of_two_that_race_one_fills_and_the_other_waits(self, tmp_path: Path) -> None:
         target, has_begun, may_end, fills = tmp_path / "kept" / "raced", Event(), Event(), []

@@ -1,8 +1,10 @@
-"""Listing folders of a disk, where a folder that cannot be read is an error and never an empty one."""
+"""What is done to folders of a disk without fsspec: it leaves out what it cannot list, and deletes nothing where the process'
+own working folder has gone."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from contextlib import suppress
 
 from zerogr.errors import Fault, UserError
@@ -24,6 +26,15 @@ def files_below(folder: str) -> dict[str, int]:
             with suppress(FileNotFoundError):
                 found[path[len(folder) :].lstrip("/")] = os.stat(path).st_size
     return found
+
+
+def remove(path: str) -> None:
+    """Removes a file, a link or a folder with all that is in it; nothing happens if there is none."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.remove(path)
 
 
 def _refuse(error: OSError) -> None:

@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 
 from zerogr.errors import Fault, UserError
 from zerogr.store import hub
-from zerogr.store.local import files_below
+from zerogr.store.local import files_below, remove
 
 _Result = TypeVar("_Result")
 _S3_RETRIES = {"mode": "standard", "total_max_attempts": 8}
@@ -285,7 +285,9 @@ def delete(uri: str) -> None:
     """Removes the file or folder at `uri`; nothing happens if there is none."""
     fs, path = filesystem(uri)
     _ask_guards(path)
-    if fs.exists(path):
+    if fs.protocol[0] == "file":
+        remove(path)
+    elif fs.exists(path):
         fs.rm(path, recursive=True)
 
 
