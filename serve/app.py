@@ -24,9 +24,13 @@ Options = dict[str, dict[str, Any]]
 """Deployment name -> options of Ray Serve's `Deployment.options`."""
 
 
-def build(arguments: ServeArguments) -> Application:
-    """Returns the application for `arguments`; what `import_path: serve.app:build` in the config file calls."""
-    return application(arguments)
+def build(args: dict[str, Any]) -> Application:
+    """Returns the application for `args` of a config file, whose `import_path: serve.app:build` calls this on a cluster.
+
+    Raises:
+        ValidationError: A key is unknown, or a value wrong.
+    """
+    return application(ServeArguments.model_validate(args))
 
 
 def application(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from serve.config_file import load_serve_config
 from serve.run import ON_CPUS, _num_threads, _size_searchers, serve_index
@@ -34,6 +35,20 @@ class TestConfigFile:
             yaml.safe_load((Path(__file__).parents[2] / "serve" / "config.yaml").read_text())
         )
         assert {deployment.name for deployment in schema.applications[0].deployments} == {"Ingress", "Searcher"}
+
+    def test_a_cluster_builds_the_application_from_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As `serve deploy` and KubeRay do: Ray imports what `import_path` names, and gives it `args` as they stand."""
+        from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+
+        import serve.app
+
+        seen, real = [], serve.app.application
+        monkeypatch.setattr(serve.app, "application", lambda arguments: (seen.append(arguments), real(arguments))[1])
+        args = {**load_serve_config().args, "index": "s3://bucket/index"}
+        call_user_app_builder_with_args_if_necessary(serve.app.build, args)
+        assert seen == [ServeArguments.model_validate(args)] and isinstance(seen[0], ServeArguments)
+        with pytest.raises(ValidationError, match="most_querries"):
+            serve.app.build({"index": "x", "most_querries": 1})
 
     @pytest.mark.parametrize(
         ("change", "message"),
