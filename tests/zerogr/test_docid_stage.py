@@ -156,6 +156,7 @@ class TestStage:
         undisturbed = contents(config.index, "docids")
         for name in undisturbed:
             storage.delete(Index(config.index).path(name))
+        other = Index(config.index).shard("docids", 0)  # made of proposals that were lost
 
         written = []
 
@@ -173,7 +174,10 @@ class TestStage:
         with monkeypatch.context() as patched:
             patched.setattr(storage, "write_parquet", lambda uri, table: (written.append(uri), write(uri, table)))
             assert assign_docids(config, Index(config.index)) == counts
-        assert len(written) == len(set(written)) == len(undisturbed)  # nothing twice
+            assert len(written) == len(set(written)) == len(undisturbed)  # nothing twice
+            write(other, storage.read_parquet(other).slice(1))
+            assert assign_docids(config, Index(config.index)) == counts
+            assert written[len(undisturbed) :] == [other]
         assert contents(config.index, "docids") == undisturbed
 
     def test_a_duplicate_has_docid_and_source_of_the_first(self, tmp_path: Path) -> None:

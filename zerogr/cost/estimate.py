@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from zerogr.config.tree import Config
+from zerogr.corpus.splits import SMALL_BYTES
 from zerogr.cost.machines import Machines, Seconds
 from zerogr.cost.rates import (
     CORPUS,
+    CORPUS_SHARED,
     DOCIDS,
     EMBEDDINGS,
     LEXICAL,
@@ -83,7 +85,9 @@ def _known(config: Config, work: Work, machines: Machines, models: Models) -> It
     texts = work.texts
     count, num_words = texts.num_documents, texts.num_documents * texts.document_words
     stored = texts.document_bytes * texts.compression
-    yield _on_cores("corpus", num_words / CORPUS.value, 0.0, machines, 8 * count + DRIVER_BYTES, count * stored)
+    is_large = count * texts.document_bytes > SMALL_BYTES  # else one process reads it
+    alone_s, shared_s = (0.0, num_words / CORPUS_SHARED.value) if is_large else (num_words / CORPUS.value, 0.0)
+    yield _on_cores("corpus", alone_s, shared_s, machines, 8 * count + DRIVER_BYTES, count * stored)
     yield _on_cores("embeddings", 0.0, 2 * num_words / EMBEDDINGS.value, machines, None, count * 384 * 4)
     resolved = count / RESOLUTION.value
     candidates = getattr(config.docids, "candidates", 1)

@@ -2,8 +2,8 @@
 
 `DocidProposer` is the unit of parallel work: a shard of the corpus in, a shard of proposals out (`work/docids`), published
 whole. `assign_docids` resolves the collisions, for which it holds about 150 bytes per document
-(`benchmarks/results/pipeline.md`), and writes the docids shard by shard. It writes all of them each time: that is quick, and a
-docid left from an interrupted run could be taken by now if a lost shard of proposals had to be made again.
+(`benchmarks/results/resolution.md`), and writes the docids shard by shard. A shard that a lost driver has left stays if it is
+what would be written now; it need not be, where a lost shard of proposals had to be made again.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def _row(document: dict[str, Any], proposal: Proposal) -> dict[str, Any]:
 
 
 def assign_docids(config: Config, index: Index, *, taken: Taken | None = None, num_workers: int = 4) -> dict[str, Any]:
-    """Resolves the collisions of all candidates, writes the docid shards that are not there, and returns the stage's counts.
+    """Resolves the collisions of all candidates, writes the docid shards, and returns the stage's counts.
 
     Args:
         config: Of the run.
@@ -173,8 +173,9 @@ def assign_docids(config: Config, index: Index, *, taken: Taken | None = None, n
 
     def write(place: int) -> report.Sums:
         docids, sums = writer.docids(place)
-        if shards[place] not in written:  # by a driver that was lost
-            storage.write_parquet(index.shard("docids", shards[place]), docids)
+        uri = index.shard("docids", shards[place])
+        if shards[place] not in written or not storage.read_parquet(uri).equals(docids):
+            storage.write_parquet(uri, docids)
         return sums
 
     sums = report.total(map_shards("docids", write, range(len(shards)), num_workers))
