@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -336,17 +337,23 @@ class TestReuse:
 
 
 class TestWhatNobodyHasClaimed:
-    def test_is_deleted_before_a_stage_begins(self, index: Index) -> None:
-        """Of an update that was forgotten halfway, for one: its shards are other documents'."""
-        storage.write_bytes(index.shard("queries", 0), b"another's")
-        storage.write_bytes(index.path("rejected", "queries-part-000000.parquet"), b"another's")
-        storage.write_bytes(index.path("rejected", "corpus-part-000000.parquet"), b"mine")
+    def test_is_neither_taken_nor_deleted(self, index: Index, tmp_path: Path) -> None:
+        """Shards of an update that was forgotten halfway are other documents'; and a folder `corpus` may be the user's own."""
+        donor = Index(str(tmp_path / "donor"))
+        fill(donor)
+        for stage, name in (("queries", "part-000000.parquet"), ("corpus", "mine.jsonl")):
+            storage.write_bytes(index.path(stage, name), b"precious")
+            inputs = donor.require(stage).inputs
+            for attempt in (partial(index.begin, stage, inputs), partial(index.adopt, stage, inputs, donor, config={})):
+                with pytest.raises(
+                    UserError, match=f"{stage}/{name}' is there, and .* was never begun; .*--rebuild {stage}"
+                ):
+                    attempt()
+            assert storage.read_bytes(index.path(stage, name)) == b"precious"
+        index.rebuild("queries")
         assert index.begin("queries", {"seed": 1})
-        assert not storage.list_files(index.path("queries"))
-        assert list(storage.list_files(index.path("rejected"))) == ["corpus-part-000000.parquet"]
         storage.write_bytes(index.shard("queries", 0), b"mine")
         assert index.begin("queries", {"seed": 1})
-        assert list(storage.list_files(index.path("queries"))) == ["part-000000.parquet"]
 
     def test_what_is_named_by_its_inputs_binds_nobody(self, index: Index) -> None:
         """Examples that were tokenised before a mistake in the training's settings serve when it is mended."""

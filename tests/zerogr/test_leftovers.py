@@ -175,7 +175,7 @@ def files_of(version: Version) -> set[str]:
     """Returns the files that opening a version, and updating it, reads."""
     shards = {f"{layer.folder}/{each}/part-000000.parquet" for layer in version.layers for each in ("corpus", "docids")}
     shards |= {f"{layer.folder}/queries/part-000000.parquet" for layer in version.layers}
-    found = shards | {f"{layer.folder}/work/document_frequency.bin" for layer in version.layers[1:]}
+    found = shards | {f"{layer.folder}/{FREQUENCY}" for layer in version.layers[1:]}
     found |= {f"{version.base}/trie/meta.json", f"{version.retriever}/config.json"}
     found |= {f"{version.addition}/trie/meta.json"} if version.addition else set()
     found |= {f"{version.removed}/removed.parquet"} if version.removed else set()

@@ -127,11 +127,9 @@ class Index:
     def begin(self, stage: str, inputs: dict[str, Any]) -> bool:
         """Returns whether there is anything left to do, and claims the stage for these inputs if so.
 
-        What lies there without a claim, of an update that was forgotten halfway for one, is nobody's, and is deleted first.
-
         Raises:
             StageRefused: The stage was begun or finished with other inputs; the differing keys are named.
-            UserError: The folder holds something of another kind.
+            UserError: The folder holds something of another kind, or files where the stage has not begun.
         """
         self._check_kind(stage)
         claim = {"fingerprint": fingerprint(inputs), "inputs": inputs}
@@ -145,21 +143,30 @@ class Index:
                 return False
             if begun:
                 return True
-            if self._has_published(stage):
-                self._clear(stage)
+            self._check_nothing_there(stage)
             if storage.create_json(self.path("work", f"{stage}.json"), claim):
                 return True  # else another driver has begun it since; look at what with
 
     def release(self, stage: str) -> None:
         """Forgets that a stage was begun, if it has published nothing: a mistake that made nothing binds nobody."""
-        if not self._has_published(stage):
+        if not self._published(stage):
             storage.delete(self.path("work", f"{stage}.json"))
 
-    def _has_published(self, stage: str) -> bool:
-        """Whether anything of a stage is there that depends on what it was begun with."""
+    def _published(self, stage: str) -> str | None:
+        """Returns a file of a stage that depends on what it was begun with; None if there is none."""
         keyed = tuple(f"{self.path(folder)}/" for folder in STAGES[stage].keyed)
         places = map(self.path, _places(STAGES[stage]))
-        return any(not f"{place}/{name}".startswith(keyed) for place in places for name in storage.list_files(place))
+        files = (f"{place}/{name}" for place in places for name in storage.list_files(place))
+        return next((file for file in files if not file.startswith(keyed)), None)
+
+    def _check_nothing_there(self, stage: str) -> None:
+        # The user's own files, perhaps the corpus itself; or shards of an update that was forgotten halfway, which the stage
+        # would take for its own.
+        if file := self._published(stage):
+            raise UserError(
+                f"'{file}' is there, and stage '{stage}' of '{self.uri}' was never begun; give the index another place, or "
+                f"delete what is there with --rebuild {stage} (`zerogr update INDEX --discard` where it is an update's)"
+            )
 
     def _clear(self, stage: str) -> None:
         """Deletes everything of a stage, the claim last."""
@@ -239,8 +246,7 @@ class Index:
             return False
         self._check_kind(stage)
         if begun is None:
-            if self._has_published(stage):
-                self._clear(stage)
+            self._check_nothing_there(stage)
             claim = {"fingerprint": fingerprint(inputs), "inputs": inputs, "donor": donor.uri}
             storage.write_json(self.path("work", f"{stage}.json"), claim)
         for place in (*STAGES[stage].keeps, *STAGES[stage].folders):
