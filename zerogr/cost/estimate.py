@@ -35,9 +35,10 @@ from zerogr.index.stage import INDEX
 DOCID_BYTES = 50
 """Of a docid's text: six to eight words."""
 PROPOSAL_BYTES, DRIVER_BYTES = 160, 0.3e9
-"""Of the resolution, per document, and of the process that drives (benchmarks/results/resolution.md, pipeline.md)."""
+"""Of the resolution, per document, and of the process that drives: benchmarks/results/resolution.md, and pipeline.md as it was
+at commit c4aad32."""
 TRIE_MEMORY_BYTES, LEXICAL_MEMORY_BYTES = 104, 1340
-"""Per document, while they are built (pipeline.md, from a tenth to the whole; docs/log.md, 2026-11-26)."""
+"""Per document, while they are built (pipeline.md as of c4aad32, from a tenth to the whole; docs/log.md, 2026-11-26)."""
 WEIGHT_BYTES, TRAINED_BYTES, CHECKPOINT_BYTES = 2, 18, 12
 """Per parameter: bf16; weights, gradients, masters and moments while training; a checkpoint."""
 LEAST_PASS_TOKENS = 4096
