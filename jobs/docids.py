@@ -6,6 +6,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from jobs.apart import build_apart
 from jobs.command import run_module
 from jobs.shards import run_shards
 from jobs.stages import run_stage, stage_command
@@ -28,6 +29,11 @@ def _build(config: Config, index: Index) -> dict[str, Any]:
     run_shards(
         "docids", index, FOLDER, partial(make_worker, config), config.compute, needs_engine=config.docids.needs_engine
     )
+    return build_apart("docids", resolve, config, index)
+
+
+def resolve(config: Config, index: Index) -> dict[str, Any]:
+    """Resolves the collisions of all proposals and writes docids/; returns the stage's counts."""
     return assign_docids(config, index, taken=taken_in(config, index))
 
 

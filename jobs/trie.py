@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+from jobs.apart import build_apart
 from jobs.command import run_module
 from jobs.stages import run_stage, stage_command
 from zerogr.config.tree import Config
@@ -12,7 +15,7 @@ from zerogr.trie.stage import build_trie, trie_inputs
 
 def run(config: Config) -> StageRecord:
     """Runs the trie stage."""
-    return run_stage(TRIE, config, trie_inputs(config, Index(config.index)), build_trie)
+    return run_stage(TRIE, config, trie_inputs(config, Index(config.index)), partial(build_apart, "trie", build_trie))
 
 
 command = stage_command(TRIE, run)

@@ -88,6 +88,12 @@ def test_imports_go_down(graph: dict[str, set[str]]) -> None:
     assert not wrong
 
 
+def test_every_folder_of_tests_is_a_package() -> None:
+    """Two files of one name in folders that are none are one module to pytest, which then runs neither."""
+    folders = {path.parent for path in (ROOT / "tests").rglob("test_*.py")} - {ROOT / "tests" / "vllm"}
+    assert [folder.name for folder in folders if not (folder / "__init__.py").exists()] == []
+
+
 MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 400, 60
 
 

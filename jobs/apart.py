@@ -1,0 +1,58 @@
+"""Work that holds something of every document at once: done by one Ray task, on whatever node has room.
+
+The driver stays as small as its progress and may run on the smallest machine of a cluster. A task whose process or node is lost
+is begun again elsewhere, `compute.max_retries` times; it publishes nothing once another driver has the index.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+from jobs.cluster import cause_of, ray_session
+from zerogr.config.tree import Config
+from zerogr.errors import Fault
+from zerogr.index.driver import Ticket, ticket_of, working_under
+from zerogr.index.index import Index
+from zerogr.index.versions import is_update
+
+logger = logging.getLogger(__name__)
+
+Build = Callable[[Config, Index], dict[str, Any]]
+"""Publishes something and returns its counts; done twice, it publishes the same."""
+FEW = 2**18
+"""Documents, some 40 MB, that are not worth a process where there is no cluster."""
+
+
+def build_apart(stage: str, build: Build, config: Config, index: Index) -> dict[str, Any]:
+    """Returns what `build` returns; a few documents, or those of an update, are left to this process.
+
+    Raises:
+        UserError: As `build`.
+        Fault: As `build`, or it was lost too often, or needs more memory than a node has.
+    """
+    if is_update(index) or (not os.environ.get("RAY_ADDRESS") and index.require("corpus").counts["rows"] <= FEW):
+        return build(config, index)
+    with ray_session():
+        import ray
+
+        task = ray.remote(num_cpus=1, max_retries=config.compute.max_retries)(_build_under)
+        try:
+            counts: dict[str, Any] = ray.get(task.remote(ticket_of(index), build, config, index.uri))
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+        except ray.exceptions.RayError as error:
+            logger.error("stage '%s' failed", stage, exc_info=error)
+            raise Fault(
+                f"stage '{stage}' gave up: the process that works on all documents at once ended with {cause_of(error)}; what "
+                "is published is kept, and the same command goes on from there"
+            ) from error
+    return counts
+
+
+def _build_under(ticket: Ticket | None, build: Build, config: Config, uri: str) -> dict[str, Any]:
+    """Runs in the task."""
+    with working_under(ticket):
+        return build(config, Index(uri))
