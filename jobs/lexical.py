@@ -6,6 +6,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from jobs.apart import build_apart
 from jobs.command import run_module
 from jobs.shards import run_shards
 from jobs.stages import run_stage, stage_command
@@ -22,6 +23,11 @@ def run(config: Config) -> StageRecord:
 
 def _build(config: Config, index: Index) -> dict[str, Any]:
     run_shards("lexical", index, FOLDER, partial(make_worker, config), config.compute, needs_engine=False)
+    return build_apart("lexical", gather, config, index)
+
+
+def gather(_: Config, index: Index) -> dict[str, Any]:
+    """Makes lexical/ of the terms of all shards; returns the stage's counts."""
     return build_lexical(index)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from jobs import apart, docids, queries, trie
+from jobs import apart, docids, lexical, queries, trie
 from jobs.apart import build_apart
 from tests import tiny
 from tests.published import contents
@@ -43,6 +43,17 @@ def test_the_index_is_the_same(config: Config, tiny_index: str, monkeypatch: pyt
     for job in (docids, queries, trie):
         assert job.run(config).counts == require(tiny_index, job.__name__.removeprefix("jobs.")).counts
     assert contents(config.index, "docids", "trie") == contents(tiny_index, "docids", "trie")
+
+
+def test_the_lexical_index_is_the_same(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(apart, "FEW", 40)
+        here = lexical.run(config).counts
+    before = contents(config.index, "lexical")
+    Index(config.index).rebuild("lexical")
+    monkeypatch.setattr(lexical, "gather", in_another_process(lexical.gather))
+    assert lexical.run(config).counts == here
+    assert contents(config.index, "lexical") == before
 
 
 def require(uri: str, stage: str) -> Any:
