@@ -38,18 +38,23 @@ def build_apart(stage: str, build: Build, config: Config, index: Index) -> dict[
     with ray_session():
         import ray
 
-        task = ray.remote(num_cpus=1, max_retries=config.compute.max_retries)(_build_under)
-        try:
-            counts: dict[str, Any] = ray.get(task.remote(ticket_of(index), build, config, index.uri))
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from error
-        except ray.exceptions.RayError as error:
-            logger.error("stage '%s' failed", stage, exc_info=error)
-            raise Fault(
-                f"stage '{stage}' gave up: the process that works on all documents at once ended with {cause_of(error)}; what "
-                "is published is kept, and the same command goes on from there"
-            ) from error
-    return counts
+        # Not Ray's retries: it tries for ever where a node runs out of memory.
+        task = ray.remote(num_cpus=1, max_retries=0)(_build_under)
+        num_left = config.compute.max_retries
+        while True:
+            try:
+                counts: dict[str, Any] = ray.get(task.remote(ticket_of(index), build, config, index.uri))
+                return counts
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from error
+            except ray.exceptions.RayError as error:
+                lost = f"the process that works on all documents at once ended with {cause_of(error)}"
+                if not num_left:
+                    raise Fault(
+                        f"stage '{stage}' gave up: {lost}; what is published is kept, and the same command goes on from there"
+                    ) from error
+                logger.error("%s: %s; it is begun again", stage, lost)
+                num_left -= 1
 
 
 def _build_under(ticket: Ticket | None, build: Build, config: Config, uri: str) -> dict[str, Any]:

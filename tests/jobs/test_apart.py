@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from jobs import apart, docids, lexical, queries, trie
 from jobs.apart import build_apart
@@ -96,6 +99,33 @@ def test_a_lost_process_is_replaced_but_not_for_ever(config: Config, tmp_path: P
     with pytest.raises(Fault, match="stage 'trie' gave up: .* the same command goes on from there"):
         build_apart("trie", die(10), config, Index(config.index))
     assert (tmp_path / "begun").read_text() == "...."
+
+
+WITHOUT_MEMORY = """
+import sys, time
+from jobs import apart
+from zerogr.config.file import load_config
+from zerogr.errors import Fault
+from zerogr.index.index import Index
+apart.FEW = 0
+config = load_config(sys.argv[1])
+try:
+    apart.build_apart("trie", lambda *_: time.sleep(600), config, Index(config.index))
+except Fault as fault:
+    print(fault)
+"""
+
+
+@pytest.mark.slow
+def test_a_node_without_memory_ends_the_stage(config: Config, tmp_path: Path) -> None:
+    """Left to itself, Ray begins a task again for ever. About 15 s: a Ray of its own that takes any memory for too much."""
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True)))
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_MEMORY, str(tmp_path / "config.yaml")],
+        env={**os.environ, "RAY_memory_usage_threshold": "0.0001", "RAY_memory_monitor_refresh_ms": "100"},
+        capture_output=True, text=True, timeout=300, check=True,
+    )  # fmt: skip
+    assert result.stdout.startswith("stage 'trie' gave up: ") and "ran low on memory" in result.stdout
 
 
 def test_nothing_is_published_once_another_driver_has_the_index(config: Config) -> None:
