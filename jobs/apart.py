@@ -1,7 +1,7 @@
-"""Work that holds something of every document at once: done by one Ray task, on whatever node has room.
+"""Work that holds something of every document at once: done by one Ray task, on whatever node has a CPU free.
 
-The driver stays as small as its progress and may run on the smallest machine of a cluster. A task whose process or node is lost
-is begun again elsewhere, `compute.max_retries` times; it publishes nothing once another driver has the index.
+The driver stays as small as its progress. No memory is reserved: a node that has too little ends the task. One whose process or
+node is lost is begun again, `compute.max_retries` times; it publishes nothing once another driver has the index.
 """
 
 from __future__ import annotations
