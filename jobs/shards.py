@@ -41,6 +41,8 @@ ShardWorker = Callable[[int], ShardReport | None]
 """Publishes a shard; None = there was nothing left to do."""
 OBJECTS_BETWEEN_COLLECTIONS = 100_000
 """Of Python's memory management. Its own 700 suit programs that hold few objects."""
+BUSY = 0.875
+"""Share of the actors' hands that are full from which Ray Data adds actors: half its own, which has as many shards wait."""
 
 
 class ShardActor:
@@ -332,7 +334,9 @@ def _outcomes(
     context = DataContext.get_current()
     context.enable_progress_bars = False  # ours counts documents, Ray's blocks
     context.print_on_execution_start = False
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = BUSY
     num_workers = min(compute.num_engine_workers or most_workers(num_gpus), len(pending))
+    in_flight = min(compute.shards_in_flight, -(-len(pending) // num_workers))
     num_threads = share_of_cpus(compute.num_cpus_per_engine, num_workers)
     return ray.data.from_items([{"shard": shard} for shard in pending], override_num_blocks=len(pending)).map(
         ShardActor,
@@ -345,7 +349,8 @@ def _outcomes(
         compute=ActorPoolStrategy(
             min_size=1,
             max_size=num_workers,
-            max_concurrent_calls_per_actor=compute.shards_in_flight,
+            max_concurrent_calls_per_actor=in_flight,
+            max_tasks_in_flight_per_actor=in_flight,  # Ray's default, twice as many, gives the first actor all of a few
             enable_true_multi_threading=True,
         ),
         num_cpus=num_threads if os.environ.get("RAY_ADDRESS") else 1,

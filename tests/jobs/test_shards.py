@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+import os
 import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import pytest
 
 from jobs import shards
 from jobs.attempts import WITHOUT_A_WORD, Attempts
-from jobs.shards import Hands
+from jobs.cluster import ray_session
+from jobs.shards import Hands, run_pending
+from zerogr.config.tree import ComputeConfig
+from zerogr.index.index import Index
+from zerogr.llm.generation import ShardReport
 
 
 def test_engines_where_nobody_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,3 +82,30 @@ def test_a_process_ends_when_its_other_shards_are_finished() -> None:
         thread.join()
     taking.join(0.05)
     assert taking.is_alive()  # nothing is begun in a process that ends
+
+
+def _begins_with_others(folder: Path, num_shards: int) -> Callable[[int], ShardReport]:
+    """Returns what makes no shard before so many have begun, and notes which process has which."""
+
+    def make(shard: int) -> ShardReport:
+        (folder / f"{shard}-{os.getpid()}").touch()
+        until = time.monotonic() + 60
+        while len(list(folder.iterdir())) < num_shards:
+            assert time.monotonic() < until, "the others wait for this one"
+            time.sleep(0.05)
+        return ShardReport(shard, rows=1, rejected=0)
+
+    return make
+
+
+def test_few_shards_go_to_as_many_engines(tmp_path: Path) -> None:
+    """However early the first engine is ready."""
+    folder = tmp_path / "begun"
+    folder.mkdir()
+    compute = ComputeConfig(num_engine_workers=2, max_retries=0)
+    with ray_session():
+        run_pending(
+            "queries", Index(str(tmp_path / "index")), {0: 1, 1: 1}, 2, partial(_begins_with_others, folder, 2), compute,
+            needs_engine=False,
+        )  # fmt: skip
+    assert len({file.name.partition("-")[2] for file in folder.iterdir()}) == 2
