@@ -35,12 +35,12 @@ import numpy as np
 from benchmarks.report import report
 from benchmarks.stages import FIGURES, STAGES, config_of, run_stages
 from benchmarks.synthetic import DOCID_WORDS, num_pieces, write_documents, write_proposals
-from benchmarks.trie import peak_resident_bytes
 from zerogr.config.file import validate_config
 from zerogr.corpus.stage import FREQUENCY
 from zerogr.docids.resolve import key_of
 from zerogr.docids.stage import FOLDER, assign_docids
 from zerogr.index.index import Index, shards_in
+from zerogr.machine import peak_resident_bytes
 from zerogr.store import storage
 
 CORPUS_SHARD = 5_000
@@ -49,7 +49,7 @@ SMALLEST, COMPARED = 10_000, 100_000
 PARTS = ("resolution", "pipeline", "reading", "shards")
 
 NOTES = """
-- Every run is a process of its own. Peaks are `ru_maxrss`, the interpreter and its libraries included.
+- Every run is a process of its own. Peaks are of resident memory, the interpreter and its libraries included.
 - `resolution_s`: reading the proposals of all documents, resolving, and writing the docids, with one thread, most of the files
   in the page cache; `resolution_2_workers_s`: the same with two. `same_docids`: both gave every document the same docid.
 - `collision_rate`: documents whose first candidate was taken, of all; `told_apart_rate`: those without any free candidate.

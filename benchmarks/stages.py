@@ -26,13 +26,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from benchmarks.synthetic import DOCID_WORDS, NUM_CANDIDATES, num_garbage
-from benchmarks.trie import peak_resident_bytes
 from jobs import corpus, docids, queries, trie
 from jobs.cluster import ray_session
-from jobs.examples import publish_examples
 from zerogr.config.file import validate_config
 from zerogr.config.tree import Config
 from zerogr.index.index import Index
+from zerogr.machine import peak_resident_bytes
 from zerogr.store import storage
 
 STAGES = ("corpus", "docids", "queries", "trie", "examples", "opening")
@@ -85,6 +84,7 @@ def run_stages(folder: str, num_documents: int, shard_size: int) -> dict[str, di
 
 def _examples(config: Config) -> dict[str, float]:
     """Tokenises all examples, on as many processes as engines, and maps them."""
+    from jobs.examples import publish_examples
     from zerogr.llm.models import load_tokenizer, resolve_model
     from zerogr.training.recipes.retriever import RetrieverRecipe
 

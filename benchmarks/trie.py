@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import statistics
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.report import report
+from zerogr.machine import peak_resident_bytes
 from zerogr.trie import DocidTrie
 from zerogr.trie.filtered import FilteredTrie
 
@@ -35,8 +35,8 @@ REPEATS = 5
 
 NOTES = """
 - `build_s`: unsorted docids to a trie in memory, on one core, the input in the page cache; nothing is written.
-- `peak_bytes_beyond_input`: how far the build raises the peak resident memory (`ru_maxrss`) of a process that has
-  already touched every page of its memory-mapped input. The finished trie is part of it, the input is not.
+- `peak_bytes_beyond_input`: how far the build raises the peak resident memory of a process that has already touched
+  every page of its memory-mapped input. The finished trie is part of it, the input is not.
 - `open_s`: `load` and the children of the root, in a process that has never opened the trie. The imports are not counted,
   and the files are in the page cache, as on a machine that has just copied the index: nothing was dropped.
 - `children_per_s`: nodes per second through `children_batch`, batches of 200,000 random prefixes (nodes inside tails
@@ -117,15 +117,6 @@ def build(folder: Path, num_docids: int) -> dict[str, float]:
         "bytes_per_docid": trie.nbytes / num_docids,
         "peak_bytes_beyond_input": peak,
     }
-
-
-def peak_resident_bytes() -> int:
-    """The most memory this process has had resident so far, mapped files included.
-
-    A started process inherits the figure of its parent, so it says nothing below that: `main` keeps no data.
-    """
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # elsewhere in KiB
 
 
 def unique_shares(trie: DocidTrie, max_depth: int) -> list[float]:

@@ -20,11 +20,11 @@ from typing import Any
 from benchmarks.pipeline import in_fresh_process, say
 from benchmarks.report import report
 from benchmarks.synthetic import write_documents
-from benchmarks.trie import peak_resident_bytes
 from zerogr.config.file import validate_config
 from zerogr.index.index import Index, shards_in
 from zerogr.llm.engines.engine import Generation, Prompt, Sampling
 from zerogr.llm.engines.fake import FakeEngine
+from zerogr.machine import peak_resident_bytes
 from zerogr.network import prepare_own_ray
 
 WORKERS = (1, 2, 4, 8, 16)

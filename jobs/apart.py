@@ -24,6 +24,7 @@ Build = Callable[[Config, Index], dict[str, Any]]
 """Publishes something and returns its counts; done twice, it publishes the same."""
 FEW = 2**18
 """Documents, some 40 MB, that are not worth a process where there is no cluster."""
+MORE = "it needs a node with more memory, or one on which less runs beside it"
 
 
 def build_apart(stage: str, build: Build, config: Config, index: Index) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def build_apart(stage: str, build: Build, config: Config, index: Index) -> dict[
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from error
             except ray.exceptions.RayError as error:
-                lost = f"the process that works on all documents at once ended with {cause_of(error)}"
+                lost = f"the process that works on all documents at once ended with {cause_of(error, MORE)}"
                 if not num_left:
                     raise Fault(
                         f"stage '{stage}' gave up: {lost}; what is published is kept, and the same command goes on from there"

@@ -91,12 +91,12 @@ def share_of_cpus(configured: int, num_workers: int) -> int:
     return configured or max(1, num_cores() // num_workers)
 
 
-def cause_of(error: Exception) -> str:
-    """Returns what Ray's error comes down to, in less than a line; its full text is a page."""
+LESS = "fewer engine workers, a smaller compute.engine_batch_size or compute.pass_tokens need less"
+
+
+def cause_of(error: Exception, remedy: str = LESS) -> str:
+    """Returns what Ray's error comes down to, in less than a line; its full text is a page. `remedy`: of a lack of memory."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if any("running low on memory" in line for line in lines):
-        return (
-            "a node that ran low on memory (fewer engine workers, a smaller compute.engine_batch_size or compute.pass_tokens "
-            "need less)"
-        )
+        return f"a node that ran low on memory ({remedy})"
     return textwrap.shorten(lines[-1] if lines else type(error).__name__, 300, placeholder=" ...")

@@ -33,7 +33,7 @@ MOST_ENGINES = 4
 _XEON = "2 cores of an Intel Xeon with AMX, 24 GiB"
 _CORES = "2 cores of an AMD EPYC with AVX-512, 24 GiB"
 _PIPELINE = (
-    "python -m benchmarks.pipeline --documents 10000000, commit 6876e370e470 (benchmarks/results/pipeline.md), "
+    "python -m benchmarks.pipeline --documents 10000000, commit 6876e370e470 (benchmarks/results/pipeline-epyc.md), "
     "by what 100,000 documents take longer than 10,000"
 )
 _WORDS = 66

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from typing import Any
 
 import torch
 
+from zerogr.machine import peak_resident_bytes
 from zerogr.training.peaks import PEAK_FLOPS
 
 
@@ -25,7 +24,7 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Returns the most memory in use so far: of the device, or of this process where it computes on the CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return peak_resident_bytes()
 
 
 class Cost:
