@@ -62,6 +62,9 @@ def _small(config: Config, count: int, num_engines: int, place: Path) -> dict[st
         "keep_judged": None,
         "shard_size": -(-count // num_engines),
     }
+    tree["compute"] = tree.get("compute", {}) | {
+        "num_engine_workers": num_engines
+    }  # a named Ray would get one by default
     tree["evaluation"] = {}
     tree["training"] = tree.get("training", {}) | {"judged": None}
     return tree

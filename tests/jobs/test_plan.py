@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jobs import rehearsal
 from jobs.cli import main
 from tests import tiny
+from zerogr.config.file import validate_config
 from zerogr.index.index import Index
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +69,17 @@ class TestCommand:
         few = ["--documents", "3", "--document-bytes", "100", "--model", "135M", "--rehearse"]
         assert main(["plan", str(config), *few]) == 2
         assert "builds indexes of 2 and of at least 4 documents; this corpus has 3" in capfd.readouterr().err
+
+    def test_a_rehearsal_has_as_many_engines_as_the_plan_counts(
+        self, tmp_path: Path, collection: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """On a Ray of its own, which has an address; there one engine is the default."""
+        built = []
+        monkeypatch.setattr(rehearsal, "_built", lambda tree, _: built.append(validate_config(tree)) or {})
+        config = validate_config(tiny.settings(str(tmp_path / "index"), collection, tiny_model))
+        rehearsal.rehearse(config, (2, 8), 2)
+        assert [small.compute.num_engine_workers for small in built] == [2, 2]
+        assert [small.corpus.max_documents / small.corpus.shard_size for small in built] == [2, 2]
 
     def test_mistakes_are_one_sentence(self, capsys: pytest.CaptureFixture[str]) -> None:
         config = str(ROOT / "examples" / "paper.yaml")
