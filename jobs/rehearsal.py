@@ -62,9 +62,8 @@ def _small(config: Config, count: int, num_engines: int, place: Path) -> dict[st
         "keep_judged": None,
         "shard_size": -(-count // num_engines),
     }
-    tree["compute"] = tree.get("compute", {}) | {
-        "num_engine_workers": num_engines
-    }  # a named Ray would get one by default
+    # Where Ray has an address, as here, one engine is the default.
+    tree["compute"] = tree.get("compute", {}) | {"num_engine_workers": num_engines}
     tree["evaluation"] = {}
     tree["training"] = tree.get("training", {}) | {"judged": None}
     return tree
