@@ -1,6 +1,7 @@
 """What losses that rank are worth beside likelihood (docs/ranking.md).
 
     python -m benchmarks.ranking small/scifact out/scifact
+    python -m benchmarks.ranking small/scifact out/scifact --study ranknet        # a score added to the log-probability
     python -m benchmarks.ranking small/scifact out/scifact --study graded         # the parts of GR2's contrast
     python -m benchmarks.ranking small/scifact out/scifact --study low-resource   # shares of the judged queries
 
@@ -23,6 +24,7 @@ from jobs.cli import main as zerogr
 LOSSES = ("cross_entropy", "margin", "prefix_margin", "ranknet", "graded")
 STUDIES: dict[str, list[dict[str, list[Any]]]] = {
     "losses": [{"training.loss.name": list(LOSSES)}],
+    "ranknet": [{"training.loss.name": ["ranknet"], "training.loss.residual": [True]}],
     "graded": [
         {"training.loss.name": ["graded"], "training.loss.penalty": ["distance", "grade"]},
         {"training.loss.name": ["graded"], "training.loss.constrained": [False]},

@@ -68,4 +68,6 @@ def test_the_configurations_are_valid(tmp_path: Path) -> None:
         names[study] = [variant.name for variant in variants(config)]
     losses = ("margin", "prefix_margin", "ranknet", "graded")
     assert names["losses"] == ["base", *(f"training.loss.name={each}" for each in losses)]
-    assert {study: len(found) for study, found in names.items()} == {"losses": 5, "graded": 5, "low-resource": 10}
+    assert {study: len(found) for study, found in names.items()} == {
+        "losses": 5, "ranknet": 2, "graded": 5, "low-resource": 10,
+    }  # fmt: skip

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -169,6 +170,33 @@ class TestReranking:
                 state = writer.model.model(tokens, output_hidden_states=True).hidden_states[-1][0, -1]
             assert score == pytest.approx(float(state @ writer.scorer[0].float()), abs=1e-4)
 
+    def test_is_added_to_the_log_probability(self, settings: Any) -> None:
+        """With `residual`: a score that has learnt nothing leaves the order of decoding, by one forward pass."""
+        import torch
+
+        retriever = Retriever.load(settings["index"], device="cpu")
+        writer, queries = retriever.writer, [QUERY, "the price of sailing"]
+        plain, learnt = retriever.search(queries, k=10), writer.scorer
+        assert learnt is not None
+        docids = [row["docid"] for row in rows(settings["index"], "docids")][:5]
+        prompts = writer.prompts([QUERY], ["Find the text that answers."])
+        [added] = writer.rate(prompts, [docids])
+        log_probs = [sum(step.log_prob for step in path) for path in writer.score(prompts, [docids])[0]]
+
+        writer.scorer = torch.eye(learnt.shape[1] + 1)[-1:]
+        again = retriever.search(queries, k=10, rerank=True)
+        assert [[hit.doc_id for hit in hits] for hits in again] == [[hit.doc_id for hit in hits] for hits in plain]
+        for before, after in zip(plain, again, strict=True):
+            assert [hit.score for hit in after] == pytest.approx([hit.score for hit in before], abs=1e-4)
+
+        writer.scorer = torch.cat([learnt, torch.full((1, 1), 2.0).to(learnt)], dim=1)
+        begun: list[Any] = []
+        start = writer.model.start
+        writer.model.start = lambda given: begun.append(start(given)) or begun[0]
+        [both] = writer.rate(prompts, [docids])
+        assert both == pytest.approx(added + 2 * np.array(log_probs), abs=1e-3)
+        assert begun[0].num_forwards == 2  # of the prompts, and of the docids
+
     def test_on_the_command_line(self, settings: Any, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["search", settings["index"], QUERY, "-k", "5", "--rerank", "--json"]) == 0
         scores = [hit["score"] for hit in json.loads(capsys.readouterr().out)["hits"]]
@@ -208,6 +236,12 @@ class TestMistakes:
     def test_decoded_ones_without_a_retriever(self, collection: Path, tiny_model: Path) -> None:
         tree = tiny.settings("index", collection, tiny_model, negatives__sources=["decoded"])
         with pytest.raises(UserError, match="retriever must name an index"):
+            validate_config(tree)
+
+    def test_a_score_of_other_probabilities_than_re_ranking_has(self, collection: Path, tiny_model: Path) -> None:
+        loss = {"name": "ranknet", "residual": True}
+        tree = tiny.settings("index", collection, tiny_model, training__loss=loss, training__normalise="vocabulary")
+        with pytest.raises(UserError, match="normalise must be allowed"):
             validate_config(tree)
 
     def test_identifiers_that_documents_share(self, collection: Path, tiny_model: Path) -> None:

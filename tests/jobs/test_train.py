@@ -107,7 +107,10 @@ def test_two_ranks_in_the_default_precision(tiny_model: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("name", ["graded", "ranknet", "fusion"])
 def test_two_ranks_train_what_a_loss_brings_along(tiny_model: Path, tmp_path: Path, name: str) -> None:
     """Its parameters are trained, kept in checkpoints and gathered like the model's."""
-    loss = FusionLossSettings() if name == "fusion" else settings_of(LOSS, name).model_validate({"name": name})
+    chosen = {"residual": True} if name == "ranknet" else {}
+    loss = (
+        FusionLossSettings() if name == "fusion" else settings_of(LOSS, name).model_validate({"name": name, **chosen})
+    )
     changes = {"loss": loss, "num_epochs": 1}
     _train_on_two_ranks(tiny_model, [tmp_path / "two"], **changes)
     shutil.copytree(tmp_path / "two", tmp_path / "one")

@@ -140,7 +140,9 @@ def prefix_margin(documents: list[dict[str, Any]], loss: Any, progress: float) -
 
 def ranknet(documents: list[dict[str, Any]], loss: Any, progress: float) -> float:
     def score(document: dict[str, Any]) -> float:
-        return float(document["docid"][-1] @ loss.scorer.weight[0].detach())
+        weight = loss.scorer.weight[0].detach()
+        added = float(document["docid"][-1] @ weight[: document["docid"].shape[1]])
+        return added + (float(weight[-1]) * sum(document["log_probs"]) if loss._settings.residual else 0.0)
 
     return mean([math.log1p(math.exp(score(b) - score(a))) for a, b in pairs_of(documents)])
 
@@ -177,7 +179,7 @@ REFERENCES: dict[str, Any] = {
 }
 CASES = [
     ("margin", {}, 0.0), ("prefix_margin", {}, 0.0), ("prefix_margin", {}, 0.3), ("prefix_margin", {}, 1.0),
-    ("ranknet", {}, 0.0), ("graded", {}, 0.0), ("graded", {"penalty": "grade"}, 0.0),
+    ("ranknet", {}, 0.0), ("ranknet", {"residual": True}, 0.0), ("graded", {}, 0.0), ("graded", {"penalty": "grade"}, 0.0),
     ("graded", {"constrained": False}, 0.0),
 ]  # fmt: skip
 
@@ -185,6 +187,8 @@ CASES = [
 def made(name: str, given: Given, **changed: Any) -> Any:
     torch.manual_seed(0)
     loss = load_loss(settings_for(name, **changed), given.model)
+    if changed.get("residual"):  # begins with nothing but the log-probability
+        torch.nn.init.normal_(loss.scorer.weight)
     given.model.double()
     return loss
 
@@ -226,7 +230,11 @@ class TestAgainstItsFormula:
         log_probs = seen.log_probs.detach().double().requires_grad_()
         states = seen.states.detach().clone().requires_grad_()
         loss(replace(seen, log_probs=log_probs, states=states)).backward()
-        for tensor in [each for each in (log_probs, states, *own) if each.grad is not None]:
+        wanted = (log_probs, states, *own)
+        if changed.get("residual"):  # the ranking learns nothing through the log-probabilities
+            assert log_probs.grad is not None and torch.equal(log_probs.grad, -seen.batch.weights.double())
+            wanted = (states, *own)
+        for tensor in [each for each in wanted if each.grad is not None]:
             direction = torch.randn(tensor.shape, generator=draw, dtype=torch.float64)
             slope = float((tensor.grad * direction).sum())
             with torch.no_grad():

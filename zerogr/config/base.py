@@ -172,6 +172,11 @@ class LossSettings(Section):
 
     name: str = Field(description="What is minimised: the name of a loss, or package.module:Class.")
 
+    @property
+    def needs_allowed(self) -> bool:
+        """Whether probabilities must be those over the allowed tokens (`training.normalise`)."""
+        return False
+
 
 class MethodSettings(Section):
     """What every method of updating has; its own settings are in its own file."""

@@ -159,9 +159,7 @@ class TrainingConfig(Section):
         "forced ones need not be learnt; or the whole vocabulary, for decoding with normalise: vocabulary.",
     )
     lora_rank: int = Field(
-        0,
-        ge=0,
-        description="Train adapters of this rank in all linear layers, merged at the end; 0 = train all weights.",
+        0, ge=0, description="Train adapters of this rank in all linear layers, merged at the end; 0 = all weights."
     )
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto",
@@ -183,9 +181,11 @@ class TrainingConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _share_of_something(self) -> TrainingConfig:
+    def _fits_together(self) -> TrainingConfig:
         if self.judged_share < 1 and self.judged is None:
             raise ValueError(f"judged_share is {self.judged_share}, and judged names no folder whose share it could be")
+        if self.loss.needs_allowed and self.normalise != "allowed":
+            raise ValueError(f"loss {self.loss.name} adds to probabilities; normalise must be allowed")
         return self
 
 

@@ -57,7 +57,8 @@ class Writer:
             trie: Of all that it may write.
             decoder: `device`, `reference`, or None = `device` on a GPU.
             terms: Added to the scores of single choices; only the reference does that.
-            scorer: [1, H], where the retriever was trained to score query and docid.
+            scorer: [1, H], where the retriever was trained to score query and docid; [1, H + 1] where the score is added to
+                so many times the docid's log-probability.
 
         Raises:
             UserError: Tree decoding does not support the model's architecture.
@@ -130,16 +131,22 @@ class Writer:
                 "the retriever was not trained to score query and docid; train it with training.loss: {name: ranknet}, or "
                 "search without rerank"
             )
+        tokens = [[self.chat.docid(docid) for docid in of_query] for of_query in docids]
         nothing = np.empty(0, dtype=np.int64)
         requests = [
-            Request(query, tuple(self.chat.docid(docid)), nothing)
-            for query, of_query in enumerate(docids)
-            for docid in of_query
+            Request(query, tuple(docid), nothing) for query, of_query in enumerate(tokens) for docid in of_query
         ]
         if not requests:
             return [np.empty(0) for _ in docids]
-        hidden = self.model.start(prompts).hidden(requests).float()
-        scores = (hidden @ self.scorer.to(hidden)[0]).double().cpu().numpy()
+        begun = self.model.start(prompts)
+        hidden = begun.hidden(requests).float()
+        weight = self.scorer.to(hidden)[0]
+        scores = (hidden @ weight[: hidden.shape[1]]).double().cpu().numpy()
+        if len(weight) > hidden.shape[1]:  # the pass before has read all prefixes
+            paths = trace_batch(begun, self.trie, tokens, eos_token_id=self.chat.end_token_id)
+            scores += float(weight[-1]) * np.array(
+                [sum(s.log_prob for s in path) for of_query in paths for path in of_query]
+            )
         return np.split(scores, np.cumsum([len(of_query) for of_query in docids])[:-1])
 
     def batches(

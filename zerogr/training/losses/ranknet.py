@@ -3,7 +3,8 @@
     cross-entropy + weight * mean over pairs of log(1 + exp(s(worse) - s(better)))
 
 s is a linear function of the state at the docid's last token, which has seen the query and the whole docid. It is stored beside
-the model.
+the model. With `residual` it is added to the docid's log-probability: the order begins as that of decoding, and the ranking
+learns what is wrong with it. Through the log-probability itself nothing is learnt, which `margin` does.
 
 Source: Burges et al. 2005; ZeroGR's code trains such a score at every eighth step, with one right document and seven of BM25's
 first hundred, as the logit of a token that the chat format leaves unused. Ours is a vector of its own, so that no token is
@@ -34,6 +35,14 @@ class RanknetSettings(LossSettings):
 
     name: str = Field("ranknet", description="Cross-entropy, and a score of query and docid for re-ranking (RankNet).")
     weight: float = Field(1.0, gt=0, description="Of the ranking, beside the cross-entropy.")
+    residual: bool = Field(
+        False, description="Whether the score is added to the docid's log-probability, by which documents are decoded."
+    )
+
+    @property
+    def needs_allowed(self) -> bool:
+        """Whether probabilities must be those over the allowed tokens: re-ranking has no others."""
+        return self.residual
 
 
 class Ranknet:
@@ -42,10 +51,15 @@ class Ranknet:
     Settings = RanknetSettings
 
     def __init__(self, settings: RanknetSettings, model: Any) -> None:
+        import torch
         from torch import nn
 
         self._settings = settings
-        self.scorer = model.of_loss = nn.Linear(model.config.hidden_size, 1, bias=False)
+        width = model.config.hidden_size
+        self.scorer = model.of_loss = nn.Linear(width + settings.residual, 1, bias=False)
+        if settings.residual:  # the score begins as the log-probability
+            with torch.no_grad():
+                self.scorer.weight.copy_(torch.eye(width + 1)[-1:])
 
     def __call__(self, seen: Seen) -> torch.Tensor:
         """Returns the sum over the batch."""
@@ -53,7 +67,10 @@ class Ranknet:
 
         from zerogr.training.loss import in_fp32
 
-        scores = in_fp32(self.scorer(seen.states[seen.last_of_answer()])[:, 0])
+        states, weight = seen.states[seen.last_of_answer()], self.scorer.weight
+        scores = in_fp32(functional.linear(states, weight[:, : states.shape[1]])[:, 0])
+        if self._settings.residual:
+            scores = scores + in_fp32(weight[0, -1]) * seen.by_answer().detach()
         by_document = seen.by_document(scores)
         better, worse = seen.batch.pairs
         lost = functional.softplus(by_document[worse] - by_document[better])
